@@ -1,0 +1,7 @@
+"""Hypergradient descent for PyTorch: optimizers that adapt their own learning rate (Baydin et al., ICLR 2018)."""
+
+from .optimizers import SGDHD, AdamHD, AdamWHD
+from .rules import Additive, Multiplicative
+
+__all__ = ["SGDHD", "Additive", "AdamHD", "AdamWHD", "Multiplicative"]
+__version__ = "0.1.0"

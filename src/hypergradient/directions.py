@@ -1,0 +1,146 @@
+"""Directions: d_t = −∂θ_t/∂α_t = −∇αu_t in closed form, the step that θ_t = θ_{t-1} − α_t d_t takes at learning rate 1.
+
+Each direction says three things of a parameter: the gradient that its algorithm uses, the direction of the last step, recomputed
+from the optimizer's state before that is advanced, and the next direction. The tensors it is given are real views (see tensors.py).
+
+Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam, t the parameter's own number of steps, μ momentum,
+τ dampening, λ weight decay.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from .tensors import buffer, real
+
+
+class Direction(ABC):
+    """What an optimizer must know to take the hypergradient of its learning rate."""
+
+    #: The options of a param group that :meth:`previous` must see as they were in the last step.
+    remembers: tuple[str, ...]
+
+    @abstractmethod
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError where an option of a param group is out of its range."""
+
+    @abstractmethod
+    def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+        """The real view of the gradient that is minimised along; ``p.grad`` itself or a new tensor, never ``p.grad`` changed."""
+
+    @abstractmethod
+    def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
+        """d_{t-1}, from the state as the last step left it and the options that it used; not to be written to."""
+
+    @abstractmethod
+    def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
+        """d_t, with the state moved on to step t; not to be written to."""
+
+
+@final
+class SGD(Direction):
+    """Stochastic gradient descent, with momentum or Nesterov momentum where the group says so."""
+
+    remembers = ("momentum", "nesterov")
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        for name in ("momentum", "weight_decay"):
+            check_at_least_0(group, name)
+        if not math.isfinite(group["dampening"]):
+            raise ValueError(f"dampening must be a finite number, got {group['dampening']!r}")
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError(
+                "nesterov=True needs momentum > 0 and dampening = 0, "
+                f"got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
+            )
+
+    def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+        return decayed(p, group)
+
+    def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
+        # Plain momentum's direction is its buffer, which is still that of the last step.
+        key = "momentum_buffer" if last["momentum"] != 0 and not last["nesterov"] else "direction"
+        return real(state[key])
+
+    def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
+        mu = group["momentum"]
+        if mu == 0:
+            return buffer(state, "direction", p).copy_(g)  # d_t = g_t
+        first = state.get("momentum_buffer") is None
+        v = (
+            buffer(state, "momentum_buffer", p).mul_(mu).add_(g, alpha=1 if first else 1 - group["dampening"])
+        )  # v_t = μ v + (1 − τ) g
+        if not group["nesterov"]:
+            return v  # d_t = v_t
+        return torch.add(g, v, alpha=mu, out=buffer(state, "direction", p))  # d_t = g_t + μ v_t
+
+
+@final
+class Adam(Direction):
+    """Adam with weight decay coupled into the gradient, or AdamW, which decays the parameters themselves."""
+
+    remembers = ("betas", "eps", "weight_decay")
+
+    def __init__(self, *, decoupled: bool) -> None:
+        self.decoupled = decoupled
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        for name in ("eps", "weight_decay"):
+            check_at_least_0(group, name)
+        betas = group["betas"]
+        if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+
+    def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+        return signed(p, group) if self.decoupled else decayed(p, group)
+
+    def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
+        d = adam(real(state["exp_avg"]), real(state["exp_avg_sq"]), state["step"], last["betas"], last["eps"])
+        decay = last["weight_decay"]
+        if not self.decoupled or decay == 0:
+            return d
+        # d_s = a + λ θ_{s-1}, where θ_s = θ_{s-1} − α_s d_s gives θ_{s-1} back: d_s = (a + λ θ_s) / (1 − α_s λ).
+        kept = 1 - state["lr"] * decay
+        if kept == 0:  # the decay has wiped θ_{s-1} out: its part of the direction is not known any more
+            return d
+        return d.add_(real(p), alpha=decay).div_(kept)
+
+    def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
+        beta1, beta2 = group["betas"]
+        step = state["step"] = int(state.get("step", 0)) + 1
+        m = buffer(state, "exp_avg", p).lerp_(g, 1 - beta1)  # m_t = β1 m_{t-1} + (1 − β1) g_t
+        s = buffer(state, "exp_avg_sq", p).mul_(beta2).addcmul_(g, g, value=1 - beta2)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
+        d = adam(m, s, step, group["betas"], group["eps"])
+        return d.add_(real(p), alpha=group["weight_decay"]) if self.decoupled else d
+
+
+def adam(m: Tensor, s: Tensor, step: int, betas: tuple[float, float], eps: float) -> Tensor:
+    """m̂ / (√ŝ + ε) as a new tensor of float32 or wider, with m̂ = m / (1 − β1^t) and ŝ = s / (1 − β2^t) (Algorithm 3)."""
+    c1 = 1 - betas[0] ** step
+    c2 = 1 - betas[1] ** step
+    # In float16 ε = 1e-8 is 0, and an element without gradient 0 / 0.
+    wide = s.to(torch.promote_types(s.dtype, torch.float32))
+    denominator = wide.sqrt().mul_(c1 / math.sqrt(c2)).add_(c1 * eps)
+    return torch.div(m, denominator, out=denominator)
+
+
+def signed(p: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """The gradient of what is minimised: that of the loss, or of its negative under maximize."""
+    assert p.grad is not None
+    g = real(p.grad)
+    return -g if group["maximize"] else g
+
+
+def decayed(p: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """The gradient with coupled weight decay, g + λ θ."""
+    g = signed(p, group)
+    return g.add(real(p), alpha=group["weight_decay"]) if group["weight_decay"] != 0 else g
+
+
+def check_at_least_0(group: Mapping[str, Any], name: str) -> None:
+    if not 0 <= group[name] < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0, got {group[name]!r}")

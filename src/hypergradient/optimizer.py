@@ -1,0 +1,219 @@
+"""The one loop: every dot product, then every learning rate, then every update.
+
+    g_t ──► d_{t-1} ──► h_t = −g_t · d_{t-1} ──► rule(α_{t-1}, h_t) ──► α_t ──► θ_t = θ_{t-1} − α_t d_t
+
+Nothing is written before all learning rates of the step are known. So all tensors of a scope move with one learning rate, and a step
+that cannot be made (a gradient that is not finite) leaves no trace.
+"""
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .directions import Direction
+from .rules import Additive, Rule, check_beta
+from .scopes import SCOPES, Group, Members
+from .tensors import dot, finite_zero, real, to_floats, total
+
+Bounds = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Products:
+    """What one tensor adds to its scope: g · d_{t-1}, and the squared norms of both where the rule reads norms."""
+
+    gd: float = 0.0
+    gg: float = 0.0
+    dd: float = 0.0
+
+
+class HypergradientOptimizer(torch.optim.Optimizer, ABC):
+    """The loop, the scopes and the checkpoints of an optimizer; a final class adds its direction and its signature.
+
+    Attributes:
+        hypergradients: h_t of the last step, a float for each scope: one a param group ("group"), one in all ("global"), one a
+            tensor in the order of the param groups ("tensor"). Empty before the first step.
+        skipped: how many steps were not applied because a gradient or hypergradient was not finite.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        options: Group,
+        *,
+        hypergrad_lr: float | None,
+        default_hypergrad_lr: float,
+        rule: Rule | None,
+        scope: str,
+        lr_bounds: Bounds,
+    ) -> None:
+        if rule is None:
+            check_beta(default_hypergrad_lr if hypergrad_lr is None else hypergrad_lr, "hypergrad_lr")
+            rule = Additive(default_hypergrad_lr if hypergrad_lr is None else hypergrad_lr)
+        elif hypergrad_lr is not None:
+            raise ValueError(f"give hypergrad_lr or rule, not both: got hypergrad_lr={hypergrad_lr!r} and rule={rule!r}")
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule must be a Rule such as Additive(1e-6) or Multiplicative(0.01), got {rule!r}")
+        if scope not in SCOPES:
+            raise ValueError(f'scope must be "group", "global" or "tensor", got {scope!r}')
+        self.rule = rule
+        self.scope = scope
+        self.skipped = 0
+        self.hypergradients: list[float] = []
+        super().__init__(params, {**options, "hypergrad_lr": rule.beta, "lr_bounds": lr_bounds})
+
+    @property
+    @abstractmethod
+    def direction(self) -> Direction:
+        """The closed form that the optimizer steps along."""
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a param group, which starts with a learning rate of its own and no last direction.
+
+        Args:
+            param_group: ``{"params": tensors, option: value, ...}``; any option of the constructor but ``rule`` and ``scope``.
+
+        Raises:
+            ValueError: an option is out of its range, or is ``rule`` or ``scope``.
+        """
+        options = {**self.defaults, **param_group}
+        for name in ("rule", "scope"):
+            if name in param_group:
+                raise ValueError(f"{name} holds for the whole optimizer: give it to the constructor, not to a param group")
+        param_group["lr_bounds"] = check_bounds(options["lr_bounds"])
+        check_lr(options["lr"], options["lr_bounds"])
+        check_beta(options["hypergrad_lr"], "hypergrad_lr")
+        self.rule.check_lr(float(options["lr"]))
+        self.direction.check(options)
+        if isinstance(options["lr"], Tensor) and any(options["lr"] is group["lr"] for group in self.param_groups):
+            param_group["lr"] = options["lr"].clone()  # updated in place, so each group needs its own
+        super().add_param_group(param_group)
+        if self.scope == "global":
+            param_group["lr_ratio"] = float(options["lr"])
+
+    def __getstate__(self) -> Group:
+        own = ("rule", "scope", "skipped", "hypergradients")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: Group) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a checkpoint of torch.optim's class has only some of the options
+            for name in ("hypergrad_lr", "lr_bounds"):
+                group.setdefault(name, self.defaults[name])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Adapt the learning rates by their hypergradients, then update the parameters with them.
+
+        Args:
+            closure: evaluates the model again and returns the loss; called once, with gradients enabled.
+
+        Returns:
+            The loss that the closure returned, or None.
+
+        Raises:
+            TypeError: a gradient is sparse; nothing has moved then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        products = self._products()
+        scopes = SCOPES[self.scope].read(self.param_groups, self.state)
+        hypergradients = [self._hypergradient(members, products) for members in scopes]
+        alphas = [self._adapted(members, *h) for members, h in zip(scopes, hypergradients, strict=True)]
+        finite = [product.gd for product in products.values()] + [h for h, _, _ in hypergradients] + alphas
+        if all(map(math.isfinite, finite)):
+            self.hypergradients = [h for h, _, _ in hypergradients]
+            self._update({p: r * alpha for members, alpha in zip(scopes, alphas, strict=True) for p, r in members.ratios.items()})
+            SCOPES[self.scope].write(self.param_groups, self.state, alphas)
+        else:
+            self._skip()
+        return loss
+
+    def _products(self) -> dict[Tensor, Products]:
+        """The dot products of all tensors that have a gradient, brought to the host together."""
+        terms: dict[Tensor, list[Tensor]] = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.grad.layout is not torch.strided:
+                    raise TypeError(
+                        f"{type(self).__name__} takes dense gradients, got {p.grad.layout} for a parameter of shape "
+                        f"{tuple(p.shape)}: build its layer with sparse=False"
+                    )
+                terms[p] = self._terms(p, group)
+        values = iter(to_floats([term for row in terms.values() for term in row]))
+        return {p: Products(*[next(values) for _ in row]) for p, row in terms.items()}
+
+    def _terms(self, p: Tensor, group: Group) -> list[Tensor]:
+        g = self.direction.gradient(p, group)
+        state = self.state.get(p, {})
+        if not state.get("applied", False):  # no last direction: ∇αu_{t-1} = 0
+            return [finite_zero(g), dot(g, g)] if self.rule.reads_norms else [finite_zero(g)]
+        d = self.direction.previous(p, state, group["last"])
+        return [dot(g, d), dot(g, g), dot(d, d)] if self.rule.reads_norms else [dot(g, d)]
+
+    def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[float, float, float]:
+        """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moves by −r α d."""
+        own = [(r, products[p]) for p, r in members.ratios.items() if p in products]
+        h = -total(r * x.gd for r, x in own)
+        return h, math.sqrt(total(x.gg for _, x in own)), math.sqrt(total(r**2 * x.dd for r, x in own))
+
+    def _adapted(self, members: Members, h: float, g_norm: float, d_norm: float) -> float:
+        """α_t of one scope, inside its bounds."""
+        alpha = self.rule(members.alpha, members.options["hypergrad_lr"], h, g_norm, d_norm)
+        low, high = members.options["lr_bounds"]
+        if low is not None and alpha < low:
+            return low
+        if high is not None and alpha > high:
+            return high
+        return alpha
+
+    def _update(self, alphas: dict[Tensor, float]) -> None:
+        """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    d = self.direction.advance(self.direction.gradient(p, group), p, state, group)
+                    real(p).add_(d, alpha=-alphas[p])
+                if p in self.state:
+                    self.state[p].update(lr=alphas[p], applied=p.grad is not None)
+            group["last"] = {name: group[name] for name in self.direction.remembers}
+
+    def _skip(self) -> None:
+        if self.skipped == 0:
+            warnings.warn(
+                f"{type(self).__name__} skipped a step: a gradient or hypergradient was not finite. Parameters and learning rate "
+                "stay as they were; opt.skipped counts such steps, and this is the only warning",
+                stacklevel=5,  # the caller of step(), seen through torch's two wrappers
+            )
+        self.skipped += 1
+
+
+def check_lr(lr: float | Tensor, bounds: Bounds) -> None:
+    """Raise ValueError or TypeError where ``lr`` is not one finite number >= 0 inside the bounds."""
+    if isinstance(lr, Tensor) and (lr.numel() != 1 or not lr.is_floating_point()):
+        raise ValueError(f"a tensor lr must hold one floating-point number, got shape {tuple(lr.shape)} of {lr.dtype}")
+    if not 0 <= float(lr) < math.inf:
+        raise ValueError(f"lr must be a finite number >= 0, got {lr!r}")
+    low, high = bounds
+    if (low is not None and float(lr) < low) or (high is not None and float(lr) > high):
+        raise ValueError(f"lr must lie inside lr_bounds={bounds!r}, got {lr!r}")
+
+
+def check_bounds(bounds: Bounds) -> Bounds:
+    """``bounds`` as a tuple; ValueError where it is not a pair (low, high) with low <= high, None for no bound."""
+    if isinstance(bounds, tuple | list) and len(bounds) == 2:
+        low, high = bounds
+        if (-math.inf if low is None else low) <= (math.inf if high is None else high):
+            return low, high
+    raise ValueError(f"lr_bounds must be (low, high) with low <= high, None for no bound, got {bounds!r}")

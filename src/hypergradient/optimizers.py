@@ -1,0 +1,242 @@
+"""The published optimizers: each a direction, its defaults and its signature."""
+
+from typing import Any, final
+
+from torch import Tensor
+
+from . import directions
+from .optimizer import Bounds, HypergradientOptimizer
+from .rules import Rule
+
+
+@final
+class SGDHD(HypergradientOptimizer):
+    r"""SGD-HD and SGDN-HD: stochastic gradient descent, with or without (Nesterov) momentum, that adapts its learning rate.
+
+    .. math::
+        h_t = g_t \cdot \nabla_\alpha u_{t-1}, \quad \alpha_t = \alpha_{t-1} - \beta h_t, \quad \theta_t = \theta_{t-1} - \alpha_t d_t
+
+    with :math:`\nabla_\alpha u_{t-1} = -d_{t-1}`, and :math:`d_t` the step of torch.optim.SGD at learning rate 1: the gradient
+    :math:`g_t` (Algorithm 4), the momentum buffer :math:`v_t`, or :math:`g_t + \mu v_t` with Nesterov momentum (Algorithm 5).
+
+    Args:
+        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule`` and ``scope`` may differ by
+            group.
+        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default 1e-3.
+        momentum: μ >= 0. Default 0.
+        dampening: τ, for the momentum buffer. Default 0.
+        weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
+        nesterov: Nesterov momentum; needs momentum > 0 and no dampening. Default False.
+        maximize: ascend the loss. Default False.
+        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-6.
+        rule: how the learning rate follows the hypergradient: :class:`Additive` or :class:`Multiplicative`.
+        scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
+            ``"tensor"``, one a tensor (``state[p]["lr"]``; ``group["lr"]`` is their mean). Default ``"group"``.
+        lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
+
+    State: one buffer of the parameters' size for SGD and for plain momentum, two for Nesterov momentum.
+
+    Raises:
+        ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
+        TypeError: ``rule`` is no Rule; at :meth:`step`, a gradient is sparse.
+
+    Example:
+        >>> import torch
+        >>> from hypergradient import SGDHD
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> opt = SGDHD([w], lr=0.01, momentum=0.9, nesterov=True, hypergrad_lr=1e-3)
+        >>> for _ in range(10):
+        ...     opt.zero_grad()
+        ...     (w**2).sum().backward()
+        ...     opt.step()
+        >>> opt.param_groups[0]["lr"] > 0.01
+        True
+
+    Reference:
+        Baydin, Cornish, Martínez Rubio, Schmidt, Wood, *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018,
+        Algorithms 4 and 5, https://openreview.net/forum?id=BkrsAzWAb
+    """
+
+    direction = directions.SGD()
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        hypergrad_lr: float | None = None,
+        rule: Rule | None = None,
+        scope: str = "group",
+        lr_bounds: Bounds = (None, None),
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "maximize": maximize,
+            },
+            hypergrad_lr=hypergrad_lr,
+            default_hypergrad_lr=1e-6,
+            rule=rule,
+            scope=scope,
+            lr_bounds=lr_bounds,
+        )
+
+
+@final
+class AdamHD(HypergradientOptimizer):
+    r"""Adam-HD: Adam that adapts its learning rate.
+
+    .. math::
+        h_t = g_t \cdot \nabla_\alpha u_{t-1}, \quad \alpha_t = \alpha_{t-1} - \beta h_t, \quad
+        \theta_t = \theta_{t-1} - \alpha_t \, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
+
+    with :math:`\nabla_\alpha u_{t-1} = -\hat m_{t-1} / (\sqrt{\hat v_{t-1}} + \epsilon)` (Algorithm 6), recomputed from the moments
+    before they move on: no state beyond Adam's own.
+
+    Args:
+        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule`` and ``scope`` may differ by
+            group.
+        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default 1e-3.
+        betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
+        eps: ε >= 0, added to the denominator. Default 1e-8.
+        weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
+        maximize: ascend the loss. Default False.
+        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-8.
+        rule: how the learning rate follows the hypergradient: :class:`Additive` or :class:`Multiplicative`.
+        scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
+            ``"tensor"``, one a tensor (``state[p]["lr"]``; ``group["lr"]`` is their mean). Default ``"group"``.
+        lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
+
+    State: two buffers of the parameters' size, as Adam.
+
+    Raises:
+        ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
+        TypeError: ``rule`` is no Rule; at :meth:`step`, a gradient is sparse.
+
+    Example:
+        >>> import torch
+        >>> from hypergradient import AdamHD
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> opt = AdamHD([w], lr=1e-3, hypergrad_lr=1e-5)
+        >>> for _ in range(10):
+        ...     opt.zero_grad()
+        ...     (w**2).sum().backward()
+        ...     opt.step()
+        >>> opt.param_groups[0]["lr"] > 1e-3, opt.hypergradients[0] < 0
+        (True, True)
+
+    Reference:
+        Baydin, Cornish, Martínez Rubio, Schmidt, Wood, *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018,
+        Algorithm 6, https://openreview.net/forum?id=BkrsAzWAb
+    """
+
+    direction = directions.Adam(decoupled=False)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        hypergrad_lr: float | None = None,
+        rule: Rule | None = None,
+        scope: str = "group",
+        lr_bounds: Bounds = (None, None),
+    ) -> None:
+        super().__init__(
+            params,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize},
+            hypergrad_lr=hypergrad_lr,
+            default_hypergrad_lr=1e-8,
+            rule=rule,
+            scope=scope,
+            lr_bounds=lr_bounds,
+        )
+
+
+@final
+class AdamWHD(HypergradientOptimizer):
+    r"""AdamW-HD: AdamW, Adam with decoupled weight decay, that adapts its learning rate.
+
+    .. math::
+        h_t = g_t \cdot \nabla_\alpha u_{t-1}, \quad \alpha_t = \alpha_{t-1} - \beta h_t, \quad
+        \theta_t = \theta_{t-1} - \alpha_t \left( \hat m_t / (\sqrt{\hat v_t} + \epsilon) + \lambda \theta_{t-1} \right)
+
+    The decay is part of the direction, :math:`\nabla_\alpha u_t = -\hat m_t / (\sqrt{\hat v_t} + \epsilon) - \lambda \theta_{t-1}`, as
+    the derivative of the update has it. It is recomputed from the moments and from :math:`\theta_t`: no state beyond Adam's own.
+
+    Args:
+        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule`` and ``scope`` may differ by
+            group.
+        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default 1e-3.
+        betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
+        eps: ε >= 0, added to the denominator. Default 1e-8.
+        weight_decay: decoupled weight decay λ >= 0. Default 1e-2.
+        maximize: ascend the loss. Default False.
+        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-8.
+        rule: how the learning rate follows the hypergradient: :class:`Additive` or :class:`Multiplicative`.
+        scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
+            ``"tensor"``, one a tensor (``state[p]["lr"]``; ``group["lr"]`` is their mean). Default ``"group"``.
+        lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
+
+    State: two buffers of the parameters' size, as AdamW.
+
+    Raises:
+        ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
+        TypeError: ``rule`` is no Rule; at :meth:`step`, a gradient is sparse.
+
+    Example:
+        >>> import torch
+        >>> from hypergradient import AdamWHD, Multiplicative
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> opt = AdamWHD([w], lr=1e-3, weight_decay=0.1, rule=Multiplicative(0.05))
+        >>> for _ in range(10):
+        ...     opt.zero_grad()
+        ...     (w**2).sum().backward()
+        ...     opt.step()
+        >>> opt.param_groups[0]["lr"] > 1e-3
+        True
+
+    Reference:
+        Baydin et al., ICLR 2018, Algorithm 6, https://openreview.net/forum?id=BkrsAzWAb, with the decay of Loshchilov and Hutter,
+        *Decoupled Weight Decay Regularization*, ICLR 2019, https://arxiv.org/abs/1711.05101
+    """
+
+    direction = directions.Adam(decoupled=True)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        maximize: bool = False,
+        hypergrad_lr: float | None = None,
+        rule: Rule | None = None,
+        scope: str = "group",
+        lr_bounds: Bounds = (None, None),
+    ) -> None:
+        super().__init__(
+            params,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize},
+            hypergrad_lr=hypergrad_lr,
+            default_hypergrad_lr=1e-8,
+            rule=rule,
+            scope=scope,
+            lr_bounds=lr_bounds,
+        )

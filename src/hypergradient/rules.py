@@ -1,0 +1,107 @@
+"""Rules: how a learning rate follows its hypergradient. (α_{t-1}, β, h_t, ‖g_t‖, ‖∇αu_{t-1}‖) → α_t, in Python floats."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """What every rule is: its β, and a pure function from the last learning rate to the next.
+
+    The optimizer copies ``beta`` to ``group["hypergrad_lr"]``, where it may be read and changed; the value found there is the one
+    that a step uses.
+    """
+
+    beta: float
+
+    #: Whether the rule reads ``g_norm`` and ``d_norm``; they are not computed where it does not.
+    reads_norms = False
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta, "beta")
+
+    def check_lr(self, lr: float) -> None:  # noqa: B027 - most rules start from any learning rate
+        """Raise ValueError where the rule cannot start from ``lr``."""
+
+    @abstractmethod
+    def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
+        """The learning rate α_t.
+
+        Args:
+            alpha: α_{t-1}.
+            beta: β, the hypergradient learning rate.
+            h: hypergradient h_t = g_t · ∇αu_{t-1}; 0 at the first step.
+            g_norm: ‖g_t‖, 0 where the rule does not read norms.
+            d_norm: ‖∇αu_{t-1}‖, the same.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Additive(Rule):
+    r"""The additive rule: :math:`\alpha_t = \alpha_{t-1} - \beta h_t`.
+
+    The learning rate may fall below zero, as the paper observes; ``lr_bounds=(0, None)`` forbids it.
+
+    Args:
+        beta: β ≥ 0, in units of lr / (loss / lr); 0 keeps the learning rate.
+
+    Raises:
+        ValueError: ``beta`` is negative or not finite.
+
+    Example:
+        >>> from hypergradient import Additive
+        >>> round(Additive(1e-4)(alpha=0.1, beta=1e-4, h=-20.0, g_norm=0.0, d_norm=0.0), 6)
+        0.102
+
+    Reference:
+        Baydin et al., *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018, Algorithms 4 to 6.
+    """
+
+    def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
+        return alpha - beta * h
+
+
+@final
+@dataclass(frozen=True)
+class Multiplicative(Rule):
+    r"""The multiplicative rule: :math:`\alpha_t = \alpha_{t-1} \left(1 - \beta \frac{h_t}{\|g_t\| \|\nabla_\alpha u_{t-1}\|}\right)`.
+
+    A step changes the learning rate by at most the factor 1 ± β, whatever the scale of the loss and of the parameters.
+
+    Args:
+        beta: β ≥ 0, without unit; 0 keeps the learning rate, below 1 the learning rate stays positive.
+
+    Raises:
+        ValueError: ``beta`` is negative or not finite; later, the optimizer's lr is 0, which no factor can move.
+
+    Example:
+        >>> from hypergradient import Multiplicative
+        >>> round(Multiplicative(0.02)(alpha=0.1, beta=0.02, h=-3.0, g_norm=2.0, d_norm=2.0), 6)
+        0.1015
+
+    Reference:
+        Baydin et al., *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018, Algorithms 4 to 6.
+    """
+
+    reads_norms = True
+
+    def check_lr(self, lr: float) -> None:
+        if lr == 0:
+            raise ValueError(
+                "Multiplicative scales the learning rate by a factor, so it can never leave lr=0: "
+                "start from lr > 0, or use Additive, which climbs from 0"
+            )
+
+    def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
+        norms = g_norm * d_norm
+        # Without a gradient or a last direction h is 0, and so is its cosine.
+        return alpha * (1 - beta * (h / norms)) if norms > 0 else alpha
+
+
+def check_beta(beta: float, name: str) -> None:
+    """Raise ValueError where ``beta`` is not a hypergradient learning rate: a finite number ≥ 0."""
+    if not (isinstance(beta, int | float) and math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0, got {beta!r}")

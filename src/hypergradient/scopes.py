@@ -1,0 +1,122 @@
+"""Scopes: which tensors share one learning rate, where it was left, and where it is put.
+
+``group["lr"]`` is what users and schedulers read and write, so every scope starts a step from what it finds there. The learning rate
+of a single tensor stands in ``state[p]["lr"]``, which the update writes for every scope.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from .tensors import total
+
+Group = dict[str, Any]
+State = Mapping[Tensor, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Members:
+    """The tensors of one scope: each moves with the scope's learning rate ``alpha`` times its ratio."""
+
+    alpha: float
+    options: Group  # the param group whose β and bounds hold
+    ratios: dict[Tensor, float]
+
+
+class Scope(ABC):
+    """How the param groups are divided into parts with one learning rate each."""
+
+    @abstractmethod
+    def read(self, groups: Sequence[Group], state: State) -> list[Members]:
+        """The parts, each with its α_{t-1}."""
+
+    @abstractmethod
+    def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
+        """Put α_t of each part, in the order of :meth:`read`, into the groups."""
+
+
+@final
+class ByGroup(Scope):
+    """One learning rate a param group."""
+
+    def read(self, groups: Sequence[Group], state: State) -> list[Members]:
+        return [Members(float(group["lr"]), group, dict.fromkeys(group["params"], 1.0)) for group in groups]
+
+    def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
+        for group, alpha in zip(groups, alphas, strict=True):
+            write_lr(group, alpha)
+
+
+@final
+class Global(Scope):
+    """One learning rate, that of the group with the largest; the others keep their ratio to it."""
+
+    def read(self, groups: Sequence[Group], state: State) -> list[Members]:
+        for name in ("hypergrad_lr", "lr_bounds"):
+            values = {group[name] for group in groups}
+            if len(values) > 1:
+                raise ValueError(f'scope="global" takes one {name} for all param groups, got {sorted(values, key=repr)}')
+        ratios = ratios_of(groups)
+        alpha = float(groups[ratios.index(1.0)]["lr"])
+        return [Members(alpha, groups[0], {p: r for group, r in zip(groups, ratios, strict=True) for p in group["params"]})]
+
+    def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
+        for group, ratio in zip(groups, ratios_of(groups), strict=True):
+            group["lr_ratio"] = ratio
+            write_lr(group, ratio * alphas[0])
+
+
+@final
+class ByTensor(Scope):
+    """One learning rate a tensor; ``group["lr"]`` is their mean, and writing it scales them all."""
+
+    def read(self, groups: Sequence[Group], state: State) -> list[Members]:
+        return [Members(alpha, group, {p: 1.0}) for group in groups for p, alpha in self._alphas(group, state)]
+
+    def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
+        for group in groups:
+            left = self._left(group, state)
+            if left is not None:
+                write_lr(group, left)
+
+    def _alphas(self, group: Group, state: State) -> list[tuple[Tensor, float]]:
+        found, left = float(group["lr"]), self._left(group, state)
+        own = {p: state[p]["lr"] for p in group["params"] if "lr" in state.get(p, {})}
+        if left is not None and found != as_stored(group, left):  # somebody wrote group["lr"]
+            own = {p: alpha * (found / left) if left != 0 else found for p, alpha in own.items()}
+        return [(p, own.get(p, found)) for p in group["params"]]
+
+    def _left(self, group: Group, state: State) -> float | None:
+        """The mean learning rate of the tensors that have moved so far; None where none has."""
+        moved = [state[p]["lr"] for p in group["params"] if "lr" in state.get(p, {})]
+        return total(moved) / len(moved) if moved else None
+
+
+def ratios_of(groups: Sequence[Group]) -> list[float]:
+    """Each group's learning rate over the largest; where all are 0, the ratios as they last were."""
+    lrs = [float(group["lr"]) for group in groups]
+    if not any(lrs):
+        lrs = [group.get("lr_ratio", 1.0) for group in groups]
+    largest = max(lrs, key=abs)
+    return [lr / largest for lr in lrs] if largest != 0 else [1.0] * len(lrs)
+
+
+def as_stored(group: Group, alpha: float) -> float:
+    """``alpha`` rounded as ``group["lr"]`` would hold it."""
+    lr = group["lr"]
+    return torch.tensor(alpha, dtype=lr.dtype).item() if isinstance(lr, Tensor) else alpha
+
+
+def write_lr(group: Group, alpha: float) -> None:
+    """Set ``group["lr"]``: in place if it is a tensor, else as a Python float."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(alpha)
+    else:
+        group["lr"] = alpha
+
+
+SCOPES: dict[str, Scope] = {"group": ByGroup(), "global": Global(), "tensor": ByTensor()}

@@ -1,0 +1,55 @@
+"""Arithmetic over tensors: real views, dot products, and their way to the host.
+
+The optimizers see every tensor through :func:`real`, so a complex number is two real ones and a dot product is the real inner
+product. Dot products accumulate in float32 or wider, whatever the dtype of the parameters.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def real(x: Tensor) -> Tensor:
+    """A view of ``x`` without complex numbers: ``[..., 2]`` for a complex tensor, ``x`` itself for a real one."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def buffer(state: dict, key: str, like: Tensor) -> Tensor:
+    """The real view of ``state[key]``, which is made of zeros shaped as ``like`` where there is none."""
+    if state.get(key) is None:  # torch.optim.SGD's checkpoints hold None for a buffer not yet used
+        state[key] = torch.zeros_like(like, memory_format=torch.preserve_format)
+    return real(state[key])
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Inner product of two real tensors of one shape, as a 0-dim tensor of float32 or wider."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    return torch.dot(x.reshape(-1).to(dtype), y.reshape(-1).to(dtype))
+
+
+def finite_zero(x: Tensor) -> Tensor:
+    """0 where every element of ``x`` is finite, NaN otherwise: what a dot product with zeros would say."""
+    return (x * 0).sum(dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def to_floats(scalars: Sequence[Tensor]) -> list[float]:
+    """The values of 0-dim tensors, with one transfer for each device and dtype."""
+    places = defaultdict(list)
+    for i, x in enumerate(scalars):
+        places[x.device, x.dtype].append(i)
+    values = [0.0] * len(scalars)
+    for indices in places.values():
+        for i, value in zip(indices, torch.stack([scalars[i] for i in indices]).tolist(), strict=True):
+            values[i] = value
+    return values
+
+
+def total(values: Iterable[float]) -> float:
+    """The sum, rounded once, so that it does not depend on the order; NaN where it is not finite."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # finite terms beyond float64's range; inf - inf
+        return math.nan

@@ -1,0 +1,85 @@
+"""The optimizers' configurations and the small problems that the tests run them on."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import reference
+import torch
+from torch import Tensor, nn
+
+from hypergradient import SGDHD, AdamHD, AdamWHD
+
+
+class Case(NamedTuple):
+    """One configuration: our class, torch's, the paper's algorithm, and options that all three understand."""
+
+    ours: Callable[..., Any]
+    base: Callable[..., Any]
+    paper: Callable[..., Iterator]
+    options: dict[str, Any]
+    paper_options: dict[str, Any]
+    lr: float
+    beta: float  # large enough that the learning rate moves, small enough that it stays sane
+
+
+def case(ours: Any, base: Any, paper: Any, lr: float, beta: float, paper_options: dict | None = None, **options: Any) -> Any:
+    name = "-".join([ours.__name__, *(f"{k}={v}" for k, v in options.items())])
+    return pytest.param(Case(ours, base, paper, options, options if paper_options is None else paper_options, lr, beta), id=name)
+
+
+SGD = partial(case, SGDHD, torch.optim.SGD, lr=0.02, beta=2e-2)
+ADAM = partial(case, AdamHD, torch.optim.Adam, reference.adam, lr=1e-3, beta=1e-5)
+ADAMW = partial(case, AdamWHD, torch.optim.AdamW, partial(reference.adam, decoupled=True), lr=1e-3, beta=1e-5)
+
+CASES = [
+    SGD(reference.sgd),
+    SGD(reference.sgd, weight_decay=0.01),
+    SGD(partial(reference.sgdn, mu=0.9, nesterov=False), paper_options={}, momentum=0.9),
+    SGD(partial(reference.sgdn, mu=0.9), paper_options={}, momentum=0.9, nesterov=True),
+    SGD(partial(reference.sgdn, mu=0.9), paper_options={"weight_decay": 0.01}, momentum=0.9, nesterov=True, weight_decay=0.01),
+    ADAM(),
+    ADAM(weight_decay=0.01),
+    ADAM(betas=(0.8, 0.99), eps=1e-6),
+    ADAMW(weight_decay=0.0),
+    ADAMW(weight_decay=0.1),
+]
+
+
+class Problem:
+    """A small network and a minibatch a step: ``loss(t)`` of step t, with the parameters that ``model`` has now."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 3))
+        for p in self.model.parameters():
+            p.data = (torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.4).to(dtype)
+        self.x = torch.randn(25, 10, 6, generator=generator, dtype=torch.float64).to(dtype)
+        self.y = torch.randint(3, (25, 10), generator=generator)
+
+    def loss(self, t: int = 0) -> Tensor:
+        return nn.functional.cross_entropy(self.model(self.x[t % 25]), self.y[t % 25])
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Two param groups, unlike in shape."""
+        ps = self.parameters()
+        return [{"params": ps[:3]}, {"params": ps[3:]}]
+
+    def train(self, opt: torch.optim.Optimizer, steps: int, start: int = 0) -> list[float]:
+        """The losses of some steps."""
+        losses = []
+        for t in range(start, start + steps):
+            opt.zero_grad()
+            loss = self.loss(t)
+            loss.backward()
+            opt.step()
+            losses.append(loss.item())
+        return losses
+
+
+def flat(tensors: list[Tensor] | list[nn.Parameter]) -> Tensor:
+    return torch.cat([x.detach().reshape(-1) for x in tensors])
