@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
-import reference
 import torch
 from torch import Tensor, nn
 
+import reference
 from hypergradient import SGDHD, AdamHD, AdamWHD
 
 

@@ -6,10 +6,10 @@ from itertools import islice
 
 import numpy as np
 import pytest
-import reference
 import torch
-from cases import CASES, Case, Problem, flat
 
+import reference
+from cases import CASES, Case, Problem, flat
 from hypergradient import SGDHD, AdamWHD, Additive, Multiplicative
 
 RULES = [
@@ -46,7 +46,8 @@ def test_agrees_with_the_paper(case: Case, ours, theirs, scope: str) -> None:
     parts = parts_of(scope, opt.param_groups)
     alpha0 = {"group": [case.lr, case.lr / 2], "global": [case.lr], "tensor": [case.lr] * 3 + [case.lr / 2] * 3}[scope]
     paper = case.paper(flat(twin.parameters()).numpy(), gradient, np.array(alpha0), parts, theirs(case), **case.paper_options)
-    for t, (theta, alpha, h) in enumerate(islice(paper, 200)):
+    for t, (theta, alpha_t, h) in enumerate(islice(paper, 200)):
+        alpha = alpha_t
         problem.train(opt, 1, start=t)
         assert opt.hypergradients == pytest.approx(h, rel=1e-8, abs=1e-10), t
         np.testing.assert_allclose(flat(problem.parameters()).numpy(), theta, rtol=0, atol=1e-10)

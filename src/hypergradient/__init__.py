@@ -3,5 +3,5 @@
 from .optimizers import SGDHD, AdamHD, AdamWHD
 from .rules import Additive, Multiplicative
 
-__all__ = ["SGDHD", "Additive", "AdamHD", "AdamWHD", "Multiplicative"]
+__all__ = ["SGDHD", "AdamHD", "AdamWHD", "Additive", "Multiplicative"]
 __version__ = "0.1.0"

@@ -54,8 +54,7 @@ class SGD(Direction):
             raise ValueError(f"dampening must be a finite number, got {group['dampening']!r}")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
-                "nesterov=True needs momentum > 0 and dampening = 0, "
-                f"got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
+                f"nesterov=True needs momentum > 0 and dampening = 0, got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
             )
 
     def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
@@ -71,9 +70,7 @@ class SGD(Direction):
         if mu == 0:
             return buffer(state, "direction", p).copy_(g)  # d_t = g_t
         first = state.get("momentum_buffer") is None
-        v = (
-            buffer(state, "momentum_buffer", p).mul_(mu).add_(g, alpha=1 if first else 1 - group["dampening"])
-        )  # v_t = μ v + (1 − τ) g
+        v = buffer(state, "momentum_buffer", p).mul_(mu).add_(g, alpha=1 if first else 1 - group["dampening"])  # v_t = μ v + (1 − τ) g
         if not group["nesterov"]:
             return v  # d_t = v_t
         return torch.add(g, v, alpha=mu, out=buffer(state, "direction", p))  # d_t = g_t + μ v_t

@@ -108,7 +108,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 group.setdefault(name, self.defaults[name])
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Adapt the learning rates by their hypergradients, then update the parameters with them.
 
         Args:
@@ -172,9 +172,9 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         alpha = self.rule(members.alpha, members.options["hypergrad_lr"], h, g_norm, d_norm)
         low, high = members.options["lr_bounds"]
         if low is not None and alpha < low:
-            return low
+            alpha = low
         if high is not None and alpha > high:
-            return high
+            alpha = high
         return alpha
 
     def _update(self, alphas: dict[Tensor, float]) -> None:
