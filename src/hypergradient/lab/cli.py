@@ -1,0 +1,170 @@
+"""The command ``hypergradient``. Only parsing and talking: what it does is in the rooms beside it, imported when a command needs them."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.exceptions import TyperException
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .train import Summary, Watch
+
+app = typer.Typer(
+    help="Hypergradient descent: train with a learning rate that adapts itself, and reproduce the paper (Baydin et al., ICLR 2018).",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+#: Progress and notes go to stderr, results to stdout.
+notes = Console(stderr=True, highlight=False)
+
+Seed = Annotated[int, typer.Option(help="Seed of the initial weights and of the order of the images.")]
+Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1, mps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, for machines, and nothing else on stdout.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for figure, tables and runs; an earlier demo there is replaced.")] = Path("runs/demo"),
+    seed: Seed = 1,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """The paper's tuning example in small: six optimizers, two models, digits that need no download. Under a minute."""
+    from .demo import configurations, demo
+
+    configs = configurations(seed, device)
+    summaries: list[Summary] = []
+    notes.print(f"Training {len(configs)} runs of {configs[0].epochs} epochs on the digits of scikit-learn, from learning rate {configs[0].lr}")
+    with progress() as bar:
+        whole = bar.add_task("all runs", total=len(configs), shown="")
+
+        def done(summary: "Summary") -> None:
+            summaries.append(summary)
+            best = min((s.valid_loss for s in summaries if s.valid_loss is not None), default=float("nan"))
+            bar.update(whole, completed=len(summaries), shown=f"best validation loss {best:.4f}")
+
+        files = demo(output, configs, lambda config: follow(bar, config), done=done)
+    tell(summaries, files, as_json)
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Option(help="digits, a folder in the Hugging Face Parquet layout, or a Hub id such as ylecun/mnist.")] = "digits",
+    model: Annotated[str, typer.Option(help="logreg, or mlp (a ReLU network with two hidden layers of 1000).")] = "logreg",
+    optimizer: Annotated[str, typer.Option(help="sgd, sgdn, adam, sgd-hd, sgdn-hd or adam-hd.")] = "sgd-hd",
+    lr: Annotated[float, typer.Option(help="Initial learning rate α0.")] = 1e-3,
+    hypergrad_lr: Annotated[
+        float | None, typer.Option(help="β of the -hd optimizers.", show_default="the authors': 1e-3, for adam-hd 1e-7")
+    ] = None,
+    momentum: Annotated[float, typer.Option(help="μ of sgdn and sgdn-hd.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Coupled L2 penalty.")] = 1e-4,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the authors': 10 for logreg, 100 for mlp")] = None,
+    seed: Seed = 1,
+    device: Device = "cpu",
+    output: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/DATA-MODEL-OPTIMIZER-seedN")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train one model. The defaults are the paper's settings."""
+    from .config import Config
+    from .data import load
+    from .store import Folder
+    from .train import train
+
+    config = Config(data, model, optimizer, lr, hypergrad_lr, momentum, weight_decay, batch_size, epochs, seed, device)  # type: ignore[arg-type]
+    folder = Folder(output or Path("runs") / f"{Path(data).name}-{model}-{optimizer}-seed{seed}")
+    notes.print(f"Loading {data}")
+    loaded = load(data, device)
+    notes.print(f"Training {model} with {optimizer} on {len(loaded.train_y):,} images for {config.epochs} epochs, into {folder.path}")
+    with progress() as bar:
+        summary, _ = train(config, loaded, folder, resume=resume, watch=follow(bar, config))
+    tell([summary], [folder.path / name for name in ("summary.json", "iterations.parquet", "epochs.parquet", "config.json")], as_json)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Live bars on a terminal, nothing elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=notes, disable=not notes.is_terminal) as bar:
+        yield bar
+
+
+def follow(bar: Progress, config: "Config") -> "Watch":
+    """A line of its own for a run: iterations, loss, α, time left."""
+    task: list[TaskID] = []
+
+    def watch(iteration: int, iterations: int, loss: float, alpha: float) -> None:
+        if not task:
+            task.append(bar.add_task(f"{config.model} {config.optimizer}", total=iterations, shown=""))
+        if iteration % 10 == 0 or iteration == iterations:
+            bar.update(task[0], completed=iteration, shown=f"loss {loss:.4f}  α {alpha:.3g}")
+
+    return watch
+
+
+def tell(summaries: "list[Summary]", files: list[Path], as_json: bool) -> None:
+    """The closing words: JSON, or a table and where the results lie."""
+    if as_json:
+        rows = [summary.as_dict() for summary in summaries]
+        print(json.dumps({"runs": rows, "files": [str(file) for file in files]}, indent=2))
+        return
+    table = Table("model", "optimizer", box=box.SIMPLE_HEAD)
+    for name in ("final α", "train loss", "valid loss", "accuracy", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for s in summaries:
+        numbers = [number(s.alpha, ".3g"), number(s.train_loss, ".4f"), number(s.valid_loss, ".4f"), number(s.valid_accuracy, ".2%")]
+        table.add_row(s.model, s.optimizer, *numbers, f"{s.seconds:.1f} s")
+    Console().print(table)
+    for s in summaries:
+        if s.status == "diverged":
+            notes.print(f"{s.model} {s.optimizer} diverged: the loss of iteration {s.iterations} is not finite, and the run ended there")
+    notes.print("Results: " + "  ".join(str(file) for file in files), soft_wrap=True)
+
+
+def number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def main() -> None:
+    """Run the command line: an error the user can mend is one line on stderr and exit status 2."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        code = complain(error.format_message())
+    except Exception as error:
+        from .config import LabError
+        from .train import Stopped
+
+        if isinstance(error, LabError):
+            code = complain(str(error))
+        elif isinstance(error, Stopped):
+            notes.print(f"hypergradient: {error}; add --resume to go on with it", soft_wrap=True)
+            code = 130
+        else:
+            raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def complain(message: str) -> int:
+    print(f"hypergradient: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,114 @@
+"""What a run is: every option that decides its result, checked, with the paper's settings as defaults."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from hypergradient import SGDHD, AdamHD
+
+ModelName = Literal["logreg", "mlp"]
+OptimizerName = Literal["sgd", "sgdn", "adam", "sgd-hd", "sgdn-hd", "adam-hd"]
+
+#: How the figures and tables write the optimizers' names, in the order of the paper's legend.
+TITLES = {"sgd": "SGD", "sgd-hd": "SGD-HD", "sgdn": "SGDN", "sgdn-hd": "SGDN-HD", "adam": "Adam", "adam-hd": "Adam-HD"}
+MODEL_TITLES = {"logreg": "Logistic regression", "mlp": "ReLU network"}
+
+#: The authors' β (run.sh of their repository) and numbers of epochs on MNIST.
+HYPERGRAD_LR = {"sgd-hd": 1e-3, "sgdn-hd": 1e-3, "adam-hd": 1e-7}
+EPOCHS = {"logreg": 10, "mlp": 100}
+
+
+class LabError(Exception):
+    """Something the user can mend: one line that names the value, what is allowed, and the mend."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run. Two runs with equal configurations have equal histories on one machine.
+
+    Args:
+        data: ``digits`` (scikit-learn's), a folder in the Hugging Face Parquet layout, or a Hub id.
+        model: ``logreg`` or ``mlp``.
+        optimizer: one of ``sgd``, ``sgdn``, ``adam``, ``sgd-hd``, ``sgdn-hd``, ``adam-hd``.
+        lr: initial learning rate α_0 >= 0.
+        hypergrad_lr: β >= 0 of the -hd optimizers; None takes the authors' (1e-3, for Adam-HD 1e-7), and stays None for the others.
+        momentum: μ of sgdn and sgdn-hd, in (0, 1).
+        weight_decay: coupled L2 penalty >= 0.
+        batch_size: images a step.
+        epochs: passes over the training set; None takes the authors' (10 for logreg, 100 for mlp).
+        seed: of the initial weights and of the order of the images.
+        device: where torch computes, such as ``cpu`` or ``cuda``.
+
+    Raises:
+        LabError: a value is out of its range.
+    """
+
+    data: str = "digits"
+    model: ModelName = "logreg"
+    optimizer: OptimizerName = "sgd-hd"
+    lr: float = 1e-3
+    hypergrad_lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    batch_size: int = 128
+    epochs: int | None = None
+    seed: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        choose("model", self.model, get_args(ModelName))
+        choose("optimizer", self.optimizer, get_args(OptimizerName))
+        if self.hypergrad_lr is None:
+            object.__setattr__(self, "hypergrad_lr", HYPERGRAD_LR.get(self.optimizer))
+        elif self.optimizer not in HYPERGRAD_LR:
+            raise LabError(f"--hypergrad-lr has no meaning for {self.optimizer}: leave it out, or choose one of {', '.join(HYPERGRAD_LR)}")
+        if self.epochs is None:
+            object.__setattr__(self, "epochs", EPOCHS[self.model])
+        for name in ("lr", "hypergrad_lr", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise LabError(f"--{name.replace('_', '-')} must be a finite number >= 0, got {value}")
+        if not 0 < self.momentum < 1:
+            raise LabError(f"--momentum must lie between 0 and 1, got {self.momentum}")
+        for name, lowest in (("batch_size", 1), ("epochs", 1), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise LabError(f"--{name.replace('_', '-')} must be at least {lowest}, got {getattr(self, name)}")
+        try:
+            torch.empty(0, device=self.device)
+        except Exception as error:
+            raise LabError(f"--device {self.device} cannot be used here ({first_line(error)}): try --device cpu") from None
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the learning rate is adapted."""
+        return self.optimizer in HYPERGRAD_LR
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def make_optimizer(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer over ``params``: SGDN is SGD with Nesterov momentum, as in the paper."""
+        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        if self.optimizer.startswith("sgdn"):
+            options |= {"momentum": self.momentum, "nesterov": True}
+        if self.adapts:
+            options["hypergrad_lr"] = self.hypergrad_lr
+        kinds = {"sgd": torch.optim.SGD, "sgdn": torch.optim.SGD, "adam": torch.optim.Adam}
+        adapting = {"sgd-hd": SGDHD, "sgdn-hd": SGDHD, "adam-hd": AdamHD}
+        kind: Any = (kinds | adapting)[self.optimizer]
+        optimizer: torch.optim.Optimizer = kind(params, **options)
+        return optimizer
+
+
+def choose(name: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise LabError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one short line, for messages that quote it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

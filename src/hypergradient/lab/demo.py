@@ -1,0 +1,61 @@
+"""The paper's tuning example in small: six optimizers on two models, on digits that need no download."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import plots
+from .config import TITLES, Config
+from .data import load
+from .store import EPOCHS, ITERATIONS, Folder, History, provenance
+from .train import Summary, Watch, train
+
+#: Enough for the learning rates to find their place, and a minute on two cores at most.
+DEMO_EPOCHS = 20
+
+
+def configurations(seed: int, device: str) -> list[Config]:
+    """Six optimizers from α_0 = 1e-3 on logistic regression, then on the ReLU network."""
+    return [
+        Config("digits", model, optimizer, epochs=DEMO_EPOCHS, seed=seed, device=device)
+        for model in ("logreg", "mlp")
+        for optimizer in TITLES
+    ]
+
+
+def demo(output: Path, configs: list[Config], watch: Callable[[Config], Watch], *, done: Callable[[Summary], None]) -> list[Path]:
+    """Train every configuration, each in a folder of its own under ``output``, and draw the figure of them all.
+
+    Args:
+        output: where figure, tables and runs lie; what an earlier demo left there is replaced.
+        configs: the runs.
+        watch: gives each run the function that follows it.
+        done: called with each run's summary.
+
+    Returns:
+        The files to look at: figure as PNG and PDF, the two tables, the provenance.
+    """
+    runs = []
+    for config in configs:
+        folder = Folder(output / f"{config.model}-{config.optimizer}")
+        folder.clear()
+        summary, history = train(config, load(config.data, config.device), folder, watch=watch(config))
+        runs.append((config, history))
+        done(summary)
+    together = Folder(output)
+    figures = plots.save(plots.tuning(runs, title="digits"), together, "demo")
+    for name, schema in (("iterations", ITERATIONS), ("epochs", EPOCHS)):
+        table = pa.concat_tables([labelled(config, history, name, schema) for config, history in runs])
+        together.write(f"{name}.parquet", lambda file, table=table: pq.write_table(table, file))
+    together.write_json("demo.json", {"configurations": [config.as_dict() for config in configs], **provenance()})
+    return [*figures, output / "iterations.parquet", output / "epochs.parquet", output / "demo.json"]
+
+
+def labelled(config: Config, history: History, name: str, schema: dict[str, pa.DataType]) -> pa.Table:
+    """One of a run's tables, with the columns model and optimizer before its own."""
+    table = pa.table(getattr(history, name), schema=pa.schema(list(schema.items())))
+    for column in ("optimizer", "model"):
+        table = table.add_column(0, column, [[getattr(config, column)] * len(table)])
+    return table
