@@ -21,7 +21,7 @@ from .tensors import buffer, real
 class Direction(ABC):
     """What an optimizer must know to take the hypergradient of its learning rate."""
 
-    #: The options of a param group that :meth:`previous` must see as they were in the last step.
+    #: The options of a param group that ``previous`` must see as they were in the last step.
     remembers: tuple[str, ...]
 
     @abstractmethod

@@ -11,13 +11,12 @@ from .rules import Rule
 
 @final
 class SGDHD(HypergradientOptimizer):
-    r"""SGD-HD and SGDN-HD: stochastic gradient descent, with or without (Nesterov) momentum, that adapts its learning rate.
+    """SGD-HD and SGDN-HD: stochastic gradient descent, with or without (Nesterov) momentum, that adapts its learning rate.
 
-    .. math::
-        h_t = g_t \cdot \nabla_\alpha u_{t-1}, \quad \alpha_t = \alpha_{t-1} - \beta h_t, \quad \theta_t = \theta_{t-1} - \alpha_t d_t
+        h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t d_t,    ∇αu_t = −d_t
 
-    with :math:`\nabla_\alpha u_{t-1} = -d_{t-1}`, and :math:`d_t` the step of torch.optim.SGD at learning rate 1: the gradient
-    :math:`g_t` (Algorithm 4), the momentum buffer :math:`v_t`, or :math:`g_t + \mu v_t` with Nesterov momentum (Algorithm 5).
+    with d_t the step of torch.optim.SGD at learning rate 1: the gradient g_t (Algorithm 4), the momentum buffer v_t, or g_t + μ v_t with
+    Nesterov momentum (Algorithm 5). ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule`` and ``scope`` may differ by
@@ -29,7 +28,7 @@ class SGDHD(HypergradientOptimizer):
         nesterov: Nesterov momentum; needs momentum > 0 and no dampening. Default False.
         maximize: ascend the loss. Default False.
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-6.
-        rule: how the learning rate follows the hypergradient: :class:`Additive` or :class:`Multiplicative`.
+        rule: how the learning rate follows the hypergradient: ``Additive(beta)`` or ``Multiplicative(beta)``.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor (``state[p]["lr"]``; ``group["lr"]`` is their mean). Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
@@ -38,7 +37,7 @@ class SGDHD(HypergradientOptimizer):
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
-        TypeError: ``rule`` is no Rule; at :meth:`step`, a gradient is sparse.
+        TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse.
 
     Example:
         >>> import torch
@@ -94,14 +93,12 @@ class SGDHD(HypergradientOptimizer):
 
 @final
 class AdamHD(HypergradientOptimizer):
-    r"""Adam-HD: Adam that adapts its learning rate.
+    """Adam-HD: Adam that adapts its learning rate.
 
-    .. math::
-        h_t = g_t \cdot \nabla_\alpha u_{t-1}, \quad \alpha_t = \alpha_{t-1} - \beta h_t, \quad
-        \theta_t = \theta_{t-1} - \alpha_t \, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
+        h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t m̂_t / (√v̂_t + ε),    ∇αu_t = −m̂_t / (√v̂_t + ε)
 
-    with :math:`\nabla_\alpha u_{t-1} = -\hat m_{t-1} / (\sqrt{\hat v_{t-1}} + \epsilon)` (Algorithm 6), recomputed from the moments
-    before they move on: no state beyond Adam's own.
+    (Algorithm 6). ∇αu_{t-1} is recomputed from the moments before they move on: no state beyond Adam's own. ∇αu_0 = 0: the first step
+    leaves the learning rate alone.
 
     Args:
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule`` and ``scope`` may differ by
@@ -112,7 +109,7 @@ class AdamHD(HypergradientOptimizer):
         weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
         maximize: ascend the loss. Default False.
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-8.
-        rule: how the learning rate follows the hypergradient: :class:`Additive` or :class:`Multiplicative`.
+        rule: how the learning rate follows the hypergradient: ``Additive(beta)`` or ``Multiplicative(beta)``.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor (``state[p]["lr"]``; ``group["lr"]`` is their mean). Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
@@ -121,7 +118,7 @@ class AdamHD(HypergradientOptimizer):
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
-        TypeError: ``rule`` is no Rule; at :meth:`step`, a gradient is sparse.
+        TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse.
 
     Example:
         >>> import torch
@@ -169,14 +166,13 @@ class AdamHD(HypergradientOptimizer):
 
 @final
 class AdamWHD(HypergradientOptimizer):
-    r"""AdamW-HD: AdamW, Adam with decoupled weight decay, that adapts its learning rate.
+    """AdamW-HD: AdamW, Adam with decoupled weight decay, that adapts its learning rate.
 
-    .. math::
-        h_t = g_t \cdot \nabla_\alpha u_{t-1}, \quad \alpha_t = \alpha_{t-1} - \beta h_t, \quad
-        \theta_t = \theta_{t-1} - \alpha_t \left( \hat m_t / (\sqrt{\hat v_t} + \epsilon) + \lambda \theta_{t-1} \right)
+        h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t d_t,    ∇αu_t = −d_t,
+        d_t = m̂_t / (√v̂_t + ε) + λ θ_{t-1}
 
-    The decay is part of the direction, :math:`\nabla_\alpha u_t = -\hat m_t / (\sqrt{\hat v_t} + \epsilon) - \lambda \theta_{t-1}`, as
-    the derivative of the update has it. It is recomputed from the moments and from :math:`\theta_t`: no state beyond Adam's own.
+    The decay is part of the direction, as the derivative of the update has it. ∇αu_{t-1} is recomputed from the moments before they move
+    on and from θ_{t-1}: no state beyond Adam's own. ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule`` and ``scope`` may differ by
@@ -187,7 +183,7 @@ class AdamWHD(HypergradientOptimizer):
         weight_decay: decoupled weight decay λ >= 0. Default 1e-2.
         maximize: ascend the loss. Default False.
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-8.
-        rule: how the learning rate follows the hypergradient: :class:`Additive` or :class:`Multiplicative`.
+        rule: how the learning rate follows the hypergradient: ``Additive(beta)`` or ``Multiplicative(beta)``.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor (``state[p]["lr"]``; ``group["lr"]`` is their mean). Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
@@ -196,7 +192,7 @@ class AdamWHD(HypergradientOptimizer):
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
-        TypeError: ``rule`` is no Rule; at :meth:`step`, a gradient is sparse.
+        TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse.
 
     Example:
         >>> import torch

@@ -41,7 +41,7 @@ class Rule(ABC):
 @final
 @dataclass(frozen=True)
 class Additive(Rule):
-    r"""The additive rule: :math:`\alpha_t = \alpha_{t-1} - \beta h_t`.
+    """The additive rule: α_t = α_{t-1} − β h_t.
 
     The learning rate may fall below zero, as the paper observes; ``lr_bounds=(0, None)`` forbids it.
 
@@ -67,7 +67,7 @@ class Additive(Rule):
 @final
 @dataclass(frozen=True)
 class Multiplicative(Rule):
-    r"""The multiplicative rule: :math:`\alpha_t = \alpha_{t-1} \left(1 - \beta \frac{h_t}{\|g_t\| \|\nabla_\alpha u_{t-1}\|}\right)`.
+    """The multiplicative rule: α_t = α_{t-1} (1 − β h_t / (‖g_t‖ ‖∇αu_{t-1}‖)).
 
     A step changes the learning rate by at most the factor 1 ± β, whatever the scale of the loss and of the parameters.
 

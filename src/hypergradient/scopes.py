@@ -36,7 +36,7 @@ class Scope(ABC):
 
     @abstractmethod
     def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
-        """Put α_t of each part, in the order of :meth:`read`, into the groups."""
+        """Put α_t of each part, in the order of ``read``, into the groups."""
 
 
 @final

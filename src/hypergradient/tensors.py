@@ -1,6 +1,6 @@
 """Arithmetic over tensors: real views, dot products, and their way to the host.
 
-The optimizers see every tensor through :func:`real`, so a complex number is two real ones and a dot product is the real inner
+The optimizers see every tensor through ``real``, so a complex number is two real ones and a dot product is the real inner
 product. Dot products accumulate in float32 or wider, whatever the dtype of the parameters.
 """
 

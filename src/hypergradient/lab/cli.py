@@ -36,7 +36,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, f
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for figure, tables and runs; an earlier demo there is replaced.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Folder for figure, tables and runs; an earlier demo there is replaced.")] = Path(
+        "runs/demo"
+    ),
     seed: Seed = 1,
     device: Device = "cpu",
     as_json: Json = False,
@@ -46,7 +48,9 @@ def demo(
 
     configs = configurations(seed, device)
     summaries: list[Summary] = []
-    notes.print(f"Training {len(configs)} runs of {configs[0].epochs} epochs on the digits of scikit-learn, from learning rate {configs[0].lr}")
+    notes.print(
+        f"Training {len(configs)} runs of {configs[0].epochs} epochs on the digits of scikit-learn, from learning rate {configs[0].lr}"
+    )
     with progress() as bar:
         whole = bar.add_task("all runs", total=len(configs), shown="")
 
@@ -61,7 +65,9 @@ def demo(
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Option(help="digits, a folder in the Hugging Face Parquet layout, or a Hub id such as ylecun/mnist.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="digits, a folder in the Hugging Face Parquet layout, or a Hub id such as ylecun/mnist.")
+    ] = "digits",
     model: Annotated[str, typer.Option(help="logreg, or mlp (a ReLU network with two hidden layers of 1000).")] = "logreg",
     optimizer: Annotated[str, typer.Option(help="sgd, sgdn, adam, sgd-hd, sgdn-hd or adam-hd.")] = "sgd-hd",
     lr: Annotated[float, typer.Option(help="Initial learning rate α0.")] = 1e-3,
@@ -71,7 +77,9 @@ def train(
     momentum: Annotated[float, typer.Option(help="μ of sgdn and sgdn-hd.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="Coupled L2 penalty.")] = 1e-4,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the authors': 10 for logreg, 100 for mlp")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data.", show_default="the authors': 10 for logreg, 100 for mlp")
+    ] = None,
     seed: Seed = 1,
     device: Device = "cpu",
     output: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/DATA-MODEL-OPTIMIZER-seedN")] = None,
@@ -84,10 +92,10 @@ def train(
     from .store import Folder
     from .train import train
 
-    config = Config(data, model, optimizer, lr, hypergrad_lr, momentum, weight_decay, batch_size, epochs, seed, device)  # type: ignore[arg-type]
+    config = Config(data, model, optimizer, lr, hypergrad_lr, momentum, weight_decay, batch_size, epochs, seed, device)
     folder = Folder(output or Path("runs") / f"{Path(data).name}-{model}-{optimizer}-seed{seed}")
-    notes.print(f"Loading {data}")
-    loaded = load(data, device)
+    with notes.status(f"Loading {data}"):  # seen on a terminal only
+        loaded = load(data, device)
     notes.print(f"Training {model} with {optimizer} on {len(loaded.train_y):,} images for {config.epochs} epochs, into {folder.path}")
     with progress() as bar:
         summary, _ = train(config, loaded, folder, resume=resume, watch=follow(bar, config))
@@ -150,14 +158,14 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except TyperException as error:
-        code = complain(error.format_message())
+        code = complain(f"{error.format_message()} (see hypergradient --help)")
     except Exception as error:
         from .config import LabError
-        from .train import Stopped
+        from .train import StoppedError
 
         if isinstance(error, LabError):
             code = complain(str(error))
-        elif isinstance(error, Stopped):
+        elif isinstance(error, StoppedError):
             notes.print(f"hypergradient: {error}; add --resume to go on with it", soft_wrap=True)
             code = 130
         else:

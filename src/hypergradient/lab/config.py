@@ -3,16 +3,13 @@
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from hypergradient import SGDHD, AdamHD
 
-ModelName = Literal["logreg", "mlp"]
-OptimizerName = Literal["sgd", "sgdn", "adam", "sgd-hd", "sgdn-hd", "adam-hd"]
-
-#: How the figures and tables write the optimizers' names, in the order of the paper's legend.
+#: The optimizers and models, and how figures write their names.
 TITLES = {"sgd": "SGD", "sgd-hd": "SGD-HD", "sgdn": "SGDN", "sgdn-hd": "SGDN-HD", "adam": "Adam", "adam-hd": "Adam-HD"}
 MODEL_TITLES = {"logreg": "Logistic regression", "mlp": "ReLU network"}
 
@@ -47,8 +44,8 @@ class Config:
     """
 
     data: str = "digits"
-    model: ModelName = "logreg"
-    optimizer: OptimizerName = "sgd-hd"
+    model: str = "logreg"
+    optimizer: str = "sgd-hd"
     lr: float = 1e-3
     hypergrad_lr: float | None = None
     momentum: float = 0.9
@@ -59,8 +56,8 @@ class Config:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        choose("model", self.model, get_args(ModelName))
-        choose("optimizer", self.optimizer, get_args(OptimizerName))
+        choose("model", self.model, MODEL_TITLES)
+        choose("optimizer", self.optimizer, TITLES)
         if self.hypergrad_lr is None:
             object.__setattr__(self, "hypergrad_lr", HYPERGRAD_LR.get(self.optimizer))
         elif self.optimizer not in HYPERGRAD_LR:

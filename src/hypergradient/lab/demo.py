@@ -1,6 +1,7 @@
 """The paper's tuning example in small: six optimizers on two models, on digits that need no download."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,7 +49,7 @@ def demo(output: Path, configs: list[Config], watch: Callable[[Config], Watch], 
     figures = plots.save(plots.tuning(runs, title="digits"), together, "demo")
     for name, schema in (("iterations", ITERATIONS), ("epochs", EPOCHS)):
         table = pa.concat_tables([labelled(config, history, name, schema) for config, history in runs])
-        together.write(f"{name}.parquet", lambda file, table=table: pq.write_table(table, file))
+        together.write(f"{name}.parquet", partial(pq.write_table, table))
     together.write_json("demo.json", {"configurations": [config.as_dict() for config in configs], **provenance()})
     return [*figures, output / "iterations.parquet", output / "epochs.parquet", output / "demo.json"]
 

@@ -1,13 +1,14 @@
 """Figures in the manner of the paper: baselines dashed, hypergradient versions solid, one colour a family."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from .config import MODEL_TITLES, TITLES, Config
 from .store import Folder, History
@@ -69,7 +70,10 @@ def make_room(axis: Axes) -> None:
     behind = np.concatenate([curve[curve[:, 0] > left + 0.38 * (right - left), 1] for curve in curves])
     behind = to(behind[np.isfinite(behind)])
     if len(behind):
+        ticks = [tick for tick in axis.get_yticks() if back(low) <= tick <= back(high)]
         axis.set_ylim(top=back(max(high, low + (behind.max() - low) / 0.46)))
+        axis.set_yticks(ticks)  # none beside the room that was made
+        axis.yaxis.set_minor_locator(NullLocator())
 
 
 def inset(axis: Axes, runs: Sequence[tuple[Config, History]], column: str) -> None:
@@ -84,5 +88,5 @@ def inset(axis: Axes, runs: Sequence[tuple[Config, History]], column: str) -> No
 def save(figure: Figure, folder: Folder, name: str) -> list[Path]:
     """Write the figure as PNG and PDF."""
     for kind in ("png", "pdf"):
-        folder.write(f"{name}.{kind}", lambda file, kind=kind: figure.savefig(file, format=kind, dpi=160))
+        folder.write(f"{name}.{kind}", partial(figure.savefig, format=kind, dpi=160))
     return [folder.path / f"{name}.png", folder.path / f"{name}.pdf"]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ class Folder:
         """Write the histories, then the checkpoint that belongs to them."""
         for name, columns, schema in (("iterations", history.iterations, ITERATIONS), ("epochs", history.epochs, EPOCHS)):
             table = pa.table(columns, schema=pa.schema(list(schema.items())))
-            self.write(f"{name}.parquet", lambda file, table=table: pq.write_table(table, file))
-        self.write("checkpoint.pt", lambda file: torch.save(checkpoint, file))
+            self.write(f"{name}.parquet", partial(pq.write_table, table))
+        self.write("checkpoint.pt", partial(torch.save, checkpoint))
 
     def load(self, device: str) -> tuple[History, dict[str, Any]] | None:
         """The last checkpoint and the history up to it; None where the run was stopped before the first."""

@@ -22,7 +22,7 @@ from .store import Folder, History
 CHECKPOINT_EVERY = 10.0
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Ctrl-C or SIGTERM came; the run is saved up to the iteration that it names."""
 
     def __init__(self, iteration: int) -> None:
@@ -65,7 +65,7 @@ def train(config: Config, data: Data, folder: Folder, *, resume: bool = False, w
 
     Raises:
         LabError: the folder holds another run, or cannot be written.
-        Stopped: Ctrl-C or SIGTERM; the run is saved.
+        StoppedError: Ctrl-C or SIGTERM; the run is saved.
     """
     folder.start(config, resume=resume)
     run = Run(config, data, folder, watch or (lambda *_: None))
@@ -116,7 +116,7 @@ class Run:
                     return self.summary("diverged")
                 if stopped.is_set():
                     self.save()
-                    raise Stopped(self.iteration)
+                    raise StoppedError(self.iteration)
                 if time.monotonic() - self.saved_at > CHECKPOINT_EVERY:
                     self.save()
             self.end_epoch(batches)
@@ -191,7 +191,7 @@ def shuffled(n: int, seed: int, epoch: int) -> Tensor:
 def evaluate(model: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in evaluation mode."""
     model.eval()
-    logits = torch.cat([model(part) for part in x.split(10_000)])
+    logits = torch.cat([model(part) for part in torch.split(x, 10_000)])
     model.train()
     return cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()
 
@@ -203,7 +203,7 @@ def stop_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: Any) -> None:
         stopped.set()

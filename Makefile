@@ -1,0 +1,29 @@
+# Each target works alone on a fresh machine with Python 3.11 or newer and network: it makes .venv and installs what constraints.txt pins.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test lint types docs clean
+
+demo: .venv/lab ## Six optimizers on two models, figure and tables in runs/demo
+	$(BIN)/hypergradient demo
+
+test: .venv/dev ## Tests, docstring examples, and the code in README.md and docs/
+	$(BIN)/pytest -n auto
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+docs: .venv/dev ## The documentation as pages in site/; a broken link is an error
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf .venv site build dist src/*.egg-info
+
+.venv/lab .venv/dev: .venv/%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$*]'
+	touch $@

@@ -1,0 +1,93 @@
+"""The command as a stranger uses it: what it prints, what it writes, how it ends."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from hypergradient.lab import demo as room
+from hypergradient.lab.cli import main
+from hypergradient.lab.config import TITLES
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["hypergradient", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param("train --data nowhere", "--data nowhere: there is no such folder", id="missing-folder"),
+        pytest.param("train --data /no/such/folder", "--data /no/such/folder: there is no such folder", id="missing-path"),
+        pytest.param("train --model tree", "--model must be one of logreg, mlp, got 'tree'", id="model"),
+        pytest.param("train --optimizer adagrad", "--optimizer must be one of sgd, sgd-hd, sgdn", id="optimizer"),
+        pytest.param("train --optimizer sgd --hypergrad-lr 0.1", "--hypergrad-lr has no meaning for sgd", id="beta-of-a-baseline"),
+        pytest.param("train --lr -1", "--lr must be a finite number >= 0, got -1.0", id="negative-lr"),
+        pytest.param("train --lr nan", "--lr must be a finite number >= 0, got nan", id="nan-lr"),
+        pytest.param("train --hypergrad-lr inf", "--hypergrad-lr must be a finite number >= 0, got inf", id="infinite-beta"),
+        pytest.param("train --momentum 1", "--momentum must lie between 0 and 1, got 1.0", id="momentum"),
+        pytest.param("train --batch-size 0", "--batch-size must be at least 1, got 0", id="batch-size"),
+        pytest.param("train --epochs 0", "--epochs must be at least 1, got 0", id="epochs"),
+        pytest.param("train --seed -1", "--seed must be at least 0, got -1", id="seed"),
+        pytest.param("train --device toaster", "--device toaster cannot be used here", id="device"),
+        pytest.param("train --lr much", "'--lr': Input should be a valid number", id="not-a-number"),
+        pytest.param("train --learning-rate 1", "--learning-rate", id="unknown-option"),
+        pytest.param("train stray", "stray", id="stray-argument"),
+        pytest.param("fly", "fly", id="unknown-command"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capfd, tmp_path: Path, words: str, message: str) -> None:
+    assert call(monkeypatch, *words.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("hypergradient: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_json(monkeypatch, capfd, tmp_path: Path) -> None:
+    assert call(monkeypatch, "train", "--epochs", "1", "--json") == 0
+    out, _ = capfd.readouterr()
+    found = json.loads(out)
+    assert found["runs"][0]["status"] == "finished"
+    assert all((tmp_path / file).exists() for file in found["files"])
+    assert call(monkeypatch, "train", "--epochs", "1") == 2
+    assert call(monkeypatch, "train", "--epochs", "2", "--resume") == 0
+    out, _ = capfd.readouterr()
+    assert "sgd-hd" in out
+
+
+def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
+    monkeypatch.setattr(room, "DEMO_EPOCHS", 1)
+    for _ in range(2):  # a second demo replaces the first
+        assert call(monkeypatch, "demo", "--output", "d", "--json") == 0
+        found = json.loads(capfd.readouterr().out)
+    assert [(run["model"], run["optimizer"]) for run in found["runs"]] == [(model, name) for model in ("logreg", "mlp") for name in TITLES]
+    assert (tmp_path / "d/demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "d/demo.pdf").read_bytes().startswith(b"%PDF")
+    table = pq.read_table(tmp_path / "d/iterations.parquet").to_pandas()
+    assert len(table) == 12 * 12
+    assert set(table.columns) == {"model", "optimizer", "iteration", "epoch", "loss", "alpha", "h"}
+    about = json.loads((tmp_path / "d/demo.json").read_text())
+    assert about["command"] == "hypergradient demo --output d --json"
+    assert {"configurations", "versions", "machine"} < set(about)
+
+
+def test_installed_command() -> None:
+    result = subprocess.run(
+        [Path(sys.executable).with_name("hypergradient"), "train", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--hypergrad-lr" in result.stdout
