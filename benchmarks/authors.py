@@ -59,9 +59,9 @@ def page(ours: list[dict[str, Any]], theirs: list[dict[str, str]]) -> str:
 {sentence(__doc__)}
 {machine()}
 
-Authors' settings: batch 128, α0 = 1e-3, coupled L2 1e-4, μ = 0.9, β = 1e-3 (Adam-HD: 1e-7), {EPOCHS} epochs. Training loss and α are means
-over an epoch. The authors ran one seed; ours are the median of the seeds {SEEDS[0]} to {SEEDS[-1]}, and how far it is from theirs, then seed 1
-alone, then the lowest and highest of all seeds.
+Authors' settings: batch 128, α0 = 1e-3, coupled L2 1e-4, μ = 0.9, β = 1e-3 (Adam-HD: 1e-7), {EPOCHS} epochs. Training loss and α
+are means over an epoch. The authors ran one seed; ours are the median of the seeds {SEEDS[0]} to {SEEDS[-1]}, and how far it is from
+theirs, then seed 1 alone, then the lowest and highest of all seeds.
 """
     parts = [head]
     for title, key, their_key, epochs, form in (

@@ -30,16 +30,17 @@ class SGDHD(HypergradientOptimizer):
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-6.
         rule: how the learning rate follows the hypergradient: ``Additive(beta)`` or ``Multiplicative(beta)``.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
-            ``"tensor"``, one a tensor (``state[p]["lr"]``; ``group["lr"]`` is their mean). Default ``"group"``.
+            ``"tensor"``, one a tensor, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
-    State: one buffer of the parameters' size for SGD and for plain momentum, two for Nesterov momentum.
+    State:
+        one buffer of the parameters' size for SGD and for plain momentum, two for Nesterov momentum.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
         TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hypergradient import SGDHD
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -51,7 +52,7 @@ class SGDHD(HypergradientOptimizer):
         >>> opt.param_groups[0]["lr"] > 0.01
         True
 
-    Reference:
+    References:
         Baydin, Cornish, Martínez Rubio, Schmidt, Wood, *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018,
         Algorithms 4 and 5, https://openreview.net/forum?id=BkrsAzWAb
     """
@@ -111,16 +112,17 @@ class AdamHD(HypergradientOptimizer):
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-8.
         rule: how the learning rate follows the hypergradient: ``Additive(beta)`` or ``Multiplicative(beta)``.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
-            ``"tensor"``, one a tensor (``state[p]["lr"]``; ``group["lr"]`` is their mean). Default ``"group"``.
+            ``"tensor"``, one a tensor, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
-    State: two buffers of the parameters' size, as Adam.
+    State:
+        two buffers of the parameters' size, as Adam.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
         TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hypergradient import AdamHD
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -132,7 +134,7 @@ class AdamHD(HypergradientOptimizer):
         >>> opt.param_groups[0]["lr"] > 1e-3, opt.hypergradients[0] < 0
         (True, True)
 
-    Reference:
+    References:
         Baydin, Cornish, Martínez Rubio, Schmidt, Wood, *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018,
         Algorithm 6, https://openreview.net/forum?id=BkrsAzWAb
     """
@@ -185,16 +187,17 @@ class AdamWHD(HypergradientOptimizer):
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-8.
         rule: how the learning rate follows the hypergradient: ``Additive(beta)`` or ``Multiplicative(beta)``.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
-            ``"tensor"``, one a tensor (``state[p]["lr"]``; ``group["lr"]`` is their mean). Default ``"group"``.
+            ``"tensor"``, one a tensor, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
-    State: two buffers of the parameters' size, as AdamW.
+    State:
+        two buffers of the parameters' size, as AdamW.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
         TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hypergradient import AdamWHD, Multiplicative
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -206,7 +209,7 @@ class AdamWHD(HypergradientOptimizer):
         >>> opt.param_groups[0]["lr"] > 1e-3
         True
 
-    Reference:
+    References:
         Baydin et al., ICLR 2018, Algorithm 6, https://openreview.net/forum?id=BkrsAzWAb, with the decay of Loshchilov and Hutter,
         *Decoupled Weight Decay Regularization*, ICLR 2019, https://arxiv.org/abs/1711.05101
     """

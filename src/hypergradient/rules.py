@@ -51,12 +51,12 @@ class Additive(Rule):
     Raises:
         ValueError: ``beta`` is negative or not finite.
 
-    Example:
+    Examples:
         >>> from hypergradient import Additive
         >>> round(Additive(1e-4)(alpha=0.1, beta=1e-4, h=-20.0, g_norm=0.0, d_norm=0.0), 6)
         0.102
 
-    Reference:
+    References:
         Baydin et al., *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018, Algorithms 4 to 6.
     """
 
@@ -77,12 +77,12 @@ class Multiplicative(Rule):
     Raises:
         ValueError: ``beta`` is negative or not finite; later, the optimizer's lr is 0, which no factor can move.
 
-    Example:
+    Examples:
         >>> from hypergradient import Multiplicative
         >>> round(Multiplicative(0.02)(alpha=0.1, beta=0.02, h=-3.0, g_norm=2.0, d_norm=2.0), 6)
         0.1015
 
-    Reference:
+    References:
         Baydin et al., *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018, Algorithms 4 to 6.
     """
 
