@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from .directions import Direction
 from .rules import Additive, Rule, check_beta
-from .scopes import SCOPES, Group, Members
+from .scopes import SCOPES, Group, Members, ScopeName
 from .tensors import dot, finite_zero, real, to_floats, total
 
 Bounds = tuple[float | None, float | None]
@@ -44,13 +45,13 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         options: Group,
         *,
         hypergrad_lr: float | None,
         default_hypergrad_lr: float,
         rule: Rule | None,
-        scope: str,
+        scope: ScopeName,
         lr_bounds: Bounds,
     ) -> None:
         if rule is None:

@@ -1,12 +1,14 @@
 """The published optimizers: each a direction, its defaults and its signature."""
 
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from . import directions
 from .optimizer import Bounds, HypergradientOptimizer
 from .rules import Rule
+from .scopes import ScopeName
 
 
 @final
@@ -61,7 +63,7 @@ class SGDHD(HypergradientOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
@@ -71,7 +73,7 @@ class SGDHD(HypergradientOptimizer):
         maximize: bool = False,
         hypergrad_lr: float | None = None,
         rule: Rule | None = None,
-        scope: str = "group",
+        scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
     ) -> None:
         super().__init__(
@@ -143,7 +145,7 @@ class AdamHD(HypergradientOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -152,7 +154,7 @@ class AdamHD(HypergradientOptimizer):
         maximize: bool = False,
         hypergrad_lr: float | None = None,
         rule: Rule | None = None,
-        scope: str = "group",
+        scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
     ) -> None:
         super().__init__(
@@ -218,7 +220,7 @@ class AdamWHD(HypergradientOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -227,7 +229,7 @@ class AdamWHD(HypergradientOptimizer):
         maximize: bool = False,
         hypergrad_lr: float | None = None,
         rule: Rule | None = None,
-        scope: str = "group",
+        scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
     ) -> None:
         super().__init__(

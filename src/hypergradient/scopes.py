@@ -7,7 +7,7 @@ of a single tensor stands in ``state[p]["lr"]``, which the update writes for eve
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from .tensors import total
 
 Group = dict[str, Any]
+ScopeName = Literal["group", "global", "tensor"]
 State = Mapping[Tensor, dict[str, Any]]
 
 
@@ -119,4 +120,4 @@ def write_lr(group: Group, alpha: float) -> None:
         group["lr"] = alpha
 
 
-SCOPES: dict[str, Scope] = {"group": ByGroup(), "global": Global(), "tensor": ByTensor()}
+SCOPES: dict[ScopeName, Scope] = {"group": ByGroup(), "global": Global(), "tensor": ByTensor()}
