@@ -54,24 +54,28 @@ def main() -> None:
 
 def page(ours: list[dict[str, Any]], theirs: list[dict[str, str]]) -> str:
     """The tables: the authors' figure, then ours as the median of the seeds (lowest to highest)."""
-    head = f"""# Logistic regression on MNIST, beside the authors' results
+    introduction = f"""# Logistic regression on MNIST, beside the authors' results
 
 {sentence(__doc__)}
 {machine()}
 
 Authors' settings: batch 128, α0 = 1e-3, coupled L2 1e-4, μ = 0.9, β = 1e-3 (Adam-HD: 1e-7), {EPOCHS} epochs. Training loss and α
 are means over an epoch. The authors ran one seed; ours are the median of the seeds {SEEDS[0]} to {SEEDS[-1]}, and how far it is from
-theirs, then seed 1 alone, then the lowest and highest of all seeds.
-"""
-    parts = [head]
-    for title, key, their_key, epochs, form in (
-        (f"Training loss of epoch {EPOCHS}", "train_loss", "train_loss_epoch_mean", [EPOCHS], ".4f"),
-        (f"Validation loss after epoch {EPOCHS}", "valid_loss", "valid_loss", [EPOCHS], ".4f"),
-        ("Mean α of epoch 1", "alpha", "alpha_epoch_mean", [1], ".3g"),
-        (f"Mean α of epoch {EPOCHS}", "alpha", "alpha_epoch_mean", [EPOCHS], ".3g"),
-        ("Mean α of epochs 6 to 10", "alpha", "alpha_epoch_mean", range(6, 11), ".3g"),
+theirs, then seed 1 alone, the lowest and highest of all seeds, and how many seeds lie within the tolerance.
+
+Losses and the rise of α agree. The α of a single late epoch is mostly noise, in the authors' run too (theirs for SGD-HD goes from 0.0039
+in epoch 6 to 0.0007 in epoch 7 and 0.0037 in epoch 9): seeds differ by more than any factor that one run could be held to."""
+    parts = [introduction]
+    for title, key, their_key, epochs, form, tolerance in (
+        (f"Training loss of epoch {EPOCHS}", "train_loss", "train_loss_epoch_mean", [EPOCHS], ".4f", 1.02),
+        (f"Validation loss after epoch {EPOCHS}", "valid_loss", "valid_loss", [EPOCHS], ".4f", 1.03),
+        ("Mean α of epoch 1", "alpha", "alpha_epoch_mean", [1], ".3g", 1.6),
+        (f"Mean α of epoch {EPOCHS}", "alpha", "alpha_epoch_mean", [EPOCHS], ".3g", 1.6),
+        ("Mean α of epochs 6 to 10", "alpha", "alpha_epoch_mean", range(6, 11), ".3g", 1.6),
     ):
-        lines = [f"\n## {title}\n", "| optimizer | authors | ours, median | | seed 1 | lowest | highest |", "|---|---|---|---|---|---|---|"]
+        within = f"within x {tolerance}" if key == "alpha" else f"within {tolerance - 1:.0%}"
+        head = f"| optimizer | authors | ours, median | | seed 1 | lowest | highest | {within} |"
+        lines = [f"## {title}\n", head, "|---|---|---|---|---|---|---|---|"]
         for optimizer, name in TITLES.items():
             method = optimizer.replace("-", "_")
             reference = statistics.mean(float(row[their_key]) for row in theirs if row["method"] == method and int(row["epoch"]) in epochs)
@@ -82,9 +86,10 @@ theirs, then seed 1 alone, then the lowest and highest of all seeds.
             middle = statistics.median(seeds)
             off = f"x {middle / reference:.2f}" if key == "alpha" else f"{middle / reference - 1:+.1%}"
             values = (format(x, form) for x in (seeds[0], min(seeds), max(seeds)))
-            lines.append(f"| {name} | {reference:{form}} | {middle:{form}} | {off} | {' | '.join(values)} |")
+            near = sum(1 / tolerance < x / reference < tolerance for x in seeds)
+            lines.append(f"| {name} | {reference:{form}} | {middle:{form}} | {off} | {' | '.join(values)} | {near} of {len(seeds)} |")
         parts.append("\n".join(lines))
-    return "\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

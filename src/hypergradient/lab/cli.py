@@ -45,6 +45,7 @@ def demo(
 ) -> None:
     """The paper's tuning example in small: six optimizers, two models, digits that need no download. Under a minute."""
     from .demo import configurations, demo
+    from .train import StoppedError
 
     configs = configurations(seed, device)
     summaries: list[Summary] = []
@@ -59,7 +60,11 @@ def demo(
             best = min((s.valid_loss for s in summaries if s.valid_loss is not None), default=float("nan"))
             bar.update(whole, completed=len(summaries), shown=f"best validation loss {best:.4f}")
 
-        files = demo(output, configs, lambda config: follow(bar, config), done=done)
+        try:
+            files = demo(output, configs, lambda config: follow(bar, config), done=done)
+        except StoppedError:
+            notes.print(f"hypergradient: stopped; the {len(summaries)} runs that had finished lie in {output}", soft_wrap=True)
+            raise typer.Exit(130) from None
     tell(summaries, files, as_json)
 
 
