@@ -50,7 +50,8 @@ def demo(
     configs = configurations(seed, device)
     summaries: list[Summary] = []
     notes.print(
-        f"Training {len(configs)} runs of {configs[0].epochs} epochs on the digits of scikit-learn, from learning rate {configs[0].lr}"
+        f"Training {len(configs)} runs of {configs[0].epochs} epochs on the digits of scikit-learn, from learning rate {configs[0].lr}",
+        soft_wrap=True,
     )
     with progress() as bar:
         whole = bar.add_task("all runs", total=len(configs), shown="")
@@ -101,7 +102,10 @@ def train(
     folder = Folder(output or Path("runs") / f"{Path(data).name}-{model}-{optimizer}-seed{seed}")
     with notes.status(f"Loading {data}"):  # seen on a terminal only
         loaded = load(data, device)
-    notes.print(f"Training {model} with {optimizer} on {len(loaded.train_y):,} images for {config.epochs} epochs, into {folder.path}")
+    notes.print(
+        f"Training {model} with {optimizer} on {len(loaded.train_y):,} images for {config.epochs} epochs, into {folder.path}",
+        soft_wrap=True,
+    )
     with progress() as bar:
         summary, _ = train(config, loaded, folder, resume=resume, watch=follow(bar, config))
     tell([summary], [folder.path / name for name in ("summary.json", "iterations.parquet", "epochs.parquet", "config.json")], as_json)

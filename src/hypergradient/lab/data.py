@@ -68,9 +68,11 @@ def digits() -> tuple[Split, Split, int]:
 def hugging_face(name: str) -> tuple[Split, Split, int]:
     """A local folder or a Hub id, by the ``datasets`` library."""
     import datasets
+    import huggingface_hub
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    for library in (datasets, huggingface_hub):  # what goes wrong is told in one line below
+        library.logging.set_verbosity(library.logging.CRITICAL)
     folder = Path(name)
     if folder.is_file():
         raise LabError(f"--data {name} is a file: give the folder that holds its Parquet files")
