@@ -10,11 +10,13 @@ Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam,
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from .checks import check_number
 from .tensors import buffer, real
 
 
@@ -49,9 +51,8 @@ class SGD(Direction):
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("momentum", "weight_decay"):
-            check_at_least_0(group, name)
-        if not math.isfinite(group["dampening"]):
-            raise ValueError(f"dampening must be a finite number, got {group['dampening']!r}")
+            check_number(name, group[name])
+        check_number("dampening", group["dampening"], low=-math.inf)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 f"nesterov=True needs momentum > 0 and dampening = 0, got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
@@ -87,9 +88,10 @@ class Adam(Direction):
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("eps", "weight_decay"):
-            check_at_least_0(group, name)
+            check_number(name, group[name])
         betas = group["betas"]
-        if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        pair = isinstance(betas, tuple | list) and len(betas) == 2
+        if not pair or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
 
     def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
@@ -136,8 +138,3 @@ def decayed(p: Tensor, group: Mapping[str, Any]) -> Tensor:
     """The gradient with coupled weight decay, g + λ θ."""
     g = signed(p, group)
     return g.add(real(p), alpha=group["weight_decay"]) if group["weight_decay"] != 0 else g
-
-
-def check_at_least_0(group: Mapping[str, Any], name: str) -> None:
-    if not 0 <= group[name] < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0, got {group[name]!r}")

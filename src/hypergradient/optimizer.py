@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .checks import Bounds, check_bounds, check_lr, check_number
 from .directions import Direction
-from .rules import Additive, Rule, check_beta
+from .rules import Additive, Rule
 from .scopes import SCOPES, Group, Members, ScopeName
 from .tensors import dot, finite_zero, real, to_floats, total
-
-Bounds = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -55,19 +54,22 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         lr_bounds: Bounds,
     ) -> None:
         if rule is None:
-            check_beta(default_hypergrad_lr if hypergrad_lr is None else hypergrad_lr, "hypergrad_lr")
-            rule = Additive(default_hypergrad_lr if hypergrad_lr is None else hypergrad_lr)
+            beta = default_hypergrad_lr if hypergrad_lr is None else hypergrad_lr
+            check_number("hypergrad_lr", beta)
+            rule = Additive(beta)
         elif hypergrad_lr is not None:
             raise ValueError(f"give hypergrad_lr or rule, not both: got hypergrad_lr={hypergrad_lr!r} and rule={rule!r}")
         if not isinstance(rule, Rule):
             raise TypeError(f"rule must be a Rule such as Additive(1e-6) or Multiplicative(0.01), got {rule!r}")
-        if scope not in SCOPES:
+        if not isinstance(scope, str) or scope not in SCOPES:
             raise ValueError(f'scope must be "group", "global" or "tensor", got {scope!r}')
         self.rule = rule
         self.scope = scope
         self.skipped = 0
         self.hypergradients: list[float] = []
         super().__init__(params, {**options, "hypergrad_lr": rule.beta, "lr_bounds": lr_bounds})
+        if isinstance(options["lr"], Tensor):
+            self.defaults["lr"] = options["lr"].clone()  # the first group's own is updated in place; later groups start from this one
 
     @property
     @abstractmethod
@@ -89,14 +91,30 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 raise ValueError(f"{name} holds for the whole optimizer: give it to the constructor, not to a param group")
         param_group["lr_bounds"] = check_bounds(options["lr_bounds"])
         check_lr(options["lr"], options["lr_bounds"])
-        check_beta(options["hypergrad_lr"], "hypergrad_lr")
+        check_number("hypergrad_lr", options["hypergrad_lr"])
         self.rule.check_lr(float(options["lr"]))
         self.direction.check(options)
-        if isinstance(options["lr"], Tensor) and any(options["lr"] is group["lr"] for group in self.param_groups):
-            param_group["lr"] = options["lr"].clone()  # updated in place, so each group needs its own
+        if self.param_groups and options["lr"] is self.defaults["lr"] and isinstance(options["lr"], Tensor):
+            param_group["lr"] = options["lr"].clone()
         super().add_param_group(param_group)
-        if self.scope == "global":
-            param_group["lr_ratio"] = float(options["lr"])
+        for p in param_group["params"]:
+            if p.is_conj():
+                self.param_groups.pop()
+                raise ValueError(f"a parameter of shape {tuple(p.shape)} is a lazy conjugate, which cannot be updated: resolve_conj() it")
+        self._prepare_groups()
+
+    def _prepare_groups(self) -> None:
+        """Give each group what the loop needs: the options that another class's checkpoint lacks, and a tensor lr of its own."""
+        seen: list[Tensor] = []
+        for group in self.param_groups:
+            for name in ("hypergrad_lr", "lr_bounds"):
+                group.setdefault(name, self.defaults[name])
+            if self.scope == "global":
+                group.setdefault("lr_ratio", float(group["lr"]))
+            if isinstance(group["lr"], Tensor):
+                if any(group["lr"] is other for other in seen):
+                    group["lr"] = group["lr"].clone()
+                seen.append(group["lr"])
 
     def __getstate__(self) -> Group:
         own = ("rule", "scope", "skipped", "hypergradients")
@@ -104,9 +122,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
     def __setstate__(self, state: Group) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # a checkpoint of torch.optim's class has only some of the options
-            for name in ("hypergrad_lr", "lr_bounds"):
-                group.setdefault(name, self.defaults[name])
+        self._prepare_groups()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -163,20 +179,16 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         return [dot(g, d), dot(g, g), dot(d, d)] if self.rule.reads_norms else [dot(g, d)]
 
     def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[float, float, float]:
-        """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moves by −r α d."""
-        own = [(r, products[p]) for p, r in members.ratios.items() if p in products]
+        """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moved by −r α d."""
+        own = [(r, products[p]) for p, r in members.last.items() if p in products]
         h = -total(r * x.gd for r, x in own)
         return h, math.sqrt(total(x.gg for _, x in own)), math.sqrt(total(r**2 * x.dd for r, x in own))
 
     def _adapted(self, members: Members, h: float, g_norm: float, d_norm: float) -> float:
-        """α_t of one scope, inside its bounds."""
-        alpha = self.rule(members.alpha, members.options["hypergrad_lr"], h, g_norm, d_norm)
-        low, high = members.options["lr_bounds"]
-        if low is not None and alpha < low:
-            alpha = low
-        if high is not None and alpha > high:
-            alpha = high
-        return alpha
+        """α_t of one scope, inside its bounds; what was found there stays where the rule leaves it."""
+        alpha = self.rule(members.alpha, members.beta, h, g_norm, d_norm)
+        low, high = members.bounds
+        return alpha if alpha == members.alpha else min(max(alpha, low), high)
 
     def _update(self, alphas: dict[Tensor, float]) -> None:
         """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it."""
@@ -191,30 +203,10 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             group["last"] = {name: group[name] for name in self.direction.remembers}
 
     def _skip(self) -> None:
-        if self.skipped == 0:
+        self.skipped += 1
+        if self.skipped == 1:
             warnings.warn(
                 f"{type(self).__name__} skipped a step: a gradient or hypergradient was not finite. Parameters and learning rate "
                 "stay as they were; opt.skipped counts such steps, and this is the only warning",
                 stacklevel=5,  # the caller of step(), seen through torch's two wrappers
             )
-        self.skipped += 1
-
-
-def check_lr(lr: float | Tensor, bounds: Bounds) -> None:
-    """Raise ValueError or TypeError where ``lr`` is not one finite number >= 0 inside the bounds."""
-    if isinstance(lr, Tensor) and (lr.numel() != 1 or not lr.is_floating_point()):
-        raise ValueError(f"a tensor lr must hold one floating-point number, got shape {tuple(lr.shape)} of {lr.dtype}")
-    if not 0 <= float(lr) < math.inf:
-        raise ValueError(f"lr must be a finite number >= 0, got {lr!r}")
-    low, high = bounds
-    if (low is not None and float(lr) < low) or (high is not None and float(lr) > high):
-        raise ValueError(f"lr must lie inside lr_bounds={bounds!r}, got {lr!r}")
-
-
-def check_bounds(bounds: Bounds) -> Bounds:
-    """``bounds`` as a tuple; ValueError where it is not a pair (low, high) with low <= high, None for no bound."""
-    if isinstance(bounds, tuple | list) and len(bounds) == 2:
-        low, high = bounds
-        if (-math.inf if low is None else low) <= (math.inf if high is None else high):
-            return low, high
-    raise ValueError(f"lr_bounds must be (low, high) with low <= high, None for no bound, got {bounds!r}")

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import directions
-from .optimizer import Bounds, HypergradientOptimizer
+from .checks import Bounds
+from .optimizer import HypergradientOptimizer
 from .rules import Rule
 from .scopes import ScopeName
 

@@ -1,9 +1,10 @@
 """Rules: how a learning rate follows its hypergradient. (α_{t-1}, β, h_t, ‖g_t‖, ‖∇αu_{t-1}‖) → α_t, in Python floats."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
+
+from .checks import check_number
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Rule(ABC):
     reads_norms = False
 
     def __post_init__(self) -> None:
-        check_beta(self.beta, "beta")
+        check_number("beta", self.beta)
 
     def check_lr(self, lr: float) -> None:  # noqa: B027 - most rules start from any learning rate
         """Raise ValueError where the rule cannot start from ``lr``."""
@@ -97,11 +98,7 @@ class Multiplicative(Rule):
 
     def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
         norms = g_norm * d_norm
-        # Without a gradient or a last direction h is 0, and so is its cosine.
-        return alpha * (1 - beta * (h / norms)) if norms > 0 else alpha
-
-
-def check_beta(beta: float, name: str) -> None:
-    """Raise ValueError where ``beta`` is not a hypergradient learning rate: a finite number ≥ 0."""
-    if not (isinstance(beta, int | float) and math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0, got {beta!r}")
+        if norms == 0:  # without a gradient or a last direction h is 0, and so is its cosine
+            return alpha
+        cosine = min(1.0, max(-1.0, h / norms))  # beyond 1 by rounding alone
+        return alpha * (1 - beta * cosine)

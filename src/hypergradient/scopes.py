@@ -12,6 +12,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from .checks import Bounds, ends
 from .tensors import total
 
 Group = dict[str, Any]
@@ -21,11 +22,23 @@ State = Mapping[Tensor, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Members:
-    """The tensors of one scope: each moves with the scope's learning rate ``alpha`` times its ratio."""
+    """The tensors of one scope: each moves with the scope's learning rate ``alpha`` times its ratio.
+
+    ``last`` has the ratios of the step before, whose derivative the hypergradient is; the two differ where a learning rate was written
+    in between.
+    """
 
     alpha: float
-    options: Group  # the param group whose β and bounds hold
+    beta: float
+    bounds: tuple[float, float]
     ratios: dict[Tensor, float]
+    last: dict[Tensor, float]
+
+
+def alone(alpha: float, group: Group, params: Sequence[Tensor]) -> Members:
+    """Tensors of one group that move with ``alpha`` itself."""
+    ratios = dict.fromkeys(params, 1.0)
+    return Members(alpha, group["hypergrad_lr"], ends(group["lr_bounds"]), ratios, ratios)
 
 
 class Scope(ABC):
@@ -45,7 +58,7 @@ class ByGroup(Scope):
     """One learning rate a param group."""
 
     def read(self, groups: Sequence[Group], state: State) -> list[Members]:
-        return [Members(float(group["lr"]), group, dict.fromkeys(group["params"], 1.0)) for group in groups]
+        return [alone(float(group["lr"]), group, group["params"]) for group in groups]
 
     def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
         for group, alpha in zip(groups, alphas, strict=True):
@@ -63,12 +76,21 @@ class Global(Scope):
                 raise ValueError(f'scope="global" takes one {name} for all param groups, got {sorted(values, key=repr)}')
         ratios = ratios_of(groups)
         alpha = float(groups[ratios.index(1.0)]["lr"])
-        return [Members(alpha, groups[0], {p: r for group, r in zip(groups, ratios, strict=True) for p in group["params"]})]
+        now = {p: ratio for group, ratio in zip(groups, ratios, strict=True) for p in group["params"]}
+        last = {p: group["lr_ratio"] for group in groups for p in group["params"]}
+        return [Members(alpha, groups[0]["hypergrad_lr"], self._bounds(groups[0]["lr_bounds"], ratios), now, last)]
 
     def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
         for group, ratio in zip(groups, ratios_of(groups), strict=True):
             group["lr_ratio"] = ratio
             write_lr(group, ratio * alphas[0])
+
+    def _bounds(self, bounds: Bounds, ratios: Sequence[float]) -> tuple[float, float]:
+        """What the largest learning rate must keep to, so that all lie inside ``bounds``; where they cannot, below the upper bound."""
+        low, high = ends(bounds)
+        both = [sorted((low / ratio, high / ratio)) for ratio in ratios if ratio != 0]
+        top = min(high for _, high in both)
+        return min(top, max(low for low, _ in both)), top
 
 
 @final
@@ -76,7 +98,7 @@ class ByTensor(Scope):
     """One learning rate a tensor; ``group["lr"]`` is their mean, and writing it scales them all."""
 
     def read(self, groups: Sequence[Group], state: State) -> list[Members]:
-        return [Members(alpha, group, {p: 1.0}) for group in groups for p, alpha in self._alphas(group, state)]
+        return [alone(alpha, group, [p]) for group in groups for p, alpha in self._alphas(group, state)]
 
     def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
         for group in groups:
@@ -93,15 +115,18 @@ class ByTensor(Scope):
 
     def _left(self, group: Group, state: State) -> float | None:
         """The mean learning rate of the tensors that have moved so far; None where none has."""
-        moved = [state[p]["lr"] for p in group["params"] if "lr" in state.get(p, {})]
-        return total(moved) / len(moved) if moved else None
+        moved: list[float] = [state[p]["lr"] for p in group["params"] if "lr" in state.get(p, {})]
+        if not moved:
+            return None
+        lowest = min(moved)
+        return lowest + total(alpha - lowest for alpha in moved) / len(moved)  # exact where all are equal
 
 
 def ratios_of(groups: Sequence[Group]) -> list[float]:
     """Each group's learning rate over the largest; where all are 0, the ratios as they last were."""
     lrs = [float(group["lr"]) for group in groups]
     if not any(lrs):
-        lrs = [group.get("lr_ratio", 1.0) for group in groups]
+        lrs = [group["lr_ratio"] for group in groups]
     largest = max(lrs, key=abs)
     return [lr / largest for lr in lrs] if largest != 0 else [1.0] * len(lrs)
 

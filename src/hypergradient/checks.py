@@ -1,0 +1,45 @@
+"""What options must be: each check names the value and what is allowed."""
+
+import math
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Bounds = tuple[float | None, float | None]
+
+
+def check_number(name: str, value: Any, *, low: float = 0.0) -> None:
+    """Raise ValueError where ``value`` is not a finite number >= ``low``."""
+    if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= low):
+        allowed = "a finite number" if low == -math.inf else f"a finite number >= {low:g}"
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def check_bounds(bounds: Any) -> Bounds:
+    """``bounds`` as a tuple; ValueError where it is not a pair (low, high) with low <= high, None for no bound."""
+    if isinstance(bounds, tuple | list) and len(bounds) == 2 and all(bound is None or isinstance(bound, Real) for bound in bounds):
+        low, high = ends(tuple(bounds))
+        if low <= high:
+            return bounds[0], bounds[1]
+    raise ValueError(f"lr_bounds must be (low, high) with low <= high, None for no bound, got {bounds!r}")
+
+
+def ends(bounds: Bounds) -> tuple[float, float]:
+    """The bounds as numbers, infinite where there is none."""
+    low, high = bounds
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def check_lr(lr: Any, bounds: Bounds) -> None:
+    """Raise ValueError where ``lr`` is not one finite number >= 0 inside the bounds, or a tensor of one."""
+    low, high = ends(bounds)
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1 or not lr.is_floating_point():
+            raise ValueError(f"a tensor lr must hold one floating-point number, got shape {tuple(lr.shape)} of {lr.dtype}")
+        low, high = torch.tensor([low, high], dtype=lr.dtype).tolist()  # rounded as lr is
+    if not (isinstance(lr, Real | Tensor) and 0 <= float(lr) < math.inf):
+        raise ValueError(f"lr must be a finite number >= 0, got {lr!r}")
+    if not low <= float(lr) <= high:
+        raise ValueError(f"lr must lie inside lr_bounds={bounds!r}, got {lr!r}")

@@ -1,0 +1,170 @@
+"""Properties of the rules, and of the arithmetic over tensors and learning rates, on drawn numbers."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hypergradient import AdamHD, Additive, Multiplicative
+from hypergradient.scopes import ByTensor, Global, as_stored, ratios_of, write_lr
+from hypergradient.tensors import dot, finite_zero, real, to_floats, total
+
+settings.register_profile("seeded", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.load_profile("seeded")
+
+ALPHA = st.floats(1e-8, 10)
+BETA = st.floats(0, 0.99)
+H = st.floats(-1e6, 1e6)
+NORM = st.floats(1e-3, 1e3)
+COSINE = st.floats(-1, 1)
+RULES = [pytest.param(Additive, id="additive"), pytest.param(Multiplicative, id="multiplicative")]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(alpha=st.floats(-10, 10), h=H, norm=NORM)
+def test_beta_0_and_h_0_keep_the_learning_rate(rule, alpha: float, h: float, norm: float) -> None:
+    assert rule(0.0)(alpha, 0.0, h, norm, norm) == alpha
+    assert rule(0.5)(alpha, 0.5, 0.0, norm, norm) == alpha
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(alpha=ALPHA, beta=st.floats(1e-3, 0.99), g=NORM, d=NORM, cosine=st.floats(1e-3, 1))
+def test_learning_rate_moves_against_the_hypergradient(rule, alpha: float, beta: float, g: float, d: float, cosine: float) -> None:
+    assert rule(beta)(alpha, beta, cosine * g * d, g, d) < alpha < rule(beta)(alpha, beta, -cosine * g * d, g, d)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(alpha=ALPHA, h=H, norm=NORM)
+def test_beta_of_the_call_is_the_one_that_counts(rule, alpha: float, h: float, norm: float) -> None:
+    assert rule(0.5)(alpha, 0.01, h, norm, norm) == rule(0.01)(alpha, 0.01, h, norm, norm)
+
+
+@given(alpha=ALPHA, beta=BETA, h=H)
+def test_additive_is_its_equation(alpha: float, beta: float, h: float) -> None:
+    assert Additive(beta)(alpha, beta, h, 0.0, 0.0) == alpha - beta * h
+
+
+@given(alpha=ALPHA, beta=BETA, cosine=COSINE, g=NORM, d=NORM)
+def test_multiplicative_is_its_equation(alpha: float, beta: float, cosine: float, g: float, d: float) -> None:
+    assert Multiplicative(beta)(alpha, beta, cosine * g * d, g, d) == pytest.approx(alpha * (1 - beta * cosine), rel=1e-9)
+
+
+@given(alpha=ALPHA, beta=BETA, cosine=COSINE, scale=st.floats(1e-20, 1e20))
+def test_multiplicative_does_not_see_the_scale(alpha: float, beta: float, cosine: float, scale: float) -> None:
+    rule = Multiplicative(beta)
+    assert rule(alpha, beta, cosine * scale, scale, 1.0) == pytest.approx(rule(alpha, beta, cosine, 1.0, 1.0), rel=1e-9)
+
+
+@given(alpha=ALPHA, beta=BETA, norm=st.sampled_from([(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)]))
+def test_multiplicative_without_gradient_or_direction_keeps(alpha: float, beta: float, norm: tuple) -> None:
+    assert Multiplicative(beta)(alpha, beta, 0.0, *norm) == alpha
+
+
+def test_multiplicative_moves_by_1_plus_minus_beta_at_most() -> None:
+    w = torch.nn.Parameter(torch.ones(1))
+    opt = AdamHD([w], lr=0.1, rule=Multiplicative(0.5))
+    for g in (1.0, 4.57e-23):
+        w.grad = torch.tensor([g])
+        opt.step()
+    assert opt.param_groups[0]["lr"] <= 0.1 * 1.5 * (1 + 1e-12)
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+LARGE = st.lists(st.tuples(st.floats(-6e4, 6e4), st.floats(-6e4, 6e4)), max_size=20)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(pairs=LARGE)
+def test_dot_is_that_of_float32_or_wider(dtype: torch.dtype, pairs: list) -> None:
+    x, y = (torch.tensor(column, dtype=dtype) for column in (zip(*pairs, strict=True) if pairs else ([], [])))
+    exact = sum((Fraction(a) * Fraction(b) for a, b in zip(x.tolist(), y.tolist(), strict=True)), Fraction(0))
+    size = sum(abs(a * b) for a, b in zip(x.tolist(), y.tolist(), strict=True))
+    assert dot(x, y).dtype == torch.promote_types(dtype, torch.float32)
+    assert dot(x, y).item() == pytest.approx(float(exact), abs=20 * size * torch.finfo(dot(x, y).dtype).eps)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3), (2, 3, 4), (2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_dot_is_the_real_inner_product_in_any_layout(shape: tuple, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(shape, dtype=dtype, generator=generator) for _ in range(2))
+    expected = (x.conj() * y).sum().real.item()
+    strided = torch.stack([y, y], dim=-1)[..., 0]
+    transposed = y.mT.contiguous().mT if y.ndim > 1 else y
+    assert [dot(real(x), real(z)).item() for z in (y, strided, transposed)] == pytest.approx([expected] * 3, rel=1e-12)
+
+
+def test_real_is_a_view() -> None:
+    z, x = torch.zeros(2, dtype=torch.complex64), torch.zeros(2)
+    real(z)[1, 1] = 1
+    assert z.tolist() == [0, 1j]
+    assert real(x) is x
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.complex64], ids=str)
+@given(values=st.lists(st.floats(-6e4, 6e4), max_size=6), bad=st.sampled_from([None, math.inf, -math.inf, math.nan]), at=st.integers(0, 6))
+def test_finite_zero_is_0_where_all_is_finite(dtype: torch.dtype, values: list, bad: float | None, at: int) -> None:
+    drawn = values if bad is None else [*values[:at], bad, *values[at:]]
+    zero = finite_zero(real(torch.tensor(drawn, dtype=dtype))).item()
+    assert (zero == 0) == (bad is None)
+    assert math.isnan(zero) == (bad is not None)
+
+
+@given(values=st.lists(st.tuples(st.integers(-100, 100), st.sampled_from([torch.float32, torch.float64])), max_size=8))
+def test_to_floats_keeps_the_order_across_dtypes(values: list) -> None:
+    assert to_floats([torch.tensor(float(x), dtype=dtype) for x, dtype in values]) == [float(x) for x, _ in values]
+
+
+@given(values=st.lists(st.floats(-1e300, 1e300), max_size=8), data=st.data())
+def test_total_is_the_exact_sum_rounded_once_in_any_order(values: list, data: st.DataObject) -> None:
+    exact = float(sum(map(Fraction, values), Fraction(0)))
+    assert total(values) == total(data.draw(st.permutations(values))) == exact
+
+
+@pytest.mark.parametrize("values", [[math.inf], [math.nan, 1.0], [math.inf, -math.inf], [1.7e308, 1.7e308]], ids=str)
+def test_total_of_what_is_not_finite_is_not_finite(values: list) -> None:
+    assert not math.isfinite(total(values))
+
+
+LRS = st.lists(st.floats(0, 10), min_size=1, max_size=5)
+
+
+@given(lrs=LRS, sign=st.sampled_from([1.0, -1.0]))
+def test_ratios_give_the_learning_rates_back(lrs: list, sign: float) -> None:
+    ratios = ratios_of([{"lr": sign * lr, "lr_ratio": 1.0} for lr in lrs])
+    assert max(ratios) == 1
+    assert any(lrs) <= ([r * max(lrs) for r in ratios] == pytest.approx(lrs, rel=1e-12, abs=1e-300))
+
+
+@given(lrs=LRS.filter(any), alpha=st.floats(1e-3, 10))
+def test_ratios_outlive_a_learning_rate_of_0(lrs: list, alpha: float) -> None:
+    groups = [{"lr": lr, "params": [], "hypergrad_lr": 0.1, "lr_bounds": (None, None)} for lr in lrs]
+    ratios = ratios_of(groups)
+    for value in (0.0, 0.0, alpha):
+        Global().write(groups, {}, [value])
+    assert [group["lr"] for group in groups] == pytest.approx([alpha * r for r in ratios], rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(alpha=st.floats(-10, 10))
+def test_a_tensor_lr_reads_as_stored(dtype: torch.dtype, alpha: float) -> None:
+    lr = torch.tensor(1.0, dtype=dtype)
+    group = {"lr": lr}
+    write_lr(group, alpha)
+    assert group["lr"] is lr
+    assert lr.item() == as_stored(group, alpha) == pytest.approx(alpha, rel=torch.finfo(dtype).eps, abs=1e-7)
+
+
+@given(alphas=st.lists(st.floats(1e-6, 10), min_size=1, max_size=5), factor=st.floats(0.01, 100))
+def test_tensor_scope_scales_by_what_was_written(alphas: list, factor: float) -> None:
+    params = [torch.zeros(1) for _ in alphas]
+    state = {p: {"lr": alpha} for p, alpha in zip(params, alphas, strict=True)}
+    group: dict[str, Any] = {"params": params, "lr": 0.0, "hypergrad_lr": 0.1, "lr_bounds": (None, None)}
+    ByTensor().write([group], state, alphas)
+    assert [members.alpha for members in ByTensor().read([group], state)] == alphas
+    group["lr"] *= factor
+    assert [members.alpha for members in ByTensor().read([group], state)] == pytest.approx([a * factor for a in alphas], rel=1e-9)
