@@ -75,7 +75,7 @@ class Global(Scope):
             if len(values) > 1:
                 raise ValueError(f'scope="global" takes one {name} for all param groups, got {sorted(values, key=repr)}')
         ratios = ratios_of(groups)
-        alpha = float(groups[ratios.index(1.0)]["lr"])
+        alpha = max((float(group["lr"]) for group in groups), key=abs)
         now = {p: ratio for group, ratio in zip(groups, ratios, strict=True) for p in group["params"]}
         last = {p: group["lr_ratio"] for group in groups for p in group["params"]}
         return [Members(alpha, groups[0]["hypergrad_lr"], self._bounds(groups[0]["lr_bounds"], ratios), now, last)]
