@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hypergradient.lab import demo as room
-from hypergradient.lab.cli import main
+from hypergradient.lab import main
 from hypergradient.lab.config import TITLES
 
 
@@ -91,3 +91,9 @@ def test_installed_command() -> None:
         [Path(sys.executable).with_name("hypergradient"), "train", "--help"], capture_output=True, text=True, check=True
     )
     assert "--hypergrad-lr" in result.stdout
+
+
+def test_without_the_extra(monkeypatch, capfd) -> None:
+    monkeypatch.setattr("hypergradient.lab.find_spec", lambda name: None if name in ("rich", "typer") else name)
+    assert call(monkeypatch, "demo") == 2
+    assert capfd.readouterr().err == "hypergradient: the lab needs rich, typer: pip install 'hypergradient[lab]'\n"

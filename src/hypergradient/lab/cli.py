@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from . import complain
+
 if TYPE_CHECKING:
     from .config import Config
     from .train import Summary, Watch
@@ -161,7 +163,7 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line: an error the user can mend is one line on stderr and exit status 2."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -180,8 +182,3 @@ def main() -> None:
         else:
             raise
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def complain(message: str) -> int:
-    print(f"hypergradient: {' '.join(message.split())}", file=sys.stderr)
-    return 2
