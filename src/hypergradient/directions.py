@@ -3,6 +3,9 @@
 Each direction says three things of a parameter: the gradient that its algorithm uses, the direction of the last step, recomputed
 from the optimizer's state before that is advanced, and the next direction. The tensors it is given are real views (see tensors.py).
 
+An option may be a tensor instead of a number where the parameters are stacked, [R, ...], and each of R runs has its own (see
+lab/ensemble.py): momentum, dampening and weight decay that broadcast, [R, 1, ...].
+
 Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam, t the parameter's own number of steps, μ momentum,
 τ dampening, λ weight decay.
 """
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_number
-from .tensors import buffer, real
+from .tensors import add_scaled, buffer, is_zero, real
 
 
 class Direction(ABC):
@@ -63,18 +66,18 @@ class SGD(Direction):
 
     def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
         # Plain momentum's direction is its buffer, which is still that of the last step.
-        key = "momentum_buffer" if last["momentum"] != 0 and not last["nesterov"] else "direction"
+        key = "direction" if is_zero(last["momentum"]) or last["nesterov"] else "momentum_buffer"
         return real(state[key])
 
     def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
         mu = group["momentum"]
-        if mu == 0:
+        if is_zero(mu):
             return buffer(state, "direction", p).copy_(g)  # d_t = g_t
         first = state.get("momentum_buffer") is None
         v = buffer(state, "momentum_buffer", p).mul_(mu).add_(g, alpha=1 if first else 1 - group["dampening"])  # v_t = μ v + (1 − τ) g
         if not group["nesterov"]:
             return v  # d_t = v_t
-        return torch.add(g, v, alpha=mu, out=buffer(state, "direction", p))  # d_t = g_t + μ v_t
+        return add_scaled(g, mu, v, out=buffer(state, "direction", p))  # d_t = g_t + μ v_t
 
 
 @final
@@ -137,4 +140,4 @@ def signed(p: Tensor, group: Mapping[str, Any]) -> Tensor:
 def decayed(p: Tensor, group: Mapping[str, Any]) -> Tensor:
     """The gradient with coupled weight decay, g + λ θ."""
     g = signed(p, group)
-    return g.add(real(p), alpha=group["weight_decay"]) if group["weight_decay"] != 0 else g
+    return g if is_zero(group["weight_decay"]) else add_scaled(g, group["weight_decay"], real(p))

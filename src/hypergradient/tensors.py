@@ -24,6 +24,16 @@ def buffer(state: dict, key: str, like: Tensor) -> Tensor:
     return real(state[key])
 
 
+def add_scaled(y: Tensor, a: float | Tensor, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """y + a x. ``a`` is a number, or a tensor that broadcasts: one number a run, where the first axis counts runs."""
+    return torch.addcmul(y, x, a, out=out) if isinstance(a, Tensor) else torch.add(y, x, alpha=a, out=out)
+
+
+def is_zero(a: float | Tensor) -> bool:
+    """Whether ``a`` is the number 0; a tensor of numbers is taken to hold others."""
+    return not isinstance(a, Tensor) and a == 0
+
+
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product of two real tensors of one shape, as a 0-dim tensor of float32 or wider."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)

@@ -1,13 +1,16 @@
 """What a run is: every option that decides its result, checked, with the paper's settings as defaults."""
 
+import hashlib
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from hypergradient import SGDHD, AdamHD
+from hypergradient import SGDHD, AdamHD, Additive, Multiplicative
+from hypergradient.rules import Rule
 
 #: The optimizers and models, and how figures write their names.
 TITLES = {"sgd": "SGD", "sgd-hd": "SGD-HD", "sgdn": "SGDN", "sgdn-hd": "SGDN-HD", "adam": "Adam", "adam-hd": "Adam-HD"}
@@ -16,6 +19,9 @@ MODEL_TITLES = {"logreg": "Logistic regression", "mlp": "ReLU network"}
 #: The authors' β (run.sh of their repository) and numbers of epochs on MNIST.
 HYPERGRAD_LR = {"sgd-hd": 1e-3, "sgdn-hd": 1e-3, "adam-hd": 1e-7}
 EPOCHS = {"logreg": 10, "mlp": 100}
+
+
+RULES: dict[str, Callable[[float], Rule]] = {"additive": Additive, "multiplicative": Multiplicative}
 
 
 class LabError(Exception):
@@ -38,6 +44,10 @@ class Config:
         epochs: passes over the training set; None takes the authors' (10 for logreg, 100 for mlp).
         seed: of the initial weights and of the order of the images.
         device: where torch computes, such as ``cpu`` or ``cuda``.
+        rule: of the -hd optimizers: ``additive`` or ``multiplicative``.
+        limit: train on the first so many images; None takes all.
+        iterations: stop after so many steps, with status "cap"; None for no cap.
+        threshold: stop when the loss of a minibatch reaches it, with status "reached", and do not validate; None for none.
 
     Raises:
         LabError: a value is out of its range.
@@ -54,6 +64,10 @@ class Config:
     epochs: int | None = None
     seed: int = 1
     device: str = "cpu"
+    rule: str = "additive"
+    limit: int | None = None
+    iterations: int | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         choose("model", self.model, MODEL_TITLES)
@@ -68,10 +82,11 @@ class Config:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise LabError(f"--{name.replace('_', '-')} must be a finite number >= 0, got {value}")
+        choose("rule", self.rule, RULES)
         if not 0 < self.momentum < 1:
             raise LabError(f"--momentum must lie between 0 and 1, got {self.momentum}")
-        for name, lowest in (("batch_size", 1), ("epochs", 1), ("seed", 0)):
-            if getattr(self, name) < lowest:
+        for name, lowest in (("batch_size", 1), ("epochs", 1), ("seed", 0), ("limit", 1), ("iterations", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < lowest:
                 raise LabError(f"--{name.replace('_', '-')} must be at least {lowest}, got {getattr(self, name)}")
         try:
             torch.empty(0, device=self.device)
@@ -83,6 +98,16 @@ class Config:
         """Whether the learning rate is adapted."""
         return self.optimizer in HYPERGRAD_LR
 
+    @property
+    def family(self) -> str:
+        """The optimizer whose direction the run steps along: sgd, sgdn or adam."""
+        return self.optimizer.removesuffix("-hd")
+
+    @property
+    def name(self) -> str:
+        """A name that no other configuration has: a hash of every option."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -92,7 +117,7 @@ class Config:
         if self.optimizer.startswith("sgdn"):
             options |= {"momentum": self.momentum, "nesterov": True}
         if self.adapts:
-            options["hypergrad_lr"] = self.hypergrad_lr
+            options["rule"] = RULES[self.rule](self.hypergrad_lr or 0.0)
         kinds = {"sgd": torch.optim.SGD, "sgdn": torch.optim.SGD, "adam": torch.optim.Adam}
         adapting = {"sgd-hd": SGDHD, "sgdn-hd": SGDHD, "adam-hd": AdamHD}
         kind: Any = (kinds | adapting)[self.optimizer]

@@ -4,9 +4,10 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended. ``status`` is "finished", or "diverged" where a minibatch loss was not finite; losses are of the last epoch."""
+    """How a run ended: "finished" its epochs, "reached" its threshold, met its "cap" of iterations, or "diverged", where a minibatch
+    loss or a gradient was not finite. Losses are of the last whole epoch."""
 
     model: str
     optimizer: str
@@ -71,7 +73,8 @@ def train(config: Config, data: Data, folder: Folder, *, resume: bool = False, w
     run = Run(config, data, folder, watch or (lambda *_: None))
     if resume:
         run.load()
-    with stop_signals() as stopped:
+    with stop_signals() as stopped, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*skipped a step")  # ends the run, with a status
         summary = run.go(stopped)
     folder.write_json("summary.json", summary.as_dict())
     return summary, run.history
@@ -81,7 +84,8 @@ class Run:
     """A model, its optimizer and how far they are: epochs finished, and batches of the one under way."""
 
     def __init__(self, config: Config, data: Data, folder: Folder, watch: Watch) -> None:
-        self.config, self.data, self.folder, self.watch = config, data, folder, watch
+        self.config, self.folder, self.watch = config, folder, watch
+        self.data = data = limited(data, config.limit)
         self.model = make_model(config.model, data.train_x.shape[1:], data.classes, config.seed).to(config.device)
         self.opt = config.make_optimizer(self.model.parameters())
         self.history = History()
@@ -102,18 +106,17 @@ class Run:
         epochs, size = self.config.epochs, self.config.batch_size
         assert epochs is not None
         batches = math.ceil(len(self.data.train_y) / size)
-        if self.iteration and not math.isfinite(self.history.iterations["loss"][-1]):
-            return self.summary("diverged")  # resumed after its end
+        total = min(epochs * batches, self.config.iterations or epochs * batches)
         begun = time.monotonic() - self.seconds
         while self.epoch < epochs:
             order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
             while self.batch < batches:
+                if status := self.ended():  # here, so that a run which is resumed after its end does not go on
+                    self.save()
+                    return self.summary(status)
                 loss = self.step(order[self.batch * size : (self.batch + 1) * size])
                 self.seconds = time.monotonic() - begun
-                self.watch(self.iteration, epochs * batches, loss, self.alpha)
-                if not math.isfinite(loss):
-                    self.save()
-                    return self.summary("diverged")
+                self.watch(self.iteration, total, loss, self.alpha)
                 if stopped.is_set():
                     self.save()
                     raise StoppedError(self.iteration)
@@ -122,7 +125,14 @@ class Run:
             self.end_epoch(batches)
             self.seconds = time.monotonic() - begun
             self.save()
-        return self.summary("finished")
+        return self.summary(self.ended() or "finished")
+
+    def ended(self) -> str | None:
+        """How the run has ended with the last iteration, None where it has not."""
+        losses = self.history.iterations["loss"]
+        if not losses:
+            return None
+        return ending(self.config, len(losses), losses[-1], getattr(self.opt, "skipped", 0) > 0)
 
     def step(self, indices: Tensor) -> float:
         """One minibatch; its loss before the step."""
@@ -141,7 +151,8 @@ class Run:
     def end_epoch(self, batches: int) -> None:
         """Validate, and add the epoch's row."""
         own = {name: self.history.iterations[name][-batches:] for name in ("loss", "alpha")}
-        loss, accuracy = evaluate(self.model, self.data.valid_x, self.data.valid_y)
+        validate = self.config.threshold is None
+        loss, accuracy = evaluate(self.model, self.data.valid_x, self.data.valid_y) if validate else (None, None)
         self.epoch, self.batch = self.epoch + 1, 0
         row = {
             "epoch": self.epoch,
@@ -167,19 +178,32 @@ class Run:
             self.epoch, self.batch, self.seconds = (checkpoint[name] for name in ("epoch", "batch", "seconds"))
 
     def summary(self, status: str) -> Summary:
-        last = {name: column[-1] if column else None for name, column in self.history.epochs.items()}
-        return Summary(
-            self.config.model,
-            self.config.optimizer,
-            status,
-            self.iteration,
-            self.epoch,
-            self.alpha,
-            last["train_loss"],
-            last["valid_loss"],
-            last["valid_accuracy"],
-            round(self.seconds, 3),
-        )
+        return summarise(self.config, self.history, status, self.alpha, self.seconds)
+
+
+def summarise(config: Config, history: History, status: str, alpha: float, seconds: float) -> Summary:
+    """A run's summary from its history."""
+    train_loss, valid_loss, accuracy = (
+        history.epochs[name][-1] if history.epochs[name] else None for name in ("train_loss", "valid_loss", "valid_accuracy")
+    )
+    counts = len(history.iterations["loss"]), len(history.epochs["epoch"])
+    return Summary(config.model, config.optimizer, status, *counts, alpha, train_loss, valid_loss, accuracy, round(seconds, 3))
+
+
+def ending(config: Config, iteration: int, loss: float, skipped: bool) -> str | None:
+    """The status that ``loss``, the minibatch loss of ``iteration``, ends a run with; None where it goes on."""
+    if not math.isfinite(loss) or skipped:
+        return "diverged"
+    if config.threshold is not None and loss <= config.threshold:
+        return "reached"
+    if config.iterations is not None and iteration >= config.iterations:
+        return "cap"
+    return None
+
+
+def limited(data: Data, limit: int | None) -> Data:
+    """The data with the first ``limit`` training images, all of them for None."""
+    return data if limit is None else replace(data, train_x=data.train_x[:limit], train_y=data.train_y[:limit])
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:

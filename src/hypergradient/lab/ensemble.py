@@ -1,0 +1,161 @@
+"""Many runs as one program: parameters stacked [R, ...], one learning rate a run, the same directions and rules as the single run.
+
+Runs may differ in lr, β, rule, momentum and weight decay, and in whether they adapt at all; they share model, seed, batches and the
+optimizer's family. All of them see one minibatch, so the first layer is one matrix product. A run that has ended leaves the stack.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, relu
+
+from hypergradient import directions
+from hypergradient.tensors import total
+
+from .config import RULES, Config
+from .models import make_model
+
+DIRECTIONS: dict[str, directions.Direction] = {
+    "sgd": directions.SGD(),
+    "sgdn": directions.SGD(),
+    "adam": directions.Adam(decoupled=False),
+}
+
+#: What runs of one ensemble must have in common.
+SHARED = ("data", "model", "family", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold")
+
+#: The models that can be stacked: layers of Linear and ReLU.
+MODELS = ("logreg", "mlp")
+
+
+class Ensemble:
+    """R runs. ``runs`` are their configurations, and shrink as runs leave."""
+
+    def __init__(self, configs: Sequence[Config], shape: Sequence[int], classes: int) -> None:
+        first = configs[0]
+        assert all(getattr(config, name) == getattr(first, name) for config in configs for name in SHARED)
+        self.runs = list(configs)
+        self.alphas = [config.lr for config in configs]
+        self.rules = [RULES[config.rule](config.hypergrad_lr or 0.0) for config in configs]
+        model = make_model(first.model, shape, classes, first.seed).to(first.device)
+        self.params = [p.detach().expand(len(configs), *p.shape).clone().requires_grad_() for p in model.parameters()]
+        self.layers = [layer for layer in model.children() if isinstance(layer, nn.Linear | nn.ReLU)]
+        self.states: list[dict[str, Any]] = [{} for _ in self.params]
+        self.direction = DIRECTIONS[first.family]
+        self.steps = 0
+        self._options()
+
+    def _options(self) -> None:
+        """A param group for each stacked tensor, with one number a run where runs differ."""
+
+        def stacked(name: str, p: Tensor) -> float | Tensor:
+            values = [float(getattr(config, name)) for config in self.runs]
+            if len(set(values)) == 1:
+                return values[0]
+            return torch.tensor(values, dtype=p.dtype, device=p.device).reshape(-1, *[1] * (p.dim() - 1))
+
+        nesterov = self.runs[0].family == "sgdn"
+        fixed = {"maximize": False, "momentum": 0.0, "dampening": 0.0, "nesterov": nesterov, "betas": (0.9, 0.999), "eps": 1e-8}
+        varied = ("weight_decay", "momentum") if nesterov else ("weight_decay",)
+        self.groups = [{**fixed, **{name: stacked(name, p) for name in varied}} for p in self.params]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Outputs [R, batch, classes] for images that all runs see."""
+        params = iter(self.params)
+        h = x.flatten(1)
+        for layer in self.layers:
+            if isinstance(layer, nn.ReLU):
+                h = relu(h)
+                continue
+            w, b = next(params), next(params)
+            if h.dim() == 2:  # one product for all runs
+                h = (h @ w.flatten(0, 1).T).reshape(len(h), len(w), -1).transpose(0, 1) + b[:, None]
+            else:
+                h = torch.baddbmm(b[:, None], h, w.transpose(1, 2))
+        return h
+
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy of each run, [R]."""
+        logits = self.logits(x)
+        runs, batch, classes = logits.shape
+        return cross_entropy(logits.reshape(-1, classes), y.repeat(runs), reduction="none").reshape(runs, batch).mean(1)
+
+    def step(self, x: Tensor, y: Tensor) -> tuple[list[float], list[float]]:
+        """One minibatch for every run: the losses before the step, and the hypergradients; ``alphas`` has moved."""
+        for p in self.params:
+            p.grad = None
+        losses = self.losses(x, y)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            h, *norms = self._hypergradients()
+            for i, (config, rule) in enumerate(zip(self.runs, self.rules, strict=True)):
+                if config.adapts:
+                    self.alphas[i] = rule(self.alphas[i], rule.beta, h[i], norms[0][i], norms[1][i])
+            self._update()
+        self.steps += 1
+        return losses.tolist(), h
+
+    def _hypergradients(self) -> tuple[list[float], list[float], list[float]]:
+        """h = −g · d of each run, and the norms of g and d where a rule reads them."""
+        runs = len(self.runs)
+        zeros = [0.0] * runs
+        if self.steps == 0 or not any(config.adapts for config in self.runs):
+            return zeros, zeros, zeros
+        reads = any(rule.reads_norms for rule in self.rules)
+        terms: list[list[Tensor]] = [[], [], []]
+        for p, state, group in zip(self.params, self.states, self.groups, strict=True):
+            g = self.direction.gradient(p, group).flatten(1)
+            d = self.direction.previous(p, state, group).flatten(1)
+            for term, pair in zip(terms, ((g, d), (g, g), (d, d)) if reads else ((g, d),), strict=False):
+                term.append(torch.linalg.vecdot(*pair))
+        gd, gg, dd = ([total(part) for part in zip(*map(Tensor.tolist, term), strict=True)] or zeros for term in terms)
+        return [-x for x in gd], [math.sqrt(x) for x in gg], [math.sqrt(x) for x in dd]
+
+    def _update(self) -> None:
+        for p, state, group in zip(self.params, self.states, self.groups, strict=True):
+            d = self.direction.advance(self.direction.gradient(p, group), p, state, group)
+            alpha = torch.tensor(self.alphas, dtype=p.dtype, device=p.device).reshape(-1, *[1] * (p.dim() - 1))
+            p.addcmul_(d, alpha, value=-1)
+
+    def keep(self, which: Sequence[int]) -> None:
+        """Let all runs but ``which`` leave."""
+        index = torch.tensor(which, dtype=torch.int64, device=self.params[0].device)
+        self.runs = [self.runs[i] for i in which]
+        self.alphas = [self.alphas[i] for i in which]
+        self.rules = [self.rules[i] for i in which]
+        self.params = [p.detach()[index].requires_grad_() for p in self.params]
+        for state in self.states:
+            state.update({key: value[index] for key, value in state.items() if isinstance(value, Tensor)})
+        if self.runs:
+            self._options()
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor, y: Tensor) -> tuple[list[float], list[float]]:
+        """Mean cross-entropy and accuracy of each run."""
+        loss, right = torch.zeros(len(self.runs), dtype=torch.float64), torch.zeros(len(self.runs), dtype=torch.float64)
+        for images, labels in zip(torch.split(x, 2_000), torch.split(y, 2_000), strict=True):
+            logits = self.logits(images)
+            each = cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none").reshape(len(logits), -1)
+            loss += each.double().sum(1).cpu()
+            right += (logits.argmax(2) == labels).double().sum(1).cpu()
+        return (loss / len(y)).tolist(), (right / len(y)).tolist()
+
+    def state(self) -> dict[str, Any]:
+        """Plain data and tensors, for torch.save."""
+        return {
+            "names": [config.name for config in self.runs],
+            "alphas": self.alphas,
+            "params": [p.detach() for p in self.params],
+            "states": self.states,
+            "steps": self.steps,
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Go on from ``state()`` of an ensemble of the same configurations, of which some may have left."""
+        names = [config.name for config in self.runs]
+        self.keep([names.index(name) for name in saved["names"]])
+        self.alphas, self.states, self.steps = saved["alphas"], saved["states"], saved["steps"]
+        self.params = [p.requires_grad_() for p in saved["params"]]

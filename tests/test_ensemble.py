@@ -1,0 +1,81 @@
+"""Runs in one program equal runs on their own."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hypergradient.lab.config import Config
+from hypergradient.lab.data import load
+from hypergradient.lab.ensemble import Ensemble
+from hypergradient.lab.store import Folder
+from hypergradient.lab.train import Run, evaluate, shuffled
+
+FAMILIES = {
+    "sgd": [
+        Config("digits", "logreg", "sgd", 0.1),
+        Config("digits", "logreg", "sgd-hd", 1e-3, 1e-3),
+        Config("digits", "logreg", "sgd-hd", 0.1, 1e-2, weight_decay=0.1),
+        Config("digits", "logreg", "sgd-hd", 0.01, 0.02, rule="multiplicative"),
+        Config("digits", "logreg", "sgd-hd", 0.0, 1e-3),
+    ],
+    "sgdn": [
+        Config("digits", "logreg", "sgdn", 0.01),
+        Config("digits", "logreg", "sgdn-hd", 1e-3, 1e-3, momentum=0.5),
+        Config("digits", "logreg", "sgdn-hd", 1e-3, 1e-4),
+        Config("digits", "logreg", "sgdn-hd", 0.01, 0.02, rule="multiplicative"),
+    ],
+    "adam": [
+        Config("digits", "logreg", "adam", 1e-2),
+        Config("digits", "logreg", "adam-hd", 1e-3, 1e-5),
+        Config("digits", "logreg", "adam-hd", 1e-3, 1e-6, weight_decay=0.01),
+        Config("digits", "logreg", "adam-hd", 1e-4, 0.02, rule="multiplicative"),
+    ],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("model", "dtype", "steps", "close"),
+    [
+        pytest.param("logreg", torch.float32, 100, 1e-5, id="logreg"),
+        pytest.param("mlp", torch.float64, 30, 1e-9, id="mlp"),  # in float32 a network amplifies the last bit
+    ],
+)
+def test_ensemble_equals_single_runs(tmp_path, family: str, model: str, dtype, steps: int, close: float) -> None:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        data = load("digits")
+        data = replace(data, train_x=data.train_x.to(dtype), valid_x=data.valid_x.to(dtype))
+        configs = [replace(config, model=model, epochs=10) for config in FAMILIES[family]]
+        together = Ensemble(configs, data.train_x.shape[1:], data.classes)
+        singles = [Run(config, data, Folder(tmp_path), lambda *_: None) for config in configs]
+    finally:
+        torch.set_default_dtype(default)
+    for t in range(steps):
+        epoch, batch = divmod(t, 12)
+        indices = shuffled(1437, 1, epoch)[batch * 128 : (batch + 1) * 128]
+        losses, h = together.step(data.train_x[indices], data.train_y[indices])
+        assert losses == pytest.approx([run.step(indices) for run in singles], rel=close)
+        assert together.alphas == pytest.approx([run.alpha for run in singles], rel=close)
+        expected = [run.opt.hypergradients[0] if run.config.adapts else mine for run, mine in zip(singles, h, strict=True)]
+        assert h == pytest.approx(expected, rel=100 * close, abs=close)
+    losses, accuracies = together.evaluate(data.valid_x, data.valid_y)
+    expected = [evaluate(run.model, data.valid_x, data.valid_y) for run in singles]
+    assert losses == pytest.approx([loss for loss, _ in expected], rel=close)
+    assert accuracies == pytest.approx([accuracy for _, accuracy in expected], abs=1e-9)
+
+
+def test_runs_that_leave_do_not_disturb_the_others() -> None:
+    data = load("digits")
+    whole, parts = (Ensemble(FAMILIES["adam"], data.train_x.shape[1:], data.classes) for _ in range(2))
+    for t in range(20):
+        if t == 10:
+            parts.keep([0, 2])
+        indices = shuffled(1437, 1, 0)[t % 11 * 128 :][:128]
+        losses = whole.step(data.train_x[indices], data.train_y[indices])[0]
+        some = parts.step(data.train_x[indices], data.train_y[indices])[0]
+    assert some == pytest.approx([losses[0], losses[2]], rel=1e-5)
+    assert parts.alphas == pytest.approx([whole.alphas[0], whole.alphas[2]], rel=1e-5)
+    assert [run.weight_decay for run in parts.runs] == [1e-4, 0.01]

@@ -1,0 +1,94 @@
+"""Sweeps: engines agree, finished runs stay finished, and a sweep that was killed ends as if it had not been."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from hypergradient.lab import sweep as room
+from hypergradient.lab.config import Config, LabError
+from hypergradient.lab.data import load
+from hypergradient.lab.sweep import folder_of, sweep
+
+BASE = Config("digits", "logreg", "sgd-hd", epochs=40, threshold=0.25)
+GRID = [replace(BASE, lr=lr, hypergrad_lr=beta) for lr in (1e-3, 1e-1, 1e20) for beta in (1e-4, 1e-2)]
+
+
+def histories(root: Path, configs: list[Config]) -> list[dict]:
+    return [pq.read_table(folder_of(root, c).path / f"{t}.parquet").to_pydict() for c in configs for t in ("iterations", "epochs")]
+
+
+def test_engines_agree(tmp_path: Path) -> None:
+    data = load("digits")
+    one = sweep(GRID, data, tmp_path / "one", engine="sequential")
+    other = sweep(GRID, data, tmp_path / "other", engine="batched")
+    assert [s.status for s in one] == [s.status for s in other]
+    assert {s.status for s in one} == {"reached", "diverged", "finished"}
+    assert [s.iterations for s in one] == pytest.approx([s.iterations for s in other], abs=1)
+    assert [s.alpha for s in one[:4]] == pytest.approx([s.alpha for s in other[:4]], rel=1e-3)
+
+
+def test_ends_at_the_cap_and_validates_without_threshold(tmp_path: Path) -> None:
+    configs = [replace(c, threshold=None, iterations=30, limit=500) for c in GRID[:4]]
+    summaries = sweep(configs, load("digits"), tmp_path, engine="batched")
+    assert [(s.status, s.iterations, s.epochs) for s in summaries] == [("cap", 30, 7)] * 4
+    assert all(0 < s.valid_loss < 3 for s in summaries if s.valid_loss)
+    alone = sweep(configs[:1], load("digits"), tmp_path / "alone")
+    assert alone[0].valid_loss == pytest.approx(summaries[0].valid_loss, rel=1e-4)
+
+
+def test_finished_runs_are_not_run_again(tmp_path: Path) -> None:
+    data = load("digits")
+    configs = [replace(c, threshold=None, iterations=20) for c in GRID[:4]]
+    sweep(configs[:2], data, tmp_path)
+    times = [(folder_of(tmp_path, c).path / "summary.json").stat().st_mtime_ns for c in configs[:2]]
+    sweep(configs, data, tmp_path)
+    assert [(folder_of(tmp_path, c).path / "summary.json").stat().st_mtime_ns for c in configs[:2]] == times
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+def run(root: Path) -> None:
+    room.CHECKPOINT_EVERY = 0.02
+    sweep(GRID, load("digits"), root, engine="batched")
+
+
+def test_killed_sweep_equals_never_killed(tmp_path: Path) -> None:
+    whole = sweep(GRID, load("digits"), tmp_path / "whole", engine="batched")
+    chance, context = random.Random(0), multiprocessing.get_context("fork")
+    for kill in range(5):
+        child = context.Process(target=run, args=(tmp_path / "killed",))
+        child.start()
+        child.join(chance.uniform(0.05, 0.15) * (1 + kill))
+        if child.exitcode is None:
+            os.kill(child.pid or 0, signal.SIGKILL)
+            child.join()
+    resumed = sweep(GRID, load("digits"), tmp_path / "killed", engine="batched")
+    assert histories(tmp_path / "killed", GRID) == histories(tmp_path / "whole", GRID)
+    assert [replace(s, seconds=0) for s in resumed] == [replace(s, seconds=0) for s in whole]
+    assert list((tmp_path / "killed" / "unfinished").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("configs", "engine", "message"),
+    [
+        pytest.param([], "auto", "the grid is empty", id="empty"),
+        pytest.param(GRID, "magic", "--engine must be one of auto, batched, sequential, got 'magic'", id="engine"),
+    ],
+)
+def test_refuses(tmp_path: Path, configs: list, engine: str, message: str) -> None:
+    with pytest.raises(LabError, match=message):
+        sweep(configs, load("digits"), tmp_path, engine=engine)
+
+
+def test_damaged_summary_is_named(tmp_path: Path) -> None:
+    configs = [replace(GRID[0], threshold=None, iterations=3)]
+    sweep(configs, load("digits"), tmp_path)
+    (folder_of(tmp_path, configs[0]).path / "summary.json").write_text(json.dumps({"status": "odd"}))
+    with pytest.raises(LabError, match=r"summary.json cannot be read .*remove its folder"):
+        sweep(configs, load("digits"), tmp_path)
