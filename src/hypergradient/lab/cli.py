@@ -19,6 +19,7 @@ from . import complain
 
 if TYPE_CHECKING:
     from .config import Config
+    from .sweep import Watch as SweepWatch
     from .train import Summary, Watch
 
 app = typer.Typer(
@@ -31,6 +32,9 @@ app = typer.Typer(
 #: Progress and notes go to stderr, results to stdout.
 notes = Console(stderr=True, highlight=False)
 
+DataName = Annotated[str, typer.Option("--data", help="digits, a folder of Parquet files, or a Hub id such as ylecun/mnist.")]
+ModelName = Annotated[str, typer.Option("--model", help="logreg, or mlp (a ReLU network with two hidden layers of 1000).")]
+Engine = Annotated[str, typer.Option(help="auto, batched (runs that differ only in numbers as one program) or sequential.")]
 Seed = Annotated[int, typer.Option(help="Seed of the initial weights and of the order of the images.")]
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, for machines, and nothing else on stdout.")]
@@ -73,10 +77,8 @@ def demo(
 
 @app.command()
 def train(
-    data: Annotated[
-        str, typer.Option(help="digits, a folder in the Hugging Face Parquet layout, or a Hub id such as ylecun/mnist.")
-    ] = "digits",
-    model: Annotated[str, typer.Option(help="logreg, or mlp (a ReLU network with two hidden layers of 1000).")] = "logreg",
+    data: DataName = "digits",
+    model: ModelName = "logreg",
     optimizer: Annotated[str, typer.Option(help="sgd, sgdn, adam, sgd-hd, sgdn-hd or adam-hd.")] = "sgd-hd",
     lr: Annotated[float, typer.Option(help="Initial learning rate α0.")] = 1e-3,
     hypergrad_lr: Annotated[
@@ -111,6 +113,56 @@ def train(
     with progress() as bar:
         summary, _ = train(config, loaded, folder, resume=resume, watch=follow(bar, config))
     tell([summary], [folder.path / name for name in ("summary.json", "iterations.parquet", "epochs.parquet", "config.json")], as_json)
+
+
+@app.command()
+def heatmap(
+    data: DataName = "ylecun/mnist",
+    model: ModelName = "logreg",
+    threshold: Annotated[float, typer.Option(help="The minibatch training loss to reach.")] = 0.29,
+    cap: Annotated[int, typer.Option(help="Iterations after which a run is given up.")] = 25_000,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 1; the figure shows their median.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    limit: Annotated[int | None, typer.Option(help="Train on the first so many images.", show_default="all")] = None,
+    device: Device = "cpu",
+    engine: Engine = "auto",
+    output: Annotated[Path, typer.Option(help="Folder of figure, table and runs; runs found there are not run again.")] = Path(
+        "runs/heatmap"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Iterations until a training loss is reached, over α0 × β in {1e-6 ... 1e-1}²: SGD, SGDN, Adam and their HD versions."""
+    from . import heatmap as room
+    from . import plots
+    from .config import Config, LabError
+    from .data import load
+    from .store import Folder, provenance
+    from .sweep import sweep
+
+    if seeds < 1:
+        raise LabError(f"--seeds must be at least 1, got {seeds}")
+    base = Config(data, model, "sgd", epochs=cap, batch_size=batch_size, device=device, limit=limit, iterations=cap, threshold=threshold)
+    configs = room.grid(base, seeds)
+    with notes.status(f"Loading {data}"):
+        loaded = load(data, device)
+    notes.print(f"{len(configs)} runs of {model} on {data} until the loss is {threshold:g}, into {output}", soft_wrap=True)
+    with progress() as bar:
+        summaries = sweep(configs, loaded, output, engine=engine, watch=count(bar, len(configs)))
+    folder = Folder(output)
+    table = room.rows(configs, summaries)
+    files = [room.write_csv(folder, table), *plots.save(room.figure(table, base), folder, "heatmap")]
+    folder.write_json("heatmap.json", {"base": base.as_dict(), "seeds": seeds, **provenance()})
+    reached = sum(row.iterations is not None for row in table)
+    if as_json:
+        print(json.dumps({"runs": len(table), "reached": reached, "files": [str(file) for file in files]}, indent=2))
+    else:
+        notes.print(f"{reached} of {len(table)} runs reached {threshold:g}. Results: " + "  ".join(map(str, files)), soft_wrap=True)
+
+
+def count(bar: Progress, runs: int) -> "SweepWatch":
+    """A line for a sweep: runs done, iterations a second, time left."""
+    task = bar.add_task("runs", total=runs, shown="")
+    return lambda done, rate: bar.update(task, completed=done, shown=f"{rate:,.0f} iterations/s" if rate else "")
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from .store import Folder, History
 #: Okabe and Ito's palette, which colour-blind readers tell apart.
 COLOURS = {"sgd": "#E69F00", "sgdn": "#CC3311", "adam": "#0072B2"}
 
+KINDS = ("png", "pdf", "svg")
+
 #: A row of the figure: label, column by epoch, column by iteration.
 ROWS = [
     ("Learning rate α", "alpha", "alpha"),
@@ -86,7 +88,7 @@ def inset(axis: Axes, runs: Sequence[tuple[Config, History]], column: str) -> No
 
 
 def save(figure: Figure, folder: Folder, name: str) -> list[Path]:
-    """Write the figure as PNG and PDF."""
-    for kind in ("png", "pdf"):
+    """Write the figure as PNG, PDF and SVG."""
+    for kind in KINDS:
         folder.write(f"{name}.{kind}", partial(figure.savefig, format=kind, dpi=160))
-    return [folder.path / f"{name}.png", folder.path / f"{name}.pdf"]
+    return [folder.path / f"{name}.{kind}" for kind in KINDS]
