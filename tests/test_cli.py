@@ -80,7 +80,7 @@ def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
     assert (tmp_path / "d/demo.pdf").read_bytes().startswith(b"%PDF")
     table = pq.read_table(tmp_path / "d/iterations.parquet").to_pandas()
     assert len(table) == 12 * 12
-    assert set(table.columns) == {"model", "optimizer", "iteration", "epoch", "loss", "alpha", "h"}
+    assert set(table.columns) > {"model", "optimizer", "lr", "hypergrad_lr", "iteration", "epoch", "loss", "alpha", "h"}
     about = json.loads((tmp_path / "d/demo.json").read_text())
     assert about["command"] == "hypergradient demo --output d --json"
     assert {"configurations", "versions", "machine"} < set(about)

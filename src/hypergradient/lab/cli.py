@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -126,21 +126,20 @@ def heatmap(
     limit: Annotated[int | None, typer.Option(help="Train on the first so many images.", show_default="all")] = None,
     device: Device = "cpu",
     engine: Engine = "auto",
-    output: Annotated[Path, typer.Option(help="Folder of figure, table and runs; runs found there are not run again.")] = Path(
-        "runs/heatmap"
-    ),
+    output: Annotated[Path, typer.Option(help="Folder of figure, table and runs.")] = Path("runs/heatmap"),
     as_json: Json = False,
 ) -> None:
     """Iterations until a training loss is reached, over α0 × β in {1e-6 ... 1e-1}²: SGD, SGDN, Adam and their HD versions."""
     from . import heatmap as room
     from . import plots
-    from .config import Config, LabError
+    from .config import Config
     from .data import load
     from .store import Folder, provenance
-    from .sweep import sweep
+    from .sweep import check_engine, sweep
 
-    if seeds < 1:
-        raise LabError(f"--seeds must be at least 1, got {seeds}")
+    check_engine(engine)
+    at_least_1("seeds", seeds)
+    at_least_1("cap", cap)
     base = Config(data, model, "sgd", epochs=cap, batch_size=batch_size, device=device, limit=limit, iterations=cap, threshold=threshold)
     configs = room.grid(base, seeds)
     with notes.status(f"Loading {data}"):
@@ -157,6 +156,80 @@ def heatmap(
         print(json.dumps({"runs": len(table), "reached": reached, "files": [str(file) for file in files]}, indent=2))
     else:
         notes.print(f"{reached} of {len(table)} runs reached {threshold:g}. Results: " + "  ".join(map(str, files)), soft_wrap=True)
+
+
+Limit = Annotated[int | None, typer.Option(help="Train on the first so many images.", show_default="all")]
+Seeds = Annotated[int, typer.Option(help="How many seeds, from 1.")]
+Models = Annotated[str, typer.Option("--model", help="logreg, mlp, or both: logreg,mlp.")]
+
+
+@app.command()
+def sensitivity(
+    data: DataName = "ylecun/mnist",
+    model: Models = "logreg,mlp",
+    hypergrad_lr: Annotated[float, typer.Option(help="β of the HD versions.")] = 1e-4,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
+    seeds: Seeds = 1,
+    limit: Limit = None,
+    device: Device = "cpu",
+    engine: Engine = "auto",
+    output: Annotated[Path, typer.Option(help="Folder of figure, tables and runs.")] = Path("runs/sensitivity"),
+    as_json: Json = False,
+) -> None:
+    """Curves from α0 in {1e-1 ... 1e-6}: SGD and Adam, their HD versions, additive and multiplicative."""
+    from . import curves
+    from .config import Config
+
+    base = Config(data, epochs=epochs, device=device, limit=limit)
+    configs = curves.sensitivity(base, model.split(","), hypergrad_lr, at_least_1("seeds", seeds))
+    looks = {"column": curves.model_and_family, "look": curves.by_initial_lr, "styles": curves.STYLES}
+    run_curves("sensitivity", configs, output, engine, as_json, looks)
+
+
+@app.command()
+def tuning(
+    data: DataName = "ylecun/mnist",
+    model: Models = "logreg,mlp",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="20 for logreg, 100 for mlp")] = None,
+    seeds: Seeds = 1,
+    limit: Limit = None,
+    device: Device = "cpu",
+    engine: Engine = "auto",
+    output: Annotated[Path, typer.Option(help="Folder of figure, tables and runs.")] = Path("runs/tuning"),
+    as_json: Json = False,
+) -> None:
+    """Curves from α0 = 1e-3: SGD, SGDN, Adam and their HD versions."""
+    from . import curves, plots
+    from .config import MODEL_TITLES, Config
+
+    configs = curves.tuning(Config(data, device=device, limit=limit), model.split(","), epochs, at_least_1("seeds", seeds))
+    looks = {"column": lambda config: MODEL_TITLES[config.model], "look": plots.by_optimizer}
+    run_curves("tuning", configs, output, engine, as_json, looks)
+
+
+def run_curves(name: str, configs: "list[Config]", output: Path, engine: str, as_json: bool, looks: dict[str, Any]) -> None:
+    """Run a sweep, write its figure, and tell how each run ended."""
+    from .curves import write
+    from .data import load
+    from .store import Folder
+    from .sweep import check_engine, folder_of, sweep
+
+    check_engine(engine)
+    with notes.status(f"Loading {configs[0].data}"):
+        loaded = load(configs[0].data, configs[0].device)
+    notes.print(f"{len(configs)} runs on {configs[0].data}, into {output}", soft_wrap=True)
+    with progress() as bar:
+        summaries = sweep(configs, loaded, output, engine=engine, watch=count(bar, len(configs)))
+    runs = [(config, folder_of(output, config).history()) for config in configs]
+    tell(summaries, write(Folder(output), name, runs, **looks), as_json)
+
+
+def at_least_1(name: str, value: int) -> int:
+    from .config import LabError
+
+    if value < 1:
+        raise LabError(f"--{name} must be at least 1, got {value}")
+    return value
 
 
 def count(bar: Progress, runs: int) -> "SweepWatch":

@@ -1,17 +1,15 @@
 """The paper's tuning example in small: six optimizers on two models, on digits that need no download."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from . import plots
-from .config import TITLES, Config
+from .config import MODEL_TITLES, TITLES, Config
+from .curves import write
 from .data import load
-from .store import EPOCHS, ITERATIONS, Folder, History, provenance
+from .plots import by_optimizer
+from .store import Folder
 from .train import Summary, Watch, train
 
 #: Enough for the learning rates to find their place, and a minute on two cores at most.
@@ -48,18 +46,4 @@ def demo(output: Path, configs: list[Config], watch: Callable[[Config], Watch], 
         summary, history = train(config, load(config.data, config.device), folder, watch=watch(config))
         runs.append((config, history))
         done(summary)
-    together = Folder(output)
-    figures = plots.save(plots.tuning(runs, title="digits"), together, "demo")
-    for name, schema in (("iterations", ITERATIONS), ("epochs", EPOCHS)):
-        table = pa.concat_tables([labelled(config, history, name, schema) for config, history in runs])
-        together.write(f"{name}.parquet", partial(pq.write_table, table))
-    together.write_json("demo.json", {"configurations": [config.as_dict() for config in configs], **provenance()})
-    return [*figures, output / "iterations.parquet", output / "epochs.parquet", output / "demo.json"]
-
-
-def labelled(config: Config, history: History, name: str, schema: dict[str, pa.DataType]) -> pa.Table:
-    """One of a run's tables, with the columns model and optimizer before its own."""
-    table = pa.table(getattr(history, name), schema=pa.schema(list(schema.items())))
-    for column in ("optimizer", "model"):
-        table = table.add_column(0, column, [[getattr(config, column)] * len(table)])
-    return table
+    return write(Folder(output), "demo", runs, column=lambda config: f"{MODEL_TITLES[config.model]} (digits)", look=by_optimizer)

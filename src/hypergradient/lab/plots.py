@@ -1,6 +1,7 @@
 """Figures in the manner of the paper: baselines dashed, hypergradient versions solid, one colour a family."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,18 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from .config import MODEL_TITLES, TITLES, Config
+from .config import TITLES, Config
 from .store import Folder, History
 
 #: Okabe and Ito's palette, which colour-blind readers tell apart.
 COLOURS = {"sgd": "#E69F00", "sgdn": "#CC3311", "adam": "#0072B2"}
 
 KINDS = ("png", "pdf", "svg")
+
+SOLID, DASHED, DOTTED = "-", (0, (3, 2)), (0, (1, 1.2))
 
 #: A row of the figure: label, column by epoch, column by iteration.
 ROWS = [
@@ -26,40 +30,65 @@ ROWS = [
 ]
 
 
-def tuning(runs: Sequence[tuple[Config, History]], *, title: str) -> Figure:
-    """The paper's figure 2: rows α, training loss and validation loss by epoch, a column a model, insets by iteration (log).
+@dataclass(frozen=True)
+class Look:
+    """How a run is drawn; ``label`` None keeps it out of the legend."""
+
+    colour: Any
+    style: Any
+    label: str | None
+
+
+def by_optimizer(config: Config) -> Look:
+    """One colour a family, baselines dashed."""
+    return Look(COLOURS[config.family], SOLID if config.adapts else DASHED, TITLES[config.optimizer])
+
+
+def curves(
+    runs: Sequence[tuple[Config, History]],
+    *,
+    column: Callable[[Config], str],
+    look: Callable[[Config], Look],
+    styles: Mapping[str, Any] | None = None,
+) -> Figure:
+    """The paper's figures of curves: rows α, training loss and validation loss by epoch, insets by iteration over a logarithmic axis.
 
     Args:
-        runs: configurations and histories, of one data set.
-        title: stands above the columns, beside the model's name.
+        runs: configurations and histories.
+        column: the title of the column that a run is drawn in.
+        look: how it is drawn there.
+        styles: line styles that the legend explains beside the runs' labels.
     """
-    models = list(dict.fromkeys(config.model for config, _ in runs))
-    figure = Figure(figsize=(5.2 * len(models), 10.5), layout="constrained")
-    axes = figure.subplots(len(ROWS), len(models), squeeze=False, sharex="col")
-    for column, model in enumerate(models):
-        own = [(config, history) for config, history in runs if config.model == model]
+    titles = list(dict.fromkeys(column(config) for config, _ in runs))
+    figure = Figure(figsize=(5.2 * len(titles), 10.5), layout="constrained")
+    axes = figure.subplots(len(ROWS), len(titles), squeeze=False, sharex="col")
+    for i, title in enumerate(titles):
+        own = [(look(config), history) for config, history in runs if column(config) == title]
         for row, (label, by_epoch, by_iteration) in enumerate(ROWS):
-            axis = axes[row, column]
+            axis = axes[row, i]
             draw(axis, own, "epochs", "epoch", by_epoch)
             axis.set_yscale("linear" if by_epoch == "alpha" else "log")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if column == 0:
+            if i == 0:
                 axis.set_ylabel(label)
             if by_iteration:
                 make_room(axis)
                 inset(axis, own, by_iteration)
-        axes[0, column].set_title(f"{MODEL_TITLES[model]} ({title})")
-        axes[-1, column].set_xlabel("Epoch")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(TITLES))
+        axes[0, i].set_title(title)
+        axes[-1, i].set_xlabel("Epoch")
+    handles: dict[str, Any] = {}
+    for axis in axes[0]:
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    handles |= {label: Line2D([], [], color="black", linestyle=style) for label, style in (styles or {}).items()}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
     return figure
 
 
-def draw(axis: Axes, runs: Sequence[tuple[Config, History]], table: str, x: str, y: str) -> None:
-    for config, history in runs:
+def draw(axis: Axes, runs: Sequence[tuple[Look, History]], table: str, x: str, y: str) -> None:
+    for look, history in runs:
         columns: dict[str, Any] = getattr(history, table)
-        family = config.optimizer.removesuffix("-hd")
-        style = "-" if config.adapts else (0, (3, 2))
-        axis.plot(columns[x], columns[y], color=COLOURS[family], linestyle=style, linewidth=1.4, label=TITLES[config.optimizer])
+        label = look.label or "_"
+        axis.plot(columns[x], columns[y], color=look.colour, linestyle=look.style, linewidth=1.4, label=label)
     axis.grid(alpha=0.3)
 
 
@@ -78,7 +107,7 @@ def make_room(axis: Axes) -> None:
         axis.yaxis.set_minor_locator(NullLocator())
 
 
-def inset(axis: Axes, runs: Sequence[tuple[Config, History]], column: str) -> None:
+def inset(axis: Axes, runs: Sequence[tuple[Look, History]], column: str) -> None:
     """The same quantity by iteration, over a logarithmic axis: the first steps are where the learning rate is found."""
     small = axis.inset_axes((0.47, 0.57, 0.51, 0.41))
     draw(small, runs, "iterations", "iteration", column)

@@ -97,11 +97,15 @@ class Folder:
             return None
         try:
             checkpoint = torch.load(file, map_location=device, weights_only=True)
-            iterations = pq.read_table(self.path / "iterations.parquet").slice(0, checkpoint["iteration"])
-            epochs = pq.read_table(self.path / "epochs.parquet").slice(0, checkpoint["epoch"])
+            history = self.history(checkpoint["iteration"], checkpoint["epoch"])
         except Exception as error:
             raise LabError(f"{self.path} cannot be resumed ({first_line(error)}): start anew with another --output") from None
-        return History(iterations.to_pydict(), epochs.to_pydict()), checkpoint
+        return history, checkpoint
+
+    def history(self, iterations: int | None = None, epochs: int | None = None) -> History:
+        """The history that was written, or its first so many iterations and epochs."""
+        tables = [pq.read_table(self.path / f"{name}.parquet") for name in ("iterations", "epochs")]
+        return History(*(table.slice(0, rows).to_pydict() for table, rows in zip(tables, (iterations, epochs), strict=True)))
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, lambda file: file.write_text(json.dumps(value, indent=2) + "\n"))

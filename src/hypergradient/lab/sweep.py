@@ -60,7 +60,7 @@ def sweep(configs: Sequence[Config], data: Data, root: Path, *, engine: str = "a
         LabError: no runs, an unknown engine, a model that cannot be stacked, or a root that cannot be written.
         StoppedError: Ctrl-C or SIGTERM; what was done is saved.
     """
-    choose("engine", engine, ENGINES)
+    check_engine(engine)
     if not configs:
         raise LabError("the grid is empty: give at least one value for each option")
     watch = watch or (lambda *_: None)
@@ -83,6 +83,11 @@ def sweep(configs: Sequence[Config], data: Data, root: Path, *, engine: str = "a
     summaries = [finished(root, config) for config in configs]
     assert all(summaries)
     return [summary for summary in summaries if summary]
+
+
+def check_engine(engine: str) -> None:
+    """Raise LabError where there is no such engine."""
+    choose("engine", engine, ENGINES)
 
 
 def chunks(configs: Iterable[Config]) -> list[list[Config]]:

@@ -1,0 +1,127 @@
+"""The poster's experiments as commands, in small: the grids, the tables and the figures they write."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from hypergradient.lab.config import Config
+from hypergradient.lab.curves import sensitivity, tuning
+from hypergradient.lab.heatmap import COLUMNS, Row, cells, figure, grid, write_csv
+from hypergradient.lab.store import Folder
+from test_cli import call
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_heatmap_grid() -> None:
+    configs = grid(Config(threshold=0.29, iterations=10), 2)
+    assert len(configs) == len(set(configs)) == 2 * 3 * (6 + 36)
+    assert {c.seed for c in configs} == {1, 2}
+    assert {c.hypergrad_lr for c in configs if not c.adapts} == {None}
+    hd = {(c.lr, c.hypergrad_lr) for c in configs if c.optimizer == "adam-hd"}
+    assert hd == {(10.0**i, 10.0**j) for i in range(-6, 0) for j in range(-6, 0)}
+
+
+def test_sensitivity_grid() -> None:
+    configs = sensitivity(Config(), ["logreg", "mlp"], 1e-4, 1)
+    assert len(configs) == len(set(configs)) == 2 * 2 * 3 * 6
+    assert {(c.optimizer, c.rule, c.hypergrad_lr) for c in configs} == {
+        (family + suffix, rule, beta)
+        for family in ("sgd", "adam")
+        for suffix, rule, beta in (("", "additive", None), ("-hd", "additive", 1e-4), ("-hd", "multiplicative", 1e-4))
+    }
+
+
+def test_tuning_grid() -> None:
+    found = {(c.model, c.optimizer): (c.lr, c.hypergrad_lr, c.epochs) for c in tuning(Config(), ["logreg", "mlp"], None, 1)}
+    assert len(found) == 12
+    assert found["logreg", "sgdn-hd"] == (1e-3, 1e-3, 20)
+    assert found["mlp", "adam-hd"] == (1e-3, 1e-8, 100)
+    assert found["mlp", "sgd"] == (1e-3, None, 100)
+
+
+TABLE = [
+    Row("sgd", 0.1, None, seed, iterations, "reached" if iterations else "cap") for seed, iterations in ((1, 10), (2, 30), (3, None))
+] + [Row("sgd-hd", 0.1, 1e-3, seed, None, "diverged" if seed == 1 else "cap") for seed in (1, 2, 3)]
+
+
+def test_cells_are_medians_over_seeds() -> None:
+    assert cells(TABLE, "sgd") == {(0.1, None): 30}
+    assert cells(TABLE, "sgd-hd") == {(0.1, 1e-3): math.inf}
+
+
+def test_heatmap_csv(tmp_path: Path) -> None:
+    with write_csv(Folder(tmp_path), TABLE).open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == list(COLUMNS) == ["method", "alpha_0", "beta", "seed", "iterations", "status"]
+    assert rows[1] == ["sgd", "0.1", "", "1", "10", "reached"]
+    assert rows[4] == ["sgd-hd", "0.1", "0.001", "1", "", "diverged"]
+
+
+def test_heatmap_command(monkeypatch, capfd, tmp_path: Path) -> None:
+    words = ["heatmap", "--data", "digits", "--cap", "40", "--threshold", "1.5", "--output", "h", "--json"]
+    assert call(monkeypatch, *words) == 0
+    first = capfd.readouterr().out
+    assert call(monkeypatch, *words) == 0  # nothing is run again
+    assert capfd.readouterr().out == first
+    found = json.loads(first)
+    assert found["runs"] == 126
+    assert (tmp_path / "h/heatmap.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "h/heatmap.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(row["iterations"] != "" for row in rows) == found["reached"]
+    by_beta = {row["iterations"] for row in rows if row["method"] == "sgdn-hd" and row["beta"] == "0.1" and float(row["alpha_0"]) < 1e-3}
+    assert len(by_beta) == 1
+    assert by_beta != {""}
+
+
+def test_heatmap_figure_outlines_where_hd_is_worse() -> None:
+    base = Config(threshold=0.29, iterations=100)
+    table = [
+        Row(c.optimizer, c.lr, c.hypergrad_lr, 1, 50 if c.hypergrad_lr == 0.1 and c.lr == 0.1 else 20, "reached") for c in grid(base, 1)
+    ]
+    panels = [axis for axis in figure(table, base).axes if axis.get_title()]
+    assert [len(axis.texts) for axis in panels] == [6, 6, 6, 36, 36, 36]
+    assert [len(axis.lines) for axis in panels] == [0, 0, 0, 4, 4, 4]  # one cell, four sides
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "runs"),
+    [
+        pytest.param("sensitivity --model logreg --epochs 2", "sensitivity", 36, id="sensitivity"),
+        pytest.param("tuning --model logreg --epochs 2 --seeds 2", "tuning", 12, id="tuning"),
+    ],
+)
+def test_curves_command(monkeypatch, capfd, tmp_path: Path, words: str, name: str, runs: int) -> None:
+    assert call(monkeypatch, *words.split(), "--data", "digits", "--output", "c", "--json") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert len(found["runs"]) == runs
+    table = pq.read_table(tmp_path / "c/epochs.parquet").to_pandas()
+    assert len(table) == 2 * runs
+    assert table.groupby(["optimizer", "rule", "lr", "seed"], dropna=False).size().eq(2).all()
+    assert (tmp_path / f"c/{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert b"<svg" in (tmp_path / f"c/{name}.svg").read_bytes()[:500]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param("tuning --model logreg,tree", "--model must be one of logreg, mlp, got 'tree'", id="model"),
+        pytest.param("sensitivity --seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
+        pytest.param("heatmap --engine magic", "--engine must be one of auto, batched, sequential, got 'magic'", id="engine"),
+        pytest.param("heatmap --cap 0", "--cap must be at least 1, got 0", id="cap"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capfd, tmp_path: Path, words: str, message: str) -> None:
+    assert call(monkeypatch, *words.split(), "--data", "digits") == 2
+    err = capfd.readouterr().err
+    assert err.splitlines() == [err.strip()]
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
