@@ -35,6 +35,7 @@ notes = Console(stderr=True, highlight=False)
 DataName = Annotated[str, typer.Option("--data", help="digits, a folder of Parquet files, or a Hub id such as ylecun/mnist.")]
 ModelName = Annotated[str, typer.Option("--model", help="logreg, or mlp (a ReLU network with two hidden layers of 1000).")]
 Engine = Annotated[str, typer.Option(help="auto, batched (runs that differ only in numbers as one program) or sequential.")]
+Limit = Annotated[int | None, typer.Option(help="Train on the first so many images.", show_default="all")]
 Seed = Annotated[int, typer.Option(help="Seed of the initial weights and of the order of the images.")]
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, for machines, and nothing else on stdout.")]
@@ -93,6 +94,9 @@ def train(
     seed: Seed = 1,
     device: Device = "cpu",
     output: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/DATA-MODEL-OPTIMIZER-seedN")] = None,
+    rule: Annotated[str, typer.Option(help="Of the -hd optimizers: additive or multiplicative.")] = "additive",
+    limit: Limit = None,
+    hidden: Annotated[int, typer.Option(help="Width of the network's two hidden layers.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,7 +106,9 @@ def train(
     from .store import Folder
     from .train import train
 
-    config = Config(data, model, optimizer, lr, hypergrad_lr, momentum, weight_decay, batch_size, epochs, seed, device)
+    config = Config(
+        data, model, optimizer, lr, hypergrad_lr, momentum, weight_decay, batch_size, epochs, seed, device, rule, limit, hidden=hidden
+    )
     folder = Folder(output or Path("runs") / f"{Path(data).name}-{model}-{optimizer}-seed{seed}")
     with notes.status(f"Loading {data}"):  # seen on a terminal only
         loaded = load(data, device)
@@ -123,7 +129,7 @@ def heatmap(
     cap: Annotated[int, typer.Option(help="Iterations after which a run is given up.")] = 25_000,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 1; the figure shows their median.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    limit: Annotated[int | None, typer.Option(help="Train on the first so many images.", show_default="all")] = None,
+    limit: Limit = None,
     device: Device = "cpu",
     engine: Engine = "auto",
     output: Annotated[Path, typer.Option(help="Folder of figure, table and runs.")] = Path("runs/heatmap"),
@@ -158,7 +164,6 @@ def heatmap(
         notes.print(f"{reached} of {len(table)} runs reached {threshold:g}. Results: " + "  ".join(map(str, files)), soft_wrap=True)
 
 
-Limit = Annotated[int | None, typer.Option(help="Train on the first so many images.", show_default="all")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, from 1.")]
 Models = Annotated[str, typer.Option("--model", help="logreg, mlp, or both: logreg,mlp.")]
 

@@ -48,6 +48,7 @@ class Config:
         limit: train on the first so many images; None takes all.
         iterations: stop after so many steps, with status "cap"; None for no cap.
         threshold: stop when the loss of a minibatch reaches it, with status "reached", and do not validate; None for none.
+        hidden: width of mlp's two hidden layers.
 
     Raises:
         LabError: a value is out of its range.
@@ -68,6 +69,7 @@ class Config:
     limit: int | None = None
     iterations: int | None = None
     threshold: float | None = None
+    hidden: int = 1000
 
     def __post_init__(self) -> None:
         choose("model", self.model, MODEL_TITLES)
@@ -85,7 +87,7 @@ class Config:
         choose("rule", self.rule, RULES)
         if not 0 < self.momentum < 1:
             raise LabError(f"--momentum must lie between 0 and 1, got {self.momentum}")
-        for name, lowest in (("batch_size", 1), ("epochs", 1), ("seed", 0), ("limit", 1), ("iterations", 1)):
+        for name, lowest in (("batch_size", 1), ("epochs", 1), ("seed", 0), ("limit", 1), ("iterations", 1), ("hidden", 1)):
             if getattr(self, name) is not None and getattr(self, name) < lowest:
                 raise LabError(f"--{name.replace('_', '-')} must be at least {lowest}, got {getattr(self, name)}")
         try:

@@ -25,7 +25,7 @@ DIRECTIONS: dict[str, directions.Direction] = {
 }
 
 #: What runs of one ensemble must have in common.
-SHARED = ("data", "model", "family", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold")
+SHARED = ("data", "model", "family", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden")
 
 #: The models that can be stacked: layers of Linear and ReLU.
 MODELS = ("logreg", "mlp")
@@ -40,7 +40,7 @@ class Ensemble:
         self.runs = list(configs)
         self.alphas = [config.lr for config in configs]
         self.rules = [RULES[config.rule](config.hypergrad_lr or 0.0) for config in configs]
-        model = make_model(first.model, shape, classes, first.seed).to(first.device)
+        model = make_model(first.model, shape, classes, first.seed, hidden=first.hidden).to(first.device)
         self.params = [p.detach().expand(len(configs), *p.shape).clone().requires_grad_() for p in model.parameters()]
         self.layers = [layer for layer in model.children() if isinstance(layer, nn.Linear | nn.ReLU)]
         self.states: list[dict[str, Any]] = [{} for _ in self.params]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-def make_model(name: str, shape: Sequence[int], classes: int, seed: int, *, hidden: int = 1000) -> nn.Module:
+def make_model(name: str, shape: Sequence[int], classes: int, seed: int, *, hidden: int) -> nn.Module:
     """A model with initial weights that depend on the seed alone.
 
     Args:

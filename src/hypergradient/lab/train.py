@@ -86,7 +86,7 @@ class Run:
     def __init__(self, config: Config, data: Data, folder: Folder, watch: Watch) -> None:
         self.config, self.folder, self.watch = config, folder, watch
         self.data = data = limited(data, config.limit)
-        self.model = make_model(config.model, data.train_x.shape[1:], data.classes, config.seed).to(config.device)
+        self.model = make_model(config.model, data.train_x.shape[1:], data.classes, config.seed, hidden=config.hidden).to(config.device)
         self.opt = config.make_optimizer(self.model.parameters())
         self.history = History()
         self.epoch = 0
