@@ -110,17 +110,63 @@ def test_curves_command(monkeypatch, capfd, tmp_path: Path, words: str, name: st
     assert b"<svg" in (tmp_path / f"c/{name}.svg").read_bytes()[:500]
 
 
+GRID = """
+data = "digits"
+optimizer = ["sgd", "sgd-hd", "adam-hd"]
+lr = [0.001, 1]
+hypergrad-lr = [1e-3, 1e-4]
+seed = [1, 2]
+epochs = 1
+"""
+
+
+def test_sweep_command(monkeypatch, capfd, tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(GRID)
+    assert call(monkeypatch, "sweep", "grid.toml", "--output", "s", "--json") == 0
+    found = json.loads(capfd.readouterr().out)
+    with (tmp_path / "s/sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    keys = [(row["optimizer"], float(row["lr"]), row["hypergrad_lr"], row["seed"]) for row in rows]
+    assert len(keys) == len(set(keys)) == len(found["runs"]) == 2 * 2 + 2 * 2 * 2 * 2
+    assert {key[2] for key in keys if key[0] == "sgd"} == {""}
+    assert all(row["status"] in ("finished", "diverged") for row in rows)
+    assert float(rows[0]["valid_loss"]) == found["runs"][0]["valid_loss"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("lr = ", "grid.toml cannot be read as TOML", id="not-toml"),
+        pytest.param("speed = [1]", "there is no option speed; options are data, model, optimizer", id="unknown-key"),
+        pytest.param("lr = []", "lr has no values, so the grid is empty", id="empty-axis"),
+        pytest.param('lr = ["big"]', "lr takes float values, got 'big'", id="wrong-type"),
+        pytest.param("epochs = [1.5]", "epochs takes int values, got 1.5", id="fraction"),
+        pytest.param("model = [true]", "model takes str values, got True", id="boolean"),
+        pytest.param("lr = [-1]", "--lr must be a finite number >= 0, got -1", id="range"),
+        pytest.param('data = ["digits", "x"]', "one grid takes one data set and one device", id="two-data-sets"),
+    ],
+)
+def test_bad_grid_is_one_line(monkeypatch, capfd, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "grid.toml").write_text(text)
+    assert call(monkeypatch, "sweep", "grid.toml") == 2
+    err = capfd.readouterr().err
+    assert err.splitlines() == [err.strip()]
+    assert message in err
+    assert [file.name for file in tmp_path.iterdir()] == ["grid.toml"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        pytest.param("tuning --model logreg,tree", "--model must be one of logreg, mlp, got 'tree'", id="model"),
-        pytest.param("sensitivity --seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
-        pytest.param("heatmap --engine magic", "--engine must be one of auto, batched, sequential, got 'magic'", id="engine"),
-        pytest.param("heatmap --cap 0", "--cap must be at least 1, got 0", id="cap"),
+        pytest.param("sweep nowhere.toml", "nowhere.toml cannot be read as TOML", id="no-grid"),
+        pytest.param("tuning --data digits --model logreg,tree", "--model must be one of logreg, mlp, got 'tree'", id="model"),
+        pytest.param("sensitivity --data digits --seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
+        pytest.param("heatmap --data digits --engine magic", "--engine must be one of auto, batched, sequential, got 'magic'", id="engine"),
+        pytest.param("heatmap --data digits --cap 0", "--cap must be at least 1, got 0", id="cap"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capfd, tmp_path: Path, words: str, message: str) -> None:
-    assert call(monkeypatch, *words.split(), "--data", "digits") == 2
+    assert call(monkeypatch, *words.split()) == 2
     err = capfd.readouterr().err
     assert err.splitlines() == [err.strip()]
     assert message in err

@@ -139,20 +139,13 @@ def heatmap(
     from . import heatmap as room
     from . import plots
     from .config import Config
-    from .data import load
     from .store import Folder, provenance
-    from .sweep import check_engine, sweep
 
-    check_engine(engine)
     at_least_1("seeds", seeds)
     at_least_1("cap", cap)
     base = Config(data, model, "sgd", epochs=cap, batch_size=batch_size, device=device, limit=limit, iterations=cap, threshold=threshold)
     configs = room.grid(base, seeds)
-    with notes.status(f"Loading {data}"):
-        loaded = load(data, device)
-    notes.print(f"{len(configs)} runs of {model} on {data} until the loss is {threshold:g}, into {output}", soft_wrap=True)
-    with progress() as bar:
-        summaries = sweep(configs, loaded, output, engine=engine, watch=count(bar, len(configs)))
+    summaries = run_sweep(configs, output, engine)
     folder = Folder(output)
     table = room.rows(configs, summaries)
     files = [room.write_csv(folder, table), *plots.save(room.figure(table, base), folder, "heatmap")]
@@ -212,19 +205,45 @@ def tuning(
     run_curves("tuning", configs, output, engine, as_json, looks)
 
 
-def run_curves(name: str, configs: "list[Config]", output: Path, engine: str, as_json: bool, looks: dict[str, Any]) -> None:
-    """Run a sweep, write its figure, and tell how each run ended."""
-    from .curves import write
+@app.command()
+def sweep(
+    grid: Annotated[Path, typer.Argument(help="A TOML file: each key an option of train, each value one or a list.", metavar="GRID.toml")],
+    engine: Engine = "auto",
+    output: Annotated[Path, typer.Option(help="Folder of table and runs.")] = Path("runs/sweep"),
+    as_json: Json = False,
+) -> None:
+    """Any grid over any option of train, with seeds as an axis."""
+    from .grid import read, write_csv
+    from .store import Folder, provenance
+
+    configs = read(grid)
+    summaries = run_sweep(configs, output, engine)
+    folder = Folder(output)
+    files = [write_csv(folder, configs, summaries), output / "sweep.json"]
+    folder.write_json("sweep.json", {"configurations": [config.as_dict() for config in configs], **provenance()})
+    tell(summaries, files, as_json)
+
+
+def run_sweep(configs: "list[Config]", output: Path, engine: str) -> "list[Summary]":
+    """Load the data and run what is missing, with a line of progress."""
     from .data import load
-    from .store import Folder
-    from .sweep import check_engine, folder_of, sweep
+    from .sweep import check_engine, sweep
 
     check_engine(engine)
     with notes.status(f"Loading {configs[0].data}"):
         loaded = load(configs[0].data, configs[0].device)
     notes.print(f"{len(configs)} runs on {configs[0].data}, into {output}", soft_wrap=True)
     with progress() as bar:
-        summaries = sweep(configs, loaded, output, engine=engine, watch=count(bar, len(configs)))
+        return sweep(configs, loaded, output, engine=engine, watch=count(bar, len(configs)))
+
+
+def run_curves(name: str, configs: "list[Config]", output: Path, engine: str, as_json: bool, looks: dict[str, Any]) -> None:
+    """Run a sweep, write its figure, and tell how each run ended."""
+    from .curves import write
+    from .store import Folder
+    from .sweep import folder_of
+
+    summaries = run_sweep(configs, output, engine)
     runs = [(config, folder_of(output, config).history()) for config in configs]
     tell(summaries, write(Folder(output), name, runs, **looks), as_json)
 

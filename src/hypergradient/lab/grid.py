@@ -1,0 +1,68 @@
+"""Any grid over any option, from a TOML file: each key an option, each value a number or text, or a list of them."""
+
+import csv
+import io
+import itertools
+import tomllib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .config import HYPERGRAD_LR, Config, LabError, first_line
+from .store import Folder
+from .train import Summary
+
+OPTIONS = {field.name: field for field in fields(Config)}
+
+
+def read(file: Path) -> list[Config]:
+    """The runs of a grid, in the order of its product. hypergrad_lr and rule are left out of baselines, which run once.
+
+    Raises:
+        LabError: the file is missing or no TOML, a key is no option, a list is empty, a value has the wrong type or range, or the runs
+            name more than one data set.
+    """
+    try:
+        table = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LabError(f"{file} cannot be read as TOML ({first_line(error)})") from None
+    axes = {name.replace("-", "_"): value if isinstance(value, list) else [value] for name, value in table.items()}
+    for name, values in axes.items():
+        if name not in OPTIONS:
+            raise LabError(f"{file}: there is no option {name}; options are {', '.join(OPTIONS)}")
+        if not values:
+            raise LabError(f"{file}: {name} has no values, so the grid is empty")
+        for value in values:
+            check_type(file, name, value)
+    configs = [config_of(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
+    data = dict.fromkeys((config.data, config.device) for config in configs)
+    if len(data) > 1:
+        raise LabError(f"{file}: one grid takes one data set and one device, got {', '.join(' on '.join(pair) for pair in data)}")
+    return list(dict.fromkeys(configs))
+
+
+def check_type(file: Path, name: str, value: Any) -> None:
+    """Raise LabError where a value is not of the option's type; whole numbers serve as numbers."""
+    allowed = str(OPTIONS[name].type)
+    kinds = {"str": (str,), "int": (int,), "float": (int, float)}
+    accepted = next(kind for word, kind in kinds.items() if word in allowed)
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise LabError(f"{file}: {name} takes {accepted[-1].__name__} values, got {value!r}")
+
+
+def config_of(options: dict[str, Any]) -> Config:
+    if options.get("optimizer", Config.optimizer) not in HYPERGRAD_LR:
+        options = {name: value for name, value in options.items() if name not in ("hypergrad_lr", "rule")}
+    return Config(**options)
+
+
+def write_csv(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> Path:
+    """sweep.csv: one row a run, its options and how it ended."""
+    text = io.StringIO()
+    rows = [config.as_dict() | summary.as_dict() | {"epochs": config.epochs} for config, summary in zip(configs, summaries, strict=True)]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    folder.write("sweep.csv", lambda file: file.write_text(text.getvalue()))
+    return folder.path / "sweep.csv"
