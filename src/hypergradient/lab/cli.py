@@ -73,7 +73,7 @@ def demo(
         except StoppedError:
             notes.print(f"hypergradient: stopped; the {len(summaries)} runs that had finished lie in {output}", soft_wrap=True)
             raise typer.Exit(130) from None
-    tell(summaries, files, as_json)
+    tell(configs, summaries, files, as_json)
 
 
 @app.command()
@@ -118,7 +118,12 @@ def train(
     )
     with progress() as bar:
         summary, _ = train(config, loaded, folder, resume=resume, watch=follow(bar, config))
-    tell([summary], [folder.path / name for name in ("summary.json", "iterations.parquet", "epochs.parquet", "config.json")], as_json)
+    tell(
+        [config],
+        [summary],
+        [folder.path / name for name in ("summary.json", "iterations.parquet", "epochs.parquet", "config.json")],
+        as_json,
+    )
 
 
 @app.command()
@@ -221,7 +226,7 @@ def sweep(
     folder = Folder(output)
     files = [write_csv(folder, configs, summaries), output / "sweep.json"]
     folder.write_json("sweep.json", {"configurations": [config.as_dict() for config in configs], **provenance()})
-    tell(summaries, files, as_json)
+    tell(configs, summaries, files, as_json)
 
 
 def run_sweep(configs: "list[Config]", output: Path, engine: str) -> "list[Summary]":
@@ -245,7 +250,7 @@ def run_curves(name: str, configs: "list[Config]", output: Path, engine: str, as
 
     summaries = run_sweep(configs, output, engine)
     runs = [(config, folder_of(output, config).history()) for config in configs]
-    tell(summaries, write(Folder(output), name, runs, **looks), as_json)
+    tell(configs, summaries, write(Folder(output), name, runs, **looks), as_json)
 
 
 def at_least_1(name: str, value: int) -> int:
@@ -289,23 +294,35 @@ def follow(bar: Progress, config: "Config") -> "Watch":
     return watch
 
 
-def tell(summaries: "list[Summary]", files: list[Path], as_json: bool) -> None:
-    """The closing words: JSON, or a table and where the results lie."""
+def tell(configs: "list[Config]", summaries: "list[Summary]", files: list[Path], as_json: bool) -> None:
+    """The closing words: JSON, or a table and where the results lie. The table names the options that the runs differ in."""
     if as_json:
-        rows = [summary.as_dict() for summary in summaries]
+        rows = [config.as_dict() | summary.as_dict() for config, summary in zip(configs, summaries, strict=True)]
         print(json.dumps({"runs": rows, "files": [str(file) for file in files]}, indent=2))
         return
-    table = Table("model", "optimizer", box=box.SIMPLE_HEAD)
+    alike: dict[str, list[Config]] = {}
+    for config in configs:
+        alike.setdefault(f"{config.model} {label(config)}", []).append(config)
+    named = {"lr": "α0", "hypergrad_lr": "β", "seed": "seed"}
+    varied = [name for name in named if any(len({getattr(c, name) for c in group}) > 1 for group in alike.values())]
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("model", "optimizer", *(named[name] for name in varied)):
+        table.add_column(name, no_wrap=True)
     for name in ("final α", "train loss", "valid loss", "accuracy", "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    for s in summaries:
+    for config, s in zip(configs, summaries, strict=True):
+        options = [number(getattr(config, name), "g") for name in varied]
         numbers = [number(s.alpha, ".3g"), number(s.train_loss, ".4f"), number(s.valid_loss, ".4f"), number(s.valid_accuracy, ".2%")]
-        table.add_row(s.model, s.optimizer, *numbers, f"{s.seconds:.1f} s")
-    Console().print(table)
+        table.add_row(s.model, label(config), *options, *numbers, f"{s.seconds:.1f} s")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     for s in summaries:
         if s.status == "diverged":
             notes.print(f"{s.model} {s.optimizer} diverged: the loss of iteration {s.iterations} is not finite, and the run ended there")
     notes.print("Results: " + "  ".join(str(file) for file in files), soft_wrap=True)
+
+
+def label(config: "Config") -> str:
+    return f"{config.optimizer} mult." if config.adapts and config.rule == "multiplicative" else config.optimizer
 
 
 def number(value: float | None, form: str) -> str:
