@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .config import LabError, first_line
 
+Split = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Data:
@@ -28,6 +30,10 @@ class Data:
     valid_x: Tensor
     valid_y: Tensor
     classes: int
+
+    def batch(self, indices: Tensor) -> Split:
+        """Training images and labels at ``indices`` (index_select takes half the time of brackets)."""
+        return self.train_x.index_select(0, indices), self.train_y.index_select(0, indices)
 
 
 def load(name: str, device: str = "cpu") -> Data:
@@ -48,9 +54,6 @@ def load(name: str, device: str = "cpu") -> Data:
     x_y = [((x - mean) / std, y) for x, y in (train, valid)]
     (train_x, train_y), (valid_x, valid_y) = [(x.to(device), y.to(device)) for x, y in x_y]
     return Data(train_x, train_y, valid_x, valid_y, classes)
-
-
-Split = tuple[Tensor, Tensor]
 
 
 def digits() -> tuple[Split, Split, int]:

@@ -153,7 +153,7 @@ class Chunk:
         self.watch(self.ended, 0.0)
 
     def _step(self, indices: torch.Tensor) -> None:
-        losses, h = self.ensemble.step(self.data.train_x[indices], self.data.train_y[indices])
+        losses, h = self.ensemble.step(*self.data.batch(indices))
         self.batch += 1
         leaving: dict[int, str] = {}
         for i, config in enumerate(self.ensemble.runs):

@@ -137,7 +137,8 @@ class Run:
     def step(self, indices: Tensor) -> float:
         """One minibatch; its loss before the step."""
         self.opt.zero_grad()
-        loss = cross_entropy(self.model(self.data.train_x[indices]), self.data.train_y[indices])
+        x, y = self.data.batch(indices)
+        loss = cross_entropy(self.model(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         self.opt.step()
         self.batch += 1
