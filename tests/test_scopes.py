@@ -227,6 +227,33 @@ def test_global_scope_keeps_ratios_through_a_bound_at_0(kind) -> None:
     assert seen[5] == pytest.approx([0.07 / 4, 0.07], rel=1e-6)
 
 
+def two_vectors(scope: Any, **options: Any) -> tuple[list[nn.Parameter], Any]:
+    params = [nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2)]
+    return params, SGDHD([{"params": [p], "lr": lr} for p, lr in zip(params, (0.01, 0.04), strict=True)], scope=scope, **options)
+
+
+def test_global_scope_cosine_is_that_of_the_step() -> None:
+    """A gradient along the step that was made, which has the ratios in it, has the cosine 1."""
+    params, opt = two_vectors("global", rule=Multiplicative(0.5))
+    for row in [(1.0, 1.0), (0.25, 1.0)]:
+        for p, g in zip(params, row, strict=True):
+            p.grad = torch.full_like(p, g)
+        opt.step()
+    assert lrs(opt) == pytest.approx([0.015, 0.06], rel=1e-12)
+
+
+@pytest.mark.xfail(reason="bug: lr_ratio is the learning rate itself until the first step under scope=global")
+def test_global_scope_goes_on_from_a_checkpoint_of_group_scope() -> None:
+    params, opt = two_vectors("group", hypergrad_lr=0)
+    others, twin = two_vectors("global", hypergrad_lr=1e-3)
+    for p in (*params, *others):
+        p.grad = torch.ones_like(p)
+    opt.step()
+    twin.load_state_dict(opt.state_dict())
+    twin.step()
+    assert twin.hypergradients == pytest.approx([-(2 * 0.25 + 2)], rel=1e-12)
+
+
 @pytest.mark.parametrize("option", [{"hypergrad_lr": 1e-5}, {"lr_bounds": (0, 1)}], ids=["hypergrad_lr", "lr_bounds"])
 def test_global_scope_has_one_adaptation(option: dict) -> None:
     problem = Problem()

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from .config import TITLES, Config
 from .store import Folder, History
@@ -71,6 +71,7 @@ def curves(
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if i == 0:
                 axis.set_ylabel(label)
+            fix_ticks(axis)
             if by_iteration:
                 make_room(axis)
                 inset(axis, own, by_iteration)
@@ -80,7 +81,7 @@ def curves(
     for axis in axes[0]:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     handles |= {label: Line2D([], [], color="black", linestyle=style) for label, style in (styles or {}).items()}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3 * len(titles))
     return figure
 
 
@@ -92,6 +93,21 @@ def draw(axis: Axes, runs: Sequence[tuple[Look, History]], table: str, x: str, y
     axis.grid(alpha=0.3)
 
 
+def fix_ticks(axis: Axes) -> None:
+    """Ticks for what the axis shows now, in plain numbers, and none beside the room that may be made above it."""
+    low, high = axis.get_ylim()
+
+    def inside(ticks: Any) -> list[float]:
+        return [float(tick) for tick in ticks if low <= tick <= high]
+
+    shown = inside(axis.get_yticks())
+    if axis.get_yscale() == "log":
+        fine = inside(LogLocator(subs=(1, 2, 3, 5)).tick_values(low, high))
+        shown = fine if len(fine) < 8 else inside(LogLocator().tick_values(low, high))
+    axis.set_yticks(shown, [f"{tick:.6g}" for tick in shown])
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
 def make_room(axis: Axes) -> None:
     """Raise the upper end of the y axis until no curve runs behind the inset, which takes the upper right quarter."""
     to, back = (np.log10, lambda y: 10**y) if axis.get_yscale() == "log" else (np.asarray, float)
@@ -101,10 +117,7 @@ def make_room(axis: Axes) -> None:
     behind = np.concatenate([curve[curve[:, 0] > left + 0.38 * (right - left), 1] for curve in curves])
     behind = to(behind[np.isfinite(behind)])
     if len(behind):
-        ticks = [tick for tick in axis.get_yticks() if back(low) <= tick <= back(high)]
         axis.set_ylim(top=back(max(high, low + (behind.max() - low) / 0.46)))
-        axis.set_yticks(ticks)  # none beside the room that was made
-        axis.yaxis.set_minor_locator(NullLocator())
 
 
 def inset(axis: Axes, runs: Sequence[tuple[Look, History]], column: str) -> None:
