@@ -59,8 +59,8 @@ def test_multiplicative_does_not_see_the_scale(alpha: float, beta: float, cosine
     assert rule(alpha, beta, cosine * scale, scale, 1.0) == pytest.approx(rule(alpha, beta, cosine, 1.0, 1.0), rel=1e-9)
 
 
-@given(alpha=ALPHA, beta=BETA, norm=st.sampled_from([(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)]))
-def test_multiplicative_without_gradient_or_direction_keeps(alpha: float, beta: float, norm: tuple) -> None:
+@given(alpha=ALPHA, beta=BETA, norm=st.sampled_from([(0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (math.inf, 0.0), (math.inf, 1.0)]))
+def test_multiplicative_without_a_cosine_keeps(alpha: float, beta: float, norm: tuple) -> None:
     assert Multiplicative(beta)(alpha, beta, 0.0, *norm) == alpha
 
 

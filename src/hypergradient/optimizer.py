@@ -181,7 +181,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
     def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[float, float, float]:
         """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moved by −r α d."""
         own = [(r, products[p]) for p, r in members.last.items() if p in products]
-        h = -total(r * x.gd for r, x in own)
+        h = 0.0 - total(r * x.gd for r, x in own)  # 0, not −0, at the first step
         return h, math.sqrt(total(x.gg for _, x in own)), math.sqrt(total(r**2 * x.dd for r, x in own))
 
     def _adapted(self, members: Members, h: float, g_norm: float, d_norm: float) -> float:

@@ -1,5 +1,6 @@
 """Rules: how a learning rate follows its hypergradient. (α_{t-1}, β, h_t, ‖g_t‖, ‖∇αu_{t-1}‖) → α_t, in Python floats."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
@@ -98,7 +99,7 @@ class Multiplicative(Rule):
 
     def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
         norms = g_norm * d_norm
-        if norms == 0:  # without a gradient or a last direction h is 0, and so is its cosine
+        if not 0 < norms < math.inf:  # no gradient, no last direction, or norms beyond the numbers: no cosine
             return alpha
         cosine = min(1.0, max(-1.0, h / norms))  # beyond 1 by rounding alone
         return alpha * (1 - beta * cosine)
