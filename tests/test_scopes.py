@@ -242,7 +242,6 @@ def test_global_scope_cosine_is_that_of_the_step() -> None:
     assert lrs(opt) == pytest.approx([0.015, 0.06], rel=1e-12)
 
 
-@pytest.mark.xfail(reason="bug: lr_ratio is the learning rate itself until the first step under scope=global")
 def test_global_scope_goes_on_from_a_checkpoint_of_group_scope() -> None:
     params, opt = two_vectors("group", hypergrad_lr=0)
     others, twin = two_vectors("global", hypergrad_lr=1e-3)

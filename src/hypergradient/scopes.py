@@ -77,7 +77,8 @@ class Global(Scope):
         ratios = ratios_of(groups)
         alpha = max((float(group["lr"]) for group in groups), key=abs)
         now = {p: ratio for group, ratio in zip(groups, ratios, strict=True) for p in group["params"]}
-        last = {p: group["lr_ratio"] for group in groups for p in group["params"]}
+        before = over_largest([group["lr_ratio"] for group in groups])
+        last = {p: ratio for group, ratio in zip(groups, before, strict=True) for p in group["params"]}
         return [Members(alpha, groups[0]["hypergrad_lr"], self._bounds(groups[0]["lr_bounds"], ratios), now, last)]
 
     def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
@@ -127,8 +128,13 @@ def ratios_of(groups: Sequence[Group]) -> list[float]:
     lrs = [float(group["lr"]) for group in groups]
     if not any(lrs):
         lrs = [group["lr_ratio"] for group in groups]
-    largest = max(lrs, key=abs)
-    return [lr / largest for lr in lrs] if largest != 0 else [1.0] * len(lrs)
+    return over_largest(lrs)
+
+
+def over_largest(values: Sequence[float]) -> list[float]:
+    """Each value over the one of largest magnitude; 1 where all are 0."""
+    largest = max(values, key=abs)
+    return [value / largest for value in values] if largest != 0 else [1.0] * len(values)
 
 
 def as_stored(group: Group, alpha: float) -> float:
