@@ -324,6 +324,17 @@ def test_torch_goes_on_from_our_checkpoint(case: Case) -> None:
     assert theirs.train(base, 10, start=10) == pytest.approx(ours.train(opt, 10, start=10), rel=1e-12)
 
 
+def test_warm_start_from_a_buffer_of_none() -> None:
+    """Older checkpoints of torch.optim.SGD hold None for a buffer not yet used."""
+    ours, theirs = Problem(), Problem()
+    opt = SGDHD(ours.parameters(), 0.02, 0.9, 0.5, hypergrad_lr=0)
+    checkpoint = opt.state_dict()
+    checkpoint["state"] = {i: {"momentum_buffer": None} for i in range(6)}
+    opt.load_state_dict(checkpoint)
+    expected = theirs.train(torch.optim.SGD(theirs.parameters(), 0.02, 0.9, 0.5), 5)
+    assert ours.train(opt, 5) == pytest.approx(expected, rel=1e-12)
+
+
 def test_lr_tensor_shared_in_a_checkpoint_of_torch_is_not_shared_here() -> None:
     problem = Problem()
     opt = SGDHD(problem.groups(), lr=torch.tensor(0.1), hypergrad_lr=1e-2)
@@ -536,6 +547,18 @@ def test_complex_parameters_are_pairs_of_real_ones(ours, options: dict, run: dic
         torch.testing.assert_close((torch.view_as_real(z), a), (xy, b), rtol=0, atol=1e-12, check_stride=False)
         assert opt.hypergradients == pytest.approx(twin.hypergradients, rel=1e-10)
     assert lrs(opt) != [0.01]
+
+
+def test_lazily_conjugated_gradient_is_read_as_its_value() -> None:
+    lazy, plain = (nn.Parameter(torch.ones(2, dtype=torch.complex128)) for _ in range(2))
+    opt, twin = SGDHD([lazy], lr=0.1, hypergrad_lr=1e-3), SGDHD([plain], lr=0.1, hypergrad_lr=1e-3)
+    for g in (1 + 2j, 3 - 1j):
+        lazy.grad = torch.full((2,), g).to(lazy.dtype).conj()
+        plain.grad = lazy.grad.resolve_conj()
+        opt.step()
+        twin.step()
+    assert lazy.tolist() == plain.tolist()
+    assert opt.hypergradients == twin.hypergradients
 
 
 def test_conjugated_parameter_is_refused() -> None:

@@ -253,6 +253,18 @@ def test_global_scope_goes_on_from_a_checkpoint_of_group_scope() -> None:
     assert twin.hypergradients == pytest.approx([-(2 * 0.25 + 2)], rel=1e-12)
 
 
+@pytest.mark.parametrize("lr", [0.5, 5.0])
+def test_global_scope_group_added_later_does_not_change_the_step_that_was_made(lr: float) -> None:
+    params, opt = two_vectors("global", hypergrad_lr=0)
+    late = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    for p in (*params, late):
+        p.grad = torch.ones_like(p)
+    opt.step()
+    opt.add_param_group({"params": [late], "lr": lr})
+    opt.step()
+    assert opt.hypergradients == pytest.approx([-(2 * 0.25 + 2)], rel=1e-12)
+
+
 @pytest.mark.parametrize("option", [{"hypergrad_lr": 1e-5}, {"lr_bounds": (0, 1)}], ids=["hypergrad_lr", "lr_bounds"])
 def test_global_scope_has_one_adaptation(option: dict) -> None:
     problem = Problem()

@@ -77,7 +77,7 @@ class Global(Scope):
         ratios = ratios_of(groups)
         alpha = max((float(group["lr"]) for group in groups), key=abs)
         now = {p: ratio for group, ratio in zip(groups, ratios, strict=True) for p in group["params"]}
-        before = over_largest([group["lr_ratio"] for group in groups])
+        before = over_largest([group["lr_ratio"] if "last" in group else 0.0 for group in groups])
         last = {p: ratio for group, ratio in zip(groups, before, strict=True) for p in group["params"]}
         return [Members(alpha, groups[0]["hypergrad_lr"], self._bounds(groups[0]["lr_bounds"], ratios), now, last)]
 
