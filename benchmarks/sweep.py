@@ -82,7 +82,7 @@ def together(data: Data, model: str, hidden: int, steps: int, repeats: int) -> l
     """Time of 36 runs one after the other over that of one ensemble of them."""
     configs = cells(model, hidden)
     ensemble = Ensemble(configs, data.train_x.shape[1:], data.classes)
-    singles = [Run(config, data, Folder(Path(mkdtemp())), lambda *_: None) for config in configs]
+    singles = [Run(config, data) for config in configs]
     order = shuffled(len(data.train_y), 1, 0)
     batches = [order[i * 128 : (i + 1) * 128] for i in range(steps)]
 

@@ -31,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param("train --data nowhere", "--data nowhere: there is no such folder", id="missing-folder"),
         pytest.param("train --data /no/such/folder", "--data /no/such/folder: there is no such folder", id="missing-path"),
-        pytest.param("train --model tree", "--model must be one of logreg, mlp, got 'tree'", id="model"),
+        pytest.param("train --model tree", "--model must be one of logreg, mlp, cnn, vgg16, package.module:factory, got 'tree'", id="model"),
         pytest.param("train --optimizer adagrad", "--optimizer must be one of sgd, sgd-hd, sgdn", id="optimizer"),
         pytest.param("train --optimizer sgd --hypergrad-lr 0.1", "--hypergrad-lr has no meaning for sgd", id="beta-of-a-baseline"),
         pytest.param("train --lr -1", "--lr must be a finite number >= 0, got -1.0", id="negative-lr"),
@@ -78,10 +78,10 @@ def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
     assert [(run["model"], run["optimizer"]) for run in found["runs"]] == [(model, name) for model in ("logreg", "mlp") for name in TITLES]
     assert (tmp_path / "d/demo.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "d/demo.pdf").read_bytes().startswith(b"%PDF")
-    table = pq.read_table(tmp_path / "d/iterations.parquet").to_pandas()
+    table = pq.read_table(tmp_path / "d/history.parquet").to_pandas()
     assert len(table) == 12 * 12
     assert set(table.columns) > {"model", "optimizer", "lr", "hypergrad_lr", "iteration", "epoch", "loss", "alpha", "h"}
-    about = json.loads((tmp_path / "d/demo.json").read_text())
+    about = json.loads((tmp_path / "d/experiment.json").read_text())
     assert about["command"] == "hypergradient demo --output d --json"
     assert {"configurations", "versions", "machine"} < set(about)
 

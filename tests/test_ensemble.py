@@ -8,7 +8,6 @@ import torch
 from hypergradient.lab.config import Config
 from hypergradient.lab.data import load
 from hypergradient.lab.ensemble import Ensemble
-from hypergradient.lab.store import Folder
 from hypergradient.lab.train import Run, evaluate, shuffled
 
 FAMILIES = {
@@ -50,7 +49,7 @@ def test_ensemble_equals_single_runs(tmp_path, family: str, model: str, dtype, s
         data = replace(data, train_x=data.train_x.to(dtype), valid_x=data.valid_x.to(dtype))
         configs = [replace(config, model=model, epochs=10) for config in FAMILIES[family]]
         together = Ensemble(configs, data.train_x.shape[1:], data.classes)
-        singles = [Run(config, data, Folder(tmp_path), lambda *_: None) for config in configs]
+        singles = [Run(config, data) for config in configs]
     finally:
         torch.set_default_dtype(default)
     for t in range(steps):

@@ -72,11 +72,11 @@ def test_heatmap_command(monkeypatch, capfd, tmp_path: Path) -> None:
     assert call(monkeypatch, *words) == 0  # nothing is run again
     assert capfd.readouterr().out == first
     found = json.loads(first)
-    assert found["runs"] == 126
+    assert len(found["runs"]) == 126
     assert (tmp_path / "h/heatmap.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "h/heatmap.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert sum(row["iterations"] != "" for row in rows) == found["reached"]
+    assert sum(row["iterations"] != "" for row in rows) == sum(run["status"] == "reached" for run in found["runs"])
     by_beta = {row["iterations"] for row in rows if row["method"] == "sgdn-hd" and row["beta"] == "0.1" and float(row["alpha_0"]) < 1e-3}
     assert len(by_beta) == 1
     assert by_beta != {""}
@@ -159,9 +159,9 @@ def test_bad_grid_is_one_line(monkeypatch, capfd, tmp_path: Path, text: str, mes
     ("words", "message"),
     [
         pytest.param("sweep nowhere.toml", "nowhere.toml cannot be read as TOML", id="no-grid"),
-        pytest.param("tuning --data digits --model logreg,tree", "--model must be one of logreg, mlp, got 'tree'", id="model"),
+        pytest.param("tuning --data digits --model logreg,tree", "--model must be one of logreg, mlp, cnn, vgg16, package.module:factory, got 'tree'", id="model"),
         pytest.param("sensitivity --data digits --seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
-        pytest.param("heatmap --data digits --engine magic", "--engine must be one of auto, batched, sequential, got 'magic'", id="engine"),
+        pytest.param("heatmap --data digits --engine magic", "--engine must be one of auto, batched, sequential, ray, got 'magic'", id="engine"),
         pytest.param("heatmap --data digits --cap 0", "--cap must be at least 1, got 0", id="cap"),
     ],
 )

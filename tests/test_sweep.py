@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hypergradient.lab import sweep as room
 from hypergradient.lab.config import Config, LabError
 from hypergradient.lab.data import load
 from hypergradient.lab.sweep import folder_of, sweep
@@ -21,7 +20,7 @@ GRID = [replace(BASE, lr=lr, hypergrad_lr=beta) for lr in (1e-3, 1e-1, 1e20) for
 
 
 def histories(root: Path, configs: list[Config]) -> list[dict]:
-    return [pq.read_table(folder_of(root, c).path / f"{t}.parquet").to_pydict() for c in configs for t in ("iterations", "epochs")]
+    return [pq.read_table(folder_of(root, c).path / f"{t}.parquet").to_pydict() for c in configs for t in ("history", "epochs")]
 
 
 def test_engines_agree(tmp_path: Path) -> None:
@@ -47,15 +46,14 @@ def test_finished_runs_are_not_run_again(tmp_path: Path) -> None:
     data = load("digits")
     configs = [replace(c, threshold=None, iterations=20) for c in GRID[:4]]
     sweep(configs[:2], data, tmp_path)
-    times = [(folder_of(tmp_path, c).path / "summary.json").stat().st_mtime_ns for c in configs[:2]]
+    times = [(folder_of(tmp_path, c).path / "status.json").stat().st_mtime_ns for c in configs[:2]]
     sweep(configs, data, tmp_path)
-    assert [(folder_of(tmp_path, c).path / "summary.json").stat().st_mtime_ns for c in configs[:2]] == times
+    assert [(folder_of(tmp_path, c).path / "status.json").stat().st_mtime_ns for c in configs[:2]] == times
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 
 def run(root: Path) -> None:
-    room.CHECKPOINT_EVERY = 0.02
-    sweep(GRID, load("digits"), root, engine="batched")
+    sweep(GRID, load("digits"), root, engine="batched", every=0.02)
 
 
 def test_killed_sweep_equals_never_killed(tmp_path: Path) -> None:
@@ -78,7 +76,7 @@ def test_killed_sweep_equals_never_killed(tmp_path: Path) -> None:
     ("configs", "engine", "message"),
     [
         pytest.param([], "auto", "the grid is empty", id="empty"),
-        pytest.param(GRID, "magic", "--engine must be one of auto, batched, sequential, got 'magic'", id="engine"),
+        pytest.param(GRID, "magic", "--engine must be one of auto, batched, sequential, ray, got 'magic'", id="engine"),
     ],
 )
 def test_refuses(tmp_path: Path, configs: list, engine: str, message: str) -> None:
@@ -89,6 +87,6 @@ def test_refuses(tmp_path: Path, configs: list, engine: str, message: str) -> No
 def test_damaged_summary_is_named(tmp_path: Path) -> None:
     configs = [replace(GRID[0], threshold=None, iterations=3)]
     sweep(configs, load("digits"), tmp_path)
-    (folder_of(tmp_path, configs[0]).path / "summary.json").write_text(json.dumps({"status": "odd"}))
-    with pytest.raises(LabError, match=r"summary.json cannot be read .*remove its folder"):
+    (folder_of(tmp_path, configs[0]).path / "status.json").write_text(json.dumps({"status": "odd"}))
+    with pytest.raises(LabError, match=r"status.json cannot be read .*remove its folder"):
         sweep(configs, load("digits"), tmp_path)

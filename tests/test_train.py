@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hypergradient.lab import train as room
 from hypergradient.lab.config import TITLES, Config, LabError
 from hypergradient.lab.data import load
 from hypergradient.lab.store import Folder
@@ -19,7 +18,7 @@ from hypergradient.lab.train import StoppedError, train
 
 
 def tables(folder: Path) -> list[dict]:
-    return [pq.read_table(folder / f"{name}.parquet").to_pydict() for name in ("iterations", "epochs")]
+    return [pq.read_table(folder / f"{name}.parquet").to_pydict() for name in ("history", "epochs")]
 
 
 @pytest.mark.parametrize("optimizer", TITLES)
@@ -36,7 +35,7 @@ def test_history(tmp_path: Path, optimizer: str) -> None:
     assert moves == [False] + [config.adapts] * 23
     assert [h is None for h in iterations["h"]] == [not config.adapts] * 24
     assert summary.alpha == iterations["alpha"][-1]
-    assert json.loads((tmp_path / "summary.json").read_text())["valid_loss"] == epochs["valid_loss"][-1]
+    assert json.loads((tmp_path / "status.json").read_text())["valid_loss"] == epochs["valid_loss"][-1]
     assert json.loads((tmp_path / "config.json").read_text())["config"] == config.as_dict()
 
 
@@ -50,8 +49,7 @@ def test_divergence_is_a_status(tmp_path: Path) -> None:
 
 
 def run(config: Config, folder: Path, checkpoint_every: float) -> None:
-    room.CHECKPOINT_EVERY = checkpoint_every
-    train(config, load("digits"), Folder(folder), resume=True)
+    train(config, load("digits"), Folder(folder), resume=True, every=checkpoint_every)
 
 
 @pytest.mark.parametrize("optimizer", ["sgdn-hd", "adam-hd"])
@@ -66,14 +64,14 @@ def test_killed_ten_times_equals_never_killed(tmp_path: Path, optimizer: str) ->
         child.start()
         child.join(chance.uniform(0.01, 0.12) * (1 + kills))
         if child.exitcode == 0:
-            (tmp_path / "killed" / "summary.json").unlink()
+            (tmp_path / "killed" / "status.json").unlink()
             Folder(tmp_path / "killed").clear()  # it ended before the kill: once more from the start
             continue
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         kills += 1
-        if (tmp_path / "killed" / "iterations.parquet").exists():
+        if (tmp_path / "killed" / "history.parquet").exists():
             assert len(tables(tmp_path / "killed")[0]["loss"]) > 0  # readable after every kill
     resumed, _ = train(config, load("digits"), Folder(tmp_path / "killed"), resume=True)
     assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
@@ -114,7 +112,7 @@ def damage(name: str, text: str = "damaged"):
         pytest.param(Config(epochs=1), False, None, "holds a run already: add --resume", id="no-resume"),
         pytest.param(Config(epochs=1, lr=0.1), True, None, r"holds a run with --lr 0\.001: give the same options", id="other-options"),
         pytest.param(Config(epochs=2), True, damage("checkpoint.pt"), "cannot be resumed", id="damaged-checkpoint"),
-        pytest.param(Config(epochs=2), True, damage("iterations.parquet"), "cannot be resumed", id="damaged-history"),
+        pytest.param(Config(epochs=2), True, damage("history.parquet"), "cannot be resumed", id="damaged-history"),
         pytest.param(Config(epochs=2), True, damage("config.json"), "config.json cannot be read", id="damaged-config"),
         pytest.param(Config(epochs=2), True, damage("config.json", "[]"), "config.json cannot be read", id="odd-config"),
     ],

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,11 +15,11 @@ from hypergradient.rules import Rule
 
 #: The optimizers and models, and how figures write their names.
 TITLES = {"sgd": "SGD", "sgd-hd": "SGD-HD", "sgdn": "SGDN", "sgdn-hd": "SGDN-HD", "adam": "Adam", "adam-hd": "Adam-HD"}
-MODEL_TITLES = {"logreg": "Logistic regression", "mlp": "ReLU network"}
+MODEL_TITLES = {"logreg": "Logistic regression", "mlp": "ReLU network", "cnn": "CNN", "vgg16": "VGG-16"}
 
-#: The authors' β (run.sh of their repository) and numbers of epochs on MNIST.
+#: The authors' β (run.sh of their repository) and numbers of epochs; cnn's is ours.
 HYPERGRAD_LR = {"sgd-hd": 1e-3, "sgdn-hd": 1e-3, "adam-hd": 1e-7}
-EPOCHS = {"logreg": 10, "mlp": 100}
+EPOCHS = {"logreg": 10, "mlp": 100, "cnn": 50, "vgg16": 100}
 
 
 RULES: dict[str, Callable[[float], Rule]] = {"additive": Additive, "multiplicative": Multiplicative}
@@ -34,18 +35,18 @@ class Config:
 
     Args:
         data: ``digits`` (scikit-learn's), a folder in the Hugging Face Parquet layout, or a Hub id.
-        model: ``logreg`` or ``mlp``.
+        model: ``logreg``, ``mlp``, ``cnn``, ``vgg16``, or ``package.module:factory`` (see models.py). A factory is imported and called.
         optimizer: one of ``sgd``, ``sgdn``, ``adam``, ``sgd-hd``, ``sgdn-hd``, ``adam-hd``.
         lr: initial learning rate α_0 >= 0.
         hypergrad_lr: β >= 0 of the -hd optimizers; None takes the authors' (1e-3, for Adam-HD 1e-7), and stays None for the others.
         momentum: μ of sgdn and sgdn-hd, in (0, 1).
         weight_decay: coupled L2 penalty >= 0.
         batch_size: images a step.
-        epochs: passes over the training set; None takes the authors' (10 for logreg, 100 for mlp).
-        seed: of the initial weights and of the order of the images.
+        epochs: passes over the training set; None takes 10 for logreg, 50 for cnn, 100 for all else.
+        seed: of the initial weights, the order of the images, and what is random in the model (dropout, crops).
         device: where torch computes, such as ``cpu`` or ``cuda``.
         rule: of the -hd optimizers: ``additive`` or ``multiplicative``.
-        limit: train on the first so many images; None takes all.
+        limit: train on the first so many images, and validate on the first so many; None takes all.
         iterations: stop after so many steps, with status "cap"; None for no cap.
         threshold: stop when the loss of a minibatch reaches it, with status "reached", and do not validate; None for none.
         hidden: width of mlp's two hidden layers.
@@ -72,14 +73,15 @@ class Config:
     hidden: int = 1000
 
     def __post_init__(self) -> None:
-        choose("model", self.model, MODEL_TITLES)
+        if not re.fullmatch(r"[\w.]+:\w+", self.model):
+            choose("model", self.model, [*MODEL_TITLES, "package.module:factory"])
         choose("optimizer", self.optimizer, TITLES)
         if self.hypergrad_lr is None:
             object.__setattr__(self, "hypergrad_lr", HYPERGRAD_LR.get(self.optimizer))
         elif self.optimizer not in HYPERGRAD_LR:
             raise LabError(f"--hypergrad-lr has no meaning for {self.optimizer}: leave it out, or choose one of {', '.join(HYPERGRAD_LR)}")
         if self.epochs is None:
-            object.__setattr__(self, "epochs", EPOCHS[self.model])
+            object.__setattr__(self, "epochs", EPOCHS.get(self.model, 100))
         for name in ("lr", "hypergrad_lr", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -104,6 +106,11 @@ class Config:
     def family(self) -> str:
         """The optimizer whose direction the run steps along: sgd, sgdn or adam."""
         return self.optimizer.removesuffix("-hd")
+
+    @property
+    def title(self) -> str:
+        """How figures name the model."""
+        return MODEL_TITLES.get(self.model, self.model)
 
     @property
     def name(self) -> str:

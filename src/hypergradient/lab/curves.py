@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 from matplotlib import colormaps
 
 from . import plots
-from .config import MODEL_TITLES, TITLES, Config
-from .store import EPOCHS, ITERATIONS, Folder, History, provenance
+from .config import TITLES, Config
+from .store import EPOCHS, ITERATIONS, Folder, History
+from .sweep import folder_of
+from .train import Summary
 
 #: What tells the runs of one figure apart; the columns before a history's own.
 OPTIONS = {
@@ -25,7 +27,7 @@ OPTIONS = {
 
 #: The poster's β in the tuning examples, and its numbers of epochs.
 TUNING_HYPERGRAD_LR = {"sgd": 1e-3, "sgdn": 1e-3, "adam": 1e-8}
-TUNING_EPOCHS = {"logreg": 20, "mlp": 100}
+TUNING_EPOCHS = {"logreg": 20, "mlp": 100, "vgg16": 200}
 
 SENSITIVITY_LRS = tuple(10.0**k for k in range(-1, -7, -1))
 
@@ -70,7 +72,19 @@ STYLES = {"baseline": plots.DASHED, "HD": plots.SOLID, "HDM (multiplicative)": p
 
 
 def model_and_family(config: Config) -> str:
-    return f"{MODEL_TITLES[config.model]}, {TITLES[config.family]}"
+    return f"{config.title}, {TITLES[config.family]}"
+
+
+def write_tuning(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:
+    return write(folder, "tuning", histories(folder, configs), column=lambda config: config.title, look=plots.by_optimizer)
+
+
+def write_sensitivity(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:
+    return write(folder, "sensitivity", histories(folder, configs), column=model_and_family, look=by_initial_lr, styles=STYLES)
+
+
+def histories(folder: Folder, configs: Sequence[Config]) -> list[tuple[Config, History]]:
+    return [(config, folder_of(folder.path, config).history()) for config in configs]
 
 
 def write(
@@ -89,16 +103,15 @@ def write(
     first = min(config.seed for config, _ in runs)
     drawn = [(config, history) for config, history in runs if config.seed == first]
     files = plots.save(plots.curves(drawn, column=column, look=look, styles=styles), folder, name)
-    for table, schema in (("iterations", ITERATIONS), ("epochs", EPOCHS)):
+    for table, schema in (("history", ITERATIONS), ("epochs", EPOCHS)):
         rows = pa.concat_tables([labelled(config, history, table, schema) for config, history in runs])
         folder.write(f"{table}.parquet", partial(pq.write_table, rows))
-    folder.write_json(f"{name}.json", {"configurations": [config.as_dict() for config, _ in runs], **provenance()})
-    return [*files, folder.path / "iterations.parquet", folder.path / "epochs.parquet", folder.path / f"{name}.json"]
+    return [*files, folder.path / "history.parquet", folder.path / "epochs.parquet"]
 
 
 def labelled(config: Config, history: History, name: str, schema: dict[str, pa.DataType]) -> pa.Table:
     """One of a run's tables, behind the columns that say which run it is."""
-    columns = getattr(history, name)
+    columns = history.iterations if name == "history" else history.epochs
     rows = len(next(iter(columns.values())))
     options = {option: [getattr(config, option)] * rows for option in OPTIONS}
     return pa.table({**options, **columns}, schema=pa.schema([*OPTIONS.items(), *schema.items()]))

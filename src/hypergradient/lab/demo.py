@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .config import MODEL_TITLES, TITLES, Config
+from .config import TITLES, Config
 from .curves import write
 from .data import load
 from .plots import by_optimizer
@@ -40,10 +40,11 @@ def demo(output: Path, configs: list[Config], watch: Callable[[Config], Watch], 
     # Networks this small gain a fifth from a second thread, and lose tenfold where another program holds its core.
     torch.set_num_threads(1)
     runs = []
+    Folder(output).start_experiment("demo", configs)
     for config in configs:
         folder = Folder(output / f"{config.model}-{config.optimizer}")
         folder.clear()
         summary, history = train(config, load(config.data, config.device), folder, watch=watch(config))
         runs.append((config, history))
         done(summary)
-    return write(Folder(output), "demo", runs, column=lambda config: f"{MODEL_TITLES[config.model]} (digits)", look=by_optimizer)
+    return write(Folder(output), "demo", runs, column=lambda config: f"{config.title} (digits)", look=by_optimizer)

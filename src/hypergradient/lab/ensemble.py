@@ -146,7 +146,6 @@ class Ensemble:
     def state(self) -> dict[str, Any]:
         """Plain data and tensors, for torch.save."""
         return {
-            "names": [config.name for config in self.runs],
             "alphas": self.alphas,
             "params": [p.detach() for p in self.params],
             "states": self.states,
@@ -154,8 +153,8 @@ class Ensemble:
         }
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Go on from ``state()`` of an ensemble of the same configurations, of which some may have left."""
-        names = [config.name for config in self.runs]
-        self.keep([names.index(name) for name in saved["names"]])
-        self.alphas, self.states, self.steps = saved["alphas"], saved["states"], saved["steps"]
-        self.params = [p.requires_grad_() for p in saved["params"]]
+        """Go on from ``state()`` of an ensemble of the same configurations."""
+        device = self.params[0].device
+        self.alphas, self.steps = saved["alphas"], saved["steps"]
+        self.states = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()} for state in saved["states"]]
+        self.params = [p.to(device).requires_grad_() for p in saved["params"]]

@@ -4,7 +4,7 @@ import csv
 import io
 import itertools
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,12 @@ from .train import Summary
 OPTIONS = {field.name: field for field in fields(Config)}
 
 
-def read(file: Path) -> list[Config]:
+def read(file: Path, given: Mapping[str, Any]) -> list[Config]:
     """The runs of a grid, in the order of its product. hypergrad_lr and rule are left out of baselines, which run once.
+
+    Args:
+        file: the grid.
+        given: options that stand instead of the grid's.
 
     Raises:
         LabError: the file is missing or no TOML, a key is no option, a list is empty, a value has the wrong type or range, or the runs
@@ -27,7 +31,8 @@ def read(file: Path) -> list[Config]:
         table = tomllib.loads(file.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise LabError(f"{file} cannot be read as TOML ({first_line(error)})") from None
-    axes = {name.replace("-", "_"): value if isinstance(value, list) else [value] for name, value in table.items()}
+    options = {name.replace("-", "_"): value for name, value in table.items()} | dict(given)
+    axes = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
     for name, values in axes.items():
         if name not in OPTIONS:
             raise LabError(f"{file}: there is no option {name}; options are {', '.join(OPTIONS)}")
@@ -55,6 +60,10 @@ def config_of(options: dict[str, Any]) -> Config:
     if options.get("optimizer", Config.optimizer) not in HYPERGRAD_LR:
         options = {name: value for name, value in options.items() if name not in ("hypergrad_lr", "rule")}
     return Config(**options)
+
+
+def write(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:
+    return [write_csv(folder, configs, summaries)]
 
 
 def write_csv(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> Path:

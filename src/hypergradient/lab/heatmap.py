@@ -11,7 +11,8 @@ from pathlib import Path
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from .config import MODEL_TITLES, TITLES, Config
+from . import plots
+from .config import TITLES, Config
 from .store import Folder
 from .train import Summary
 
@@ -54,6 +55,17 @@ def rows(configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Row]:
         Row(c.optimizer, c.lr, c.hypergrad_lr, c.seed, s.iterations if s.status == "reached" else None, s.status)
         for c, s in zip(configs, summaries, strict=True)
     ]
+
+
+def say(configs: Sequence[Config], summaries: Sequence[Summary]) -> str:
+    reached = sum(summary.status == "reached" for summary in summaries)
+    return f"{reached} of {len(summaries)} runs reached {configs[0].threshold:g}."
+
+
+def write(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:
+    """The table and the figure; returns the files."""
+    table = rows(configs, summaries)
+    return [write_csv(folder, table), *plots.save(figure(table, configs[0]), folder, "heatmap")]
 
 
 def write_csv(folder: Folder, table: Sequence[Row]) -> Path:
@@ -111,7 +123,7 @@ def figure(table: Sequence[Row], base: Config) -> Figure:
                 if column == 0:
                     axis.set_ylabel("β")
     fig.colorbar(image, ax=axes, label=f"iterations until a minibatch loss ≤ {base.threshold:g}", shrink=0.8)
-    fig.suptitle(f"{MODEL_TITLES[base.model]} on {Path(base.data).name}")
+    fig.suptitle(f"{base.title} on {Path(base.data).name}")
     return fig
 
 

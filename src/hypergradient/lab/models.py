@@ -1,26 +1,131 @@
-"""The paper's models, for images of any size."""
+"""The paper's models, a small convolutional network, and the user's own, for images of any size.
 
+All are plain modules that map images [batch, channels, height, width] to logits [batch, classes].
+"""
+
+import importlib
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .config import LabError, first_line
+
+#: VGG-16's convolutions, 3x3, by their number of channels; each group ends with max pooling (Simonyan and Zisserman 2015, column D).
+VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-def make_model(name: str, shape: Sequence[int], classes: int, seed: int, *, hidden: int) -> nn.Module:
+def make_model(name: str, shape: Sequence[int], classes: int, seed: int, *, hidden: int = 1000) -> nn.Module:
     """A model with initial weights that depend on the seed alone.
 
     Args:
-        name: ``logreg``, one linear layer, or ``mlp``, a ReLU network with two hidden layers (on MNIST 784-1000-1000-10).
+        name: ``logreg``, one linear layer; ``mlp``, a ReLU network with two hidden layers (on MNIST 784-1000-1000-10); ``cnn``, two
+            convolutions and two linear layers; ``vgg16``, with batch norm and dropout; or ``package.module:factory``, a function that
+            takes shape and classes and gives a module.
         shape: of one image: channels, height, width.
         classes: number of outputs, which are logits.
-        seed: of the initial weights, torch's defaults.
+        seed: of the initial weights, torch's defaults but for vgg16.
         hidden: width of mlp's hidden layers.
+
+    Raises:
+        LabError: the images are too small for the model, or the factory cannot be imported or called.
     """
-    inputs = math.prod(shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if ":" in name:
+            return users_own(name, shape, classes)
         if name == "logreg":
-            return nn.Sequential(nn.Flatten(), nn.Linear(inputs, classes))
-        layers = [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
-        return nn.Sequential(nn.Flatten(), *layers)
+            return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+        if name == "mlp":
+            return mlp(math.prod(shape), hidden, classes)
+        return {"cnn": cnn, "vgg16": vgg16}[name](shape, classes)
+
+
+def mlp(inputs: int, hidden: int, classes: int) -> nn.Module:
+    layers = [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def cnn(shape: Sequence[int], classes: int) -> nn.Module:
+    """Convolutions of 32 and 64 channels, 3x3, each with ReLU and 2x2 max pooling, then a hidden layer of 128."""
+    channels, height, width = at_least("cnn", shape, 4)
+    layers: list[nn.Module] = []
+    for before, after in pairwise((channels, 32, 64)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    features = 64 * (height // 4) * (width // 4)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, classes))
+
+
+def vgg16(shape: Sequence[int], classes: int) -> nn.Module:
+    """VGG-16 with batch norm, as the paper trains it on CIFAR-10: random crop and flip in front, classifier 512-512-classes with dropout.
+
+    Convolutions start from He's normal distribution, fan out, and zero biases, as in the authors' repository.
+    """
+    channels, height, width = at_least("vgg16", shape, 32)
+    layers: list[nn.Module] = [RandomCropFlip()]
+    for group in VGG16:
+        for after in group:
+            conv = nn.Conv2d(channels, after, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            with torch.no_grad():
+                conv.bias.zero_()  # type: ignore[union-attr]
+            layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
+            channels = after
+        layers.append(nn.MaxPool2d(2))
+    features = 512 * (height // 32) * (width // 32)
+    hidden = [nn.Dropout(), nn.Linear(features, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, 512), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Linear(512, classes))
+
+
+class RandomCropFlip(nn.Module):
+    """In training, each image [channels, height, width] of a batch is padded with zeros, cropped back at a random place, and flipped left
+    to right half of the time, on the device. In evaluation images pass as they are.
+
+    Args:
+        padding: pixels on each side; zero is the mean colour of normalised images.
+    """
+
+    def __init__(self, padding: int = 4) -> None:
+        super().__init__()
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        n, channels, height, width = x.shape
+        padded = nn.functional.pad(x, (self.padding,) * 4)
+        top, left = torch.randint(2 * self.padding + 1, (2, n, 1), device=x.device)
+        rows = top + torch.arange(height, device=x.device)
+        columns = left + torch.arange(width, device=x.device)
+        columns = torch.where(torch.rand(n, 1, device=x.device) < 0.5, columns.flip(1), columns)
+        image, channel = torch.arange(n, device=x.device), torch.arange(channels, device=x.device)
+        return padded[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def users_own(name: str, shape: Sequence[int], classes: int) -> nn.Module:
+    """What ``package.module:factory`` gives for this shape and number of classes; modules of the working folder are found too."""
+    module_name, _, factory_name = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        factory: Callable[..., object] = getattr(importlib.import_module(module_name), factory_name)
+    except Exception as error:  # whatever the module does when it is imported
+        raise LabError(f"--model {name} cannot be imported ({type(error).__name__}: {first_line(error)})") from None
+    try:
+        model = factory(tuple(shape), classes)
+    except Exception as error:
+        raise LabError(f"--model {name} was called with {tuple(shape)}, {classes} ({type(error).__name__}: {first_line(error)})") from None
+    if not isinstance(model, nn.Module):
+        raise LabError(f"--model {name} gave a {type(model).__name__}: it must give a torch.nn.Module of logits")
+    return model
+
+
+def at_least(name: str, shape: Sequence[int], side: int) -> Sequence[int]:
+    """The shape, where each side of the image is long enough for the model's pooling."""
+    if min(shape[1:]) < side:
+        raise LabError(f"--model {name} needs images of at least {side}x{side}, the data's are {shape[1]}x{shape[2]}: try --model mlp")
+    return shape

@@ -1,16 +1,17 @@
-"""A run's folder: config.json, iterations.parquet, epochs.parquet, checkpoint.pt and summary.json.
+"""A run's folder: config.json, history.parquet, epochs.parquet, checkpoint.pt and, when the run has ended, status.json.
 
-Every file is written to the side and renamed into place, so a killed run leaves whole files. The histories are written before the
-checkpoint: what they hold beyond it is cut off on resuming, and computed again.
+An experiment's folder holds experiment.json, and its runs under runs/. Every file is written to the side and renamed into place, so a
+killed run leaves whole files. The histories are written before the checkpoint: what they hold beyond it is cut off on resuming, and
+computed again.
 """
 
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ import torch
 import hypergradient
 
 from .config import Config, LabError, first_line
+
+#: Of the layout that is written; a folder with a higher number is left alone.
+FORMAT = 1
 
 ITERATIONS = {"iteration": pa.int64(), "epoch": pa.int64(), "loss": pa.float64(), "alpha": pa.float64(), "h": pa.float64()}
 EPOCHS = {
@@ -45,8 +49,11 @@ class History:
     epochs: dict[str, list] = field(default_factory=lambda: {name: [] for name in EPOCHS})
 
 
+DEFAULTS = {field.name: field.default for field in fields(Config)}
+
+
 class Folder:
-    """Where a run lies."""
+    """Where a run lies, or an experiment."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,46 +64,78 @@ class Folder:
         Raises:
             LabError: it holds a run already and ``resume`` is not asked for, or a run with other options, or cannot be written.
         """
-        found = self._found()
+        self.check(config, resume=resume)
+        if self.config() is None:
+            self.write_json("config.json", {"format": FORMAT, "config": config.as_dict(), **provenance()})
+
+    def check(self, config: Config, *, resume: bool) -> None:
+        """Raise LabError where ``start`` would, but for a folder that cannot be written."""
+        found = self.config()
         if found is None:
-            self.write_json("config.json", {"config": config.as_dict(), **provenance()})
             return
         if not resume:
             raise LabError(f"{self.path} holds a run already: add --resume to go on with it, or choose another --output")
         mine = config.as_dict()
-        other = [f"--{key.replace('_', '-')} {found.get(key)}" for key in mine if key != "epochs" and found.get(key) != mine[key]]
+        other = [f"--{key.replace('_', '-')} {found[key]}" for key in mine if key != "epochs" and found[key] != mine[key]]
         if other:
             raise LabError(f"{self.path} holds a run with {', '.join(other)}: give the same options to resume it, or another --output")
 
-    def _found(self) -> dict[str, Any] | None:
-        file = self.path / "config.json"
-        if not file.exists():
+    def config(self) -> dict[str, Any] | None:
+        """The options of the run that the folder holds; None where it holds none."""
+        found = self.read_json("config.json")
+        if found is None:
             return None
+        options = found.get("config")
+        if not isinstance(options, dict):
+            raise LabError(f"{self.path / 'config.json'} holds no configuration: choose another --output")
+        return DEFAULTS | options
+
+    def summary(self) -> dict[str, Any] | None:
+        """How the run ended; None for one that has not."""
+        found = self.read_json("status.json")
+        return found and {key: value for key, value in found.items() if key != "format"}
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A file that ``write_json`` wrote; None where there is none.
+
+        Raises:
+            LabError: it cannot be read, or a newer version of hypergradient wrote it.
+        """
+        file = self.path / name
         try:
-            found: dict[str, Any] = json.loads(file.read_text())["config"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise LabError(f"{file} cannot be read ({first_line(error)}): choose another --output") from None
+            found = json.loads(file.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise LabError(f"{file} cannot be read ({first_line(error)}): remove its folder, or choose another --output") from None
+        if not isinstance(found, dict):
+            raise LabError(f"{file} cannot be read (it holds no table): remove its folder, or choose another --output")
+        if found.get("format", FORMAT) > FORMAT:
+            raise LabError(
+                f"{file} was written by a newer hypergradient (format {found['format']}, this one knows {FORMAT}): "
+                "upgrade hypergradient, or choose another --output"
+            )
         return found
 
     def clear(self) -> None:
         """Remove a run's files, and nothing else, from the folder."""
-        for name in ("config.json", "checkpoint.pt", "summary.json", "iterations.parquet", "epochs.parquet"):
+        for name in ("config.json", "checkpoint.pt", "status.json", "history.parquet", "epochs.parquet"):
             (self.path / name).unlink(missing_ok=True)
 
     def save(self, history: History, checkpoint: dict[str, Any]) -> None:
         """Write the histories, then the checkpoint that belongs to them."""
-        for name, columns, schema in (("iterations", history.iterations, ITERATIONS), ("epochs", history.epochs, EPOCHS)):
+        for name, columns, schema in (("history", history.iterations, ITERATIONS), ("epochs", history.epochs, EPOCHS)):
             table = pa.table(columns, schema=pa.schema(list(schema.items())))
             self.write(f"{name}.parquet", partial(pq.write_table, table))
         self.write("checkpoint.pt", partial(torch.save, checkpoint))
 
-    def load(self, device: str) -> tuple[History, dict[str, Any]] | None:
+    def load(self) -> tuple[History, dict[str, Any]] | None:
         """The last checkpoint and the history up to it; None where the run was stopped before the first."""
         file = self.path / "checkpoint.pt"
         if not file.exists():
             return None
         try:
-            checkpoint = torch.load(file, map_location=device, weights_only=True)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
             history = self.history(checkpoint["iteration"], checkpoint["epoch"])
         except Exception as error:
             raise LabError(f"{self.path} cannot be resumed ({first_line(error)}): start anew with another --output") from None
@@ -104,8 +143,22 @@ class Folder:
 
     def history(self, iterations: int | None = None, epochs: int | None = None) -> History:
         """The history that was written, or its first so many iterations and epochs."""
-        tables = [pq.read_table(self.path / f"{name}.parquet") for name in ("iterations", "epochs")]
+        tables = [pq.read_table(self.path / f"{name}.parquet") for name in ("history", "epochs")]
         return History(*(table.slice(0, rows).to_pydict() for table, rows in zip(tables, (iterations, epochs), strict=True)))
+
+    def check_experiment(self) -> None:
+        """Raise LabError where a newer version of hypergradient wrote the folder."""
+        self.read_json("experiment.json")
+
+    def start_experiment(self, name: str, configs: Sequence[Config]) -> None:
+        """Write experiment.json: what the runs under this folder are, the command, the versions and the machine.
+
+        Raises:
+            LabError: a newer version of hypergradient wrote the folder, or it cannot be written.
+        """
+        self.check_experiment()
+        about = {"format": FORMAT, "experiment": name, **provenance()}
+        self.write_json("experiment.json", about | {"configurations": [config.as_dict() for config in configs]})
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, lambda file: file.write_text(json.dumps(value, indent=2) + "\n"))

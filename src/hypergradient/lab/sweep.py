@@ -1,33 +1,103 @@
-"""Many runs: a folder each under one root, run one after the other or as ensembles, whichever is asked for and possible.
+"""Many runs: a folder each under one root, by one of the engines. The process that calls ``sweep`` alone writes the store.
 
 A run that is finished is never run again. An ensemble saves itself now and then, so that it goes on with the very runs it had: the
 results do not depend on where a sweep was stopped.
 """
 
 import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
 
+from .chunk import Chunk
 from .config import Config, LabError, choose, first_line
 from .data import Data
-from .ensemble import MODELS, SHARED, Ensemble
-from .store import Folder, History
-from .train import CHECKPOINT_EVERY, StoppedError, Summary, ending, limited, shuffled, stop_signals, summarise, train
+from .ensemble import MODELS, SHARED
+from .events import Events
+from .models import make_model
+from .store import Folder
+from .train import CHECKPOINT_EVERY, Run, Save, Summary, stop_signals
 
-ENGINES = ("auto", "batched", "sequential")
+ENGINES = ("auto", "batched", "sequential", "ray")
 
-#: Runs of one ensemble; more of them would leave the processor's cache.
-CHUNK = 64
+#: Runs of one ensemble, and bytes of their parameters, at most: more of them would leave the processor's cache, or fill its memory.
+CHUNK, CHUNK_BYTES = 64, 2**28
 
-Watch = Callable[[int, float], None]
-"""Called now and then with how many runs have ended, and how many iterations a second all of them together make."""
+Watch = Callable[[int, float, float], None]
+"""Called now and then: runs that have ended, iterations a second of all together, lowest loss of a minibatch (infinite where unknown)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one process does at a time.
+
+    Args:
+        name: of the file under ``unfinished``.
+        configs: one run, or those of an ensemble.
+        stacked: whether they train as one program.
+        saved: what they go on from; None begins.
+    """
+
+    name: str
+    configs: tuple[Config, ...]
+    stacked: bool
+    saved: Any = None
+
+    def go(self, data: Data, stopped: Event, every: float) -> Iterator[Save]:
+        """Train, and give what is to be written every so many seconds and at the end.
+
+        Raises:
+            StoppedError: ``stopped`` was set; the last that was given is the work as it then was.
+        """
+        if self.stacked:
+            return Chunk(self.configs, data, self.saved).go(stopped, every)
+        return Run(self.configs[0], data, self.saved).go(stopped, every)
+
+
+class Store:
+    """The runs under ``root``: what has ended, what can be gone on with, what is written."""
+
+    def __init__(self, root: Path, events: Events | None = None) -> None:
+        self.root, self.events = root, events
+        self.unfinished = Folder(root / "unfinished")
+
+    def load(self, work: Work) -> Work:
+        """The same work with what was saved of it."""
+        if not work.stacked:
+            return replace(work, saved=folder_of(self.root, work.configs[0]).load())
+        path = self.unfinished.path / f"{work.name}.pt"
+        if not path.exists():
+            return work
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return replace(work, configs=tuple(Config(**options) for options in state["configs"]), saved=state)
+        except Exception as error:
+            raise LabError(f"{path} cannot be read ({first_line(error)}): remove it to run its runs again") from None
+
+    def write(self, work: Work, save: Save) -> int:
+        """Write the runs, then the state of the others, from which the next start goes on; returns how many have ended."""
+        ended = 0
+        for saved in save.runs:
+            folder = folder_of(self.root, saved.config)
+            ended += saved.summary is not None
+            if finished(self.root, saved.config) is None:
+                folder.start(saved.config, resume=True)
+                saved.write(folder)
+                if self.events:
+                    self.events.write(saved)
+        file = f"{work.name}.pt"
+        if save.state is not None:
+            self.unfinished.write(file, lambda path: torch.save(save.state, path))
+        else:
+            (self.unfinished.path / file).unlink(missing_ok=True)
+        return ended
 
 
 def folder_of(root: Path, config: Config) -> Folder:
@@ -36,16 +106,25 @@ def folder_of(root: Path, config: Config) -> Folder:
 
 def finished(root: Path, config: Config) -> Summary | None:
     """The summary of a run that has ended; None for one that has not."""
-    file = folder_of(root, config).path / "summary.json"
-    if not file.exists():
-        return None
+    folder = folder_of(root, config)
+    found = folder.summary()
     try:
-        return Summary(**json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise LabError(f"{file} cannot be read ({first_line(error)}): remove its folder to run it again") from None
+        return Summary(**found) if found and folder.config() else None
+    except TypeError as error:
+        raise LabError(f"{folder.path / 'status.json'} cannot be read ({first_line(error)}): remove its folder to run it again") from None
 
 
-def sweep(configs: Sequence[Config], data: Data, root: Path, *, engine: str = "auto", watch: Watch | None = None) -> list[Summary]:
+def sweep(
+    configs: Sequence[Config],
+    data: Data,
+    root: Path,
+    *,
+    engine: str = "auto",
+    address: str | None = None,
+    tensorboard: bool = False,
+    every: float = CHECKPOINT_EVERY,
+    watch: Watch | None = None,
+) -> list[Summary]:
     """Run what is missing of ``configs`` under ``root``, and return the summaries of all.
 
     Args:
@@ -53,153 +132,71 @@ def sweep(configs: Sequence[Config], data: Data, root: Path, *, engine: str = "a
         data: what their ``data`` names.
         root: each run's folder is ``root/runs/NAME``, with the name that its configuration gives it.
         engine: ``batched`` trains runs that differ only in numbers as one program; ``sequential`` one after the other; ``auto`` is
-            batched where there is more than one such run, and the model can be stacked.
+            batched where there is more than one such run, and the model can be stacked; ``ray`` is auto spread over a cluster.
+        address: of the Ray cluster, or "auto" for the one that is found; None starts one on this machine.
+        tensorboard: whether to write event files too.
+        every: seconds between two writings of what is under way.
         watch: follows the progress.
 
     Raises:
-        LabError: no runs, an unknown engine, a model that cannot be stacked, or a root that cannot be written.
+        LabError: no runs, an unknown engine, a model that cannot be stacked, no Ray, or a root that cannot be written.
         StoppedError: Ctrl-C or SIGTERM; what was done is saved.
     """
-    check_engine(engine)
+    check_engine(engine, address)
     if not configs:
         raise LabError("the grid is empty: give at least one value for each option")
+    if engine == "batched" and (odd := next((config.model for config in configs if config.model not in MODELS), None)):
+        raise LabError(f"--engine batched takes the models {', '.join(MODELS)}, got {odd}: use --engine auto")
+    store = Store(root, Events(root) if tensorboard else None)
+    ended = sum(finished(root, config) is not None for config in dict.fromkeys(configs))
+    steps, best, begun = 0, math.inf, time.monotonic()
     watch = watch or (lambda *_: None)
-    for chunk in chunks(configs):
-        missing = [config for config in chunk if finished(root, config) is None]
-        done = sum(finished(root, config) is not None for config in configs)
-        watch(done, 0.0)
-        if not missing:
-            continue
-        stackable = chunk[0].model in MODELS
-        if engine == "batched" and not stackable:
-            raise LabError(f"--engine batched takes the models {', '.join(MODELS)}, got {chunk[0].model}: use --engine sequential")
-        if engine == "sequential" or not stackable or (engine == "auto" and len(chunk) == 1):
-            for config in missing:
-                train(config, data, folder_of(root, config), resume=True)
-                done += 1
-                watch(done, 0.0)
+    watch(ended, 0.0, best)
+    with stop_signals() as stopped:
+        if engine == "ray":
+            from .cluster import on_ray
+
+            saves = on_ray(lambda slots: plan(configs, data, root, engine, slots), store.load, data, address, stopped, every)
         else:
-            Chunk(chunk, missing, data, root, lambda ended, rate, done=done: watch(done + ended, rate)).go()  # type: ignore[misc]
+            saves = ((work, save) for work in plan(configs, data, root, engine) for save in store.load(work).go(data, stopped, every))
+        for work, save in saves:
+            ended += store.write(work, save)
+            steps, best = steps + save.steps, min(best, save.best)
+            watch(ended, steps / (time.monotonic() - begun), best)
     summaries = [finished(root, config) for config in configs]
     assert all(summaries)
     return [summary for summary in summaries if summary]
 
 
-def check_engine(engine: str) -> None:
+def check_engine(engine: str, address: str | None = None) -> None:
     """Raise LabError where there is no such engine."""
     choose("engine", engine, ENGINES)
+    if engine == "ray" and find_spec("ray") is None:
+        raise LabError("--engine ray needs Ray: pip install 'hypergradient[ray]', or use --engine auto")
+    if engine != "ray" and address is not None:
+        raise LabError(f"--address has no meaning for --engine {engine}: leave it out, or add --engine ray")
 
 
-def chunks(configs: Iterable[Config]) -> list[list[Config]]:
-    """The runs in parts that one ensemble can hold."""
+def plan(configs: Iterable[Config], data: Data, root: Path, engine: str, slots: int = 1) -> list[Work]:
+    """What is missing of ``configs``, in parts for ``slots`` processes, each of which does one part at a time."""
     alike: dict[Any, list[Config]] = {}
     for config in dict.fromkeys(configs):
         alike.setdefault(tuple(getattr(config, name) for name in SHARED), []).append(config)
-    return [part[i : i + CHUNK] for part in alike.values() for i in range(0, len(part), CHUNK)]
+    works = []
+    for group in alike.values():
+        stacked = engine != "sequential" and group[0].model in MODELS and (engine == "batched" or len(group) > 1)
+        size = min(math.ceil(len(group) / slots), largest(group[0], data)) if stacked else 1
+        for i in range(0, len(group), size):
+            chunk = group[i : i + size]
+            missing = tuple(config for config in chunk if finished(root, config) is None)
+            name = hashlib.sha256(" ".join(config.name for config in chunk).encode()).hexdigest()[:16]
+            if missing:
+                works.append(Work(name, missing, stacked))
+    return works
 
 
-class Chunk:
-    """An ensemble on its way through the epochs, the histories of its runs, and the file that it can be resumed from."""
-
-    def __init__(self, configs: Sequence[Config], missing: Sequence[Config], data: Data, root: Path, watch: Watch) -> None:
-        self.data = limited(data, configs[0].limit)
-        self.root, self.watch = root, watch
-        name = hashlib.sha256(" ".join(config.name for config in configs).encode()).hexdigest()[:16]
-        self.folder = Folder(root / "unfinished")
-        self.file = f"{name}.pt"
-        saved = self._saved()
-        self.ensemble = Ensemble(configs if saved else missing, self.data.train_x.shape[1:], self.data.classes)
-        self.histories = {config.name: History() for config in self.ensemble.runs}
-        self.pending: list[tuple[Config, Summary]] = []
-        self.epoch = self.batch = self.ended = 0
-        self.seconds = 0.0
-        if saved:
-            self.ensemble.load(saved["ensemble"])
-            self.epoch, self.batch, self.seconds = saved["epoch"], saved["batch"], saved["seconds"]
-            self.histories = {name: History(*tables) for name, tables in saved["histories"].items()}
-            self.ended = len(missing) - len(self.ensemble.runs)
-
-    def _saved(self) -> dict[str, Any] | None:
-        path = self.folder.path / self.file
-        if not path.exists():
-            return None
-        try:
-            saved: dict[str, Any] = torch.load(path, weights_only=True)
-        except Exception as error:
-            raise LabError(f"{path} cannot be read ({first_line(error)}): remove it to run its runs again") from None
-        return saved
-
-    def go(self) -> None:
-        size, first = self.ensemble.runs[0].batch_size, self.ensemble.runs[0]
-        n = len(self.data.train_y)
-        assert first.epochs is not None
-        begun, saved_at, stepped = time.monotonic() - self.seconds, time.monotonic(), 0
-        with stop_signals() as stopped:
-            while self.ensemble.runs:
-                order = shuffled(n, first.seed, self.epoch).to(first.device)
-                while self.batch * size < n and self.ensemble.runs:
-                    self._step(order[self.batch * size : (self.batch + 1) * size])
-                    stepped += len(self.ensemble.runs)
-                    now = time.monotonic()
-                    self.seconds = now - begun
-                    if now - saved_at > CHECKPOINT_EVERY or stopped.is_set():
-                        self._save(stopped)
-                        self.watch(self.ended, stepped / (time.monotonic() - saved_at))
-                        saved_at, stepped = time.monotonic(), 0
-                if self.ensemble.runs:
-                    self._end_epoch(math.ceil(n / size), self.epoch + 1 == first.epochs)
-            self._save(stopped)
-        (self.folder.path / self.file).unlink(missing_ok=True)
-        self.watch(self.ended, 0.0)
-
-    def _step(self, indices: torch.Tensor) -> None:
-        losses, h = self.ensemble.step(*self.data.batch(indices))
-        self.batch += 1
-        leaving: dict[int, str] = {}
-        for i, config in enumerate(self.ensemble.runs):
-            row = (self.ensemble.steps, self.epoch + 1, losses[i], self.ensemble.alphas[i], h[i] if config.adapts else None)
-            for column, value in zip(self.histories[config.name].iterations.values(), row, strict=True):
-                column.append(value)
-            status = ending(config, self.ensemble.steps, losses[i], not math.isfinite(h[i]))
-            if status:
-                leaving[i] = status
-        self._leave(leaving)
-
-    def _end_epoch(self, batches: int, last: bool) -> None:
-        runs = self.ensemble.runs
-        validate = runs[0].threshold is None
-        results = self.ensemble.evaluate(self.data.valid_x, self.data.valid_y) if validate else ([None] * len(runs),) * 2
-        self.epoch, self.batch = self.epoch + 1, 0
-        for config, loss, accuracy in zip(runs, *results, strict=True):
-            history = self.histories[config.name]
-            means = [math.fsum(history.iterations[name][-batches:]) / batches for name in ("loss", "alpha")]
-            for column, value in zip(history.epochs.values(), (self.epoch, means[0], loss, accuracy, means[1]), strict=True):
-                column.append(value)
-        if last:
-            self._leave(dict.fromkeys(range(len(runs)), "finished"))
-
-    def _leave(self, statuses: dict[int, str]) -> None:
-        if not statuses:
-            return
-        for i, status in statuses.items():
-            config = self.ensemble.runs[i]
-            summary = summarise(config, self.histories[config.name], status, self.ensemble.alphas[i], self.seconds)
-            self.pending.append((config, summary))
-        self.ended += len(statuses)
-        self.ensemble.keep([i for i in range(len(self.ensemble.runs)) if i not in statuses])
-
-    def _save(self, stopped: Event) -> None:
-        """Write the runs that have ended, then the state of the others, from which the next start goes on."""
-        for config, summary in self.pending:
-            folder = folder_of(self.root, config)
-            folder.start(config, resume=True)
-            folder.save(self.histories.pop(config.name), {})
-            folder.write_json("summary.json", summary.as_dict())
-        self.pending = []
-        if self.ensemble.runs:
-            histories = {name: (history.iterations, history.epochs) for name, history in self.histories.items()}
-            place = {"epoch": self.epoch, "batch": self.batch, "seconds": self.seconds}
-            saved = {"ensemble": self.ensemble.state(), "histories": histories, **place}
-            self.folder.write(self.file, lambda file: torch.save(saved, file))
-            if stopped.is_set():
-                raise StoppedError(self.ensemble.steps)
+def largest(config: Config, data: Data) -> int:
+    """How many such runs one ensemble holds at most."""
+    model = make_model(config.model, data.train_x.shape[1:], data.classes, config.seed, hidden=config.hidden)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return max(1, min(CHUNK, CHUNK_BYTES // size))

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from torch.nn.functional import cross_entropy
 
 from .config import Config
 from .data import Data
+from .events import Events
 from .models import make_model
-from .store import Folder, History
+from .store import FORMAT, Folder, History
 
-#: Seconds between checkpoints within an epoch; each epoch ends with one.
+#: Seconds between two writings of what is under way.
 CHECKPOINT_EVERY = 10.0
 
 
@@ -52,10 +53,51 @@ class Summary:
 
 
 Watch = Callable[[int, int, float, float], None]
-"""Called now and then with iteration, number of iterations, loss, α."""
+"""Called after each iteration with iteration, number of iterations, loss, α."""
 
 
-def train(config: Config, data: Data, folder: Folder, *, resume: bool = False, watch: Watch | None = None) -> tuple[Summary, History]:
+@dataclass(frozen=True)
+class Saved:
+    """A run as it is to be written: ``checkpoint`` is what it goes on from, ``summary`` how it ended, None for one that has not."""
+
+    config: Config
+    history: History
+    checkpoint: dict[str, Any]
+    summary: Summary | None
+
+    def write(self, folder: Folder) -> None:
+        folder.save(self.history, self.checkpoint)
+        if self.summary is not None:
+            folder.write_json("status.json", {"format": FORMAT, **self.summary.as_dict()})
+
+
+@dataclass(frozen=True)
+class Save:
+    """What an engine gives to whoever writes the store.
+
+    Args:
+        runs: those to be written.
+        state: what the other runs of an ensemble go on from; None where there are none.
+        steps: how many were made since the last.
+        best: the lowest loss of a minibatch so far.
+    """
+
+    runs: list[Saved]
+    state: dict[str, Any] | None
+    steps: int
+    best: float
+
+
+def train(
+    config: Config,
+    data: Data,
+    folder: Folder,
+    *,
+    resume: bool = False,
+    every: float = CHECKPOINT_EVERY,
+    events: Events | None = None,
+    watch: Watch | None = None,
+) -> tuple[Summary, History]:
     """Run ``config`` on ``data``, with its history in ``folder``.
 
     Args:
@@ -63,6 +105,8 @@ def train(config: Config, data: Data, folder: Folder, *, resume: bool = False, w
         data: what ``config.data`` names, on ``config.device``.
         folder: where the run lies.
         resume: go on from the folder's checkpoint, bit for bit as if the run had never been stopped.
+        every: seconds between checkpoints within an epoch; each epoch ends with one.
+        events: writes event files for TensorBoard too.
         watch: follows the progress.
 
     Raises:
@@ -70,21 +114,28 @@ def train(config: Config, data: Data, folder: Folder, *, resume: bool = False, w
         StoppedError: Ctrl-C or SIGTERM; the run is saved.
     """
     folder.start(config, resume=resume)
-    run = Run(config, data, folder, watch or (lambda *_: None))
-    if resume:
-        run.load()
-    with stop_signals() as stopped, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*skipped a step")  # ends the run, with a status
-        summary = run.go(stopped)
-    folder.write_json("summary.json", summary.as_dict())
+    run = Run(config, data, folder.load() if resume else None)
+    with stop_signals() as stopped:
+        for save in run.go(stopped, every, watch):
+            save.runs[0].write(folder)
+            if events:
+                events.write(save.runs[0])
+    summary = save.runs[0].summary
+    assert summary is not None
     return summary, run.history
 
 
 class Run:
-    """A model, its optimizer and how far they are: epochs finished, and batches of the one under way."""
+    """A model, its optimizer and how far they are: epochs finished, and batches of the one under way.
 
-    def __init__(self, config: Config, data: Data, folder: Folder, watch: Watch) -> None:
-        self.config, self.folder, self.watch = config, folder, watch
+    Args:
+        config: the run.
+        data: what ``config.data`` names, on ``config.device``.
+        saved: history and checkpoint to go on from; None begins.
+    """
+
+    def __init__(self, config: Config, data: Data, saved: tuple[History, dict[str, Any]] | None = None) -> None:
+        self.config = config
         self.data = data = limited(data, config.limit)
         self.model = make_model(config.model, data.train_x.shape[1:], data.classes, config.seed, hidden=config.hidden).to(config.device)
         self.opt = config.make_optimizer(self.model.parameters())
@@ -92,7 +143,12 @@ class Run:
         self.epoch = 0
         self.batch = 0
         self.seconds = 0.0
-        self.saved_at = time.monotonic()
+        self.steps, self.best = 0, math.inf
+        if saved is not None:
+            self.history, checkpoint = saved
+            self.model.load_state_dict(checkpoint["model"])
+            self.opt.load_state_dict(checkpoint["optimizer"])
+            self.epoch, self.batch, self.seconds = (checkpoint[name] for name in ("epoch", "batch", "seconds"))
 
     @property
     def iteration(self) -> int:
@@ -102,30 +158,46 @@ class Run:
     def alpha(self) -> float:
         return float(self.opt.param_groups[0]["lr"])
 
-    def go(self, stopped: threading.Event) -> Summary:
+    def go(self, stopped: threading.Event, every: float, watch: Watch | None = None) -> Iterator[Save]:
+        """Train, and give what is to be written: every so many seconds, after each epoch, and at the end.
+
+        Raises:
+            StoppedError: ``stopped`` was set; the last that was given is the run as it then was.
+        """
+        watch = watch or (lambda *_: None)
         epochs, size = self.config.epochs, self.config.batch_size
         assert epochs is not None
         batches = math.ceil(len(self.data.train_y) / size)
         total = min(epochs * batches, self.config.iterations or epochs * batches)
-        begun = time.monotonic() - self.seconds
+        begun, saved_at = time.monotonic() - self.seconds, time.monotonic()
         while self.epoch < epochs:
             order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
             while self.batch < batches:
                 if status := self.ended():  # here, so that a run which is resumed after its end does not go on
-                    self.save()
-                    return self.summary(status)
+                    yield self.saved(status)
+                    return
                 loss = self.step(order[self.batch * size : (self.batch + 1) * size])
-                self.seconds = time.monotonic() - begun
-                self.watch(self.iteration, total, loss, self.alpha)
+                now = time.monotonic()
+                self.seconds = now - begun
+                watch(self.iteration, total, loss, self.alpha)
+                if stopped.is_set() or now - saved_at > every:
+                    yield self.saved()
+                    saved_at = time.monotonic()
                 if stopped.is_set():
-                    self.save()
                     raise StoppedError(self.iteration)
-                if time.monotonic() - self.saved_at > CHECKPOINT_EVERY:
-                    self.save()
             self.end_epoch(batches)
             self.seconds = time.monotonic() - begun
-            self.save()
-        return self.summary(self.ended() or "finished")
+            if self.epoch < epochs:
+                yield self.saved()
+        yield self.saved(self.ended() or "finished")
+
+    def saved(self, status: str | None = None) -> Save:
+        checkpoint = {name: getattr(self, name) for name in ("iteration", "epoch", "batch", "seconds")}
+        checkpoint |= {"model": self.model.state_dict(), "optimizer": self.opt.state_dict()}
+        summary = None if status is None else summarise(self.config, self.history, status, self.alpha, self.seconds)
+        save = Save([Saved(self.config, self.history, checkpoint, summary)], None, self.steps, self.best)
+        self.steps = 0
+        return save
 
     def ended(self) -> str | None:
         """How the run has ended with the last iteration, None where it has not."""
@@ -138,11 +210,13 @@ class Run:
         """One minibatch; its loss before the step."""
         self.opt.zero_grad()
         x, y = self.data.batch(indices)
+        seed_step(self.config, self.iteration)
         loss = cross_entropy(self.model(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         self.opt.step()
         self.batch += 1
         value = loss.item()
+        self.steps, self.best = self.steps + 1, min(self.best, value)
         h = self.opt.hypergradients[0] if self.config.adapts else None  # type: ignore[attr-defined]
         row = {"iteration": self.iteration + 1, "epoch": self.epoch + 1, "loss": value, "alpha": self.alpha, "h": h}
         for name, column in self.history.iterations.items():
@@ -164,22 +238,6 @@ class Run:
         }
         for name, column in self.history.epochs.items():
             column.append(row[name])
-
-    def save(self) -> None:
-        checkpoint = {name: getattr(self, name) for name in ("iteration", "epoch", "batch", "seconds")}
-        self.folder.save(self.history, checkpoint | {"model": self.model.state_dict(), "optimizer": self.opt.state_dict()})
-        self.saved_at = time.monotonic()
-
-    def load(self) -> None:
-        found = self.folder.load(self.config.device)
-        if found is not None:
-            self.history, checkpoint = found
-            self.model.load_state_dict(checkpoint["model"])
-            self.opt.load_state_dict(checkpoint["optimizer"])
-            self.epoch, self.batch, self.seconds = (checkpoint[name] for name in ("epoch", "batch", "seconds"))
-
-    def summary(self, status: str) -> Summary:
-        return summarise(self.config, self.history, status, self.alpha, self.seconds)
 
 
 def summarise(config: Config, history: History, status: str, alpha: float, seconds: float) -> Summary:
@@ -203,8 +261,10 @@ def ending(config: Config, iteration: int, loss: float, skipped: bool) -> str | 
 
 
 def limited(data: Data, limit: int | None) -> Data:
-    """The data with the first ``limit`` training images, all of them for None."""
-    return data if limit is None else replace(data, train_x=data.train_x[:limit], train_y=data.train_y[:limit])
+    """The data with the first ``limit`` images for training and for validation, all of them for None."""
+    if limit is None:
+        return data
+    return Data(data.train_x[:limit], data.train_y[:limit], data.valid_x[:limit], data.valid_y[:limit], data.classes)
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:
@@ -212,23 +272,34 @@ def shuffled(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
+def seed_step(config: Config, iteration: int) -> None:
+    """Seed what is random in the model, dropout and crops, by seed and iteration, so that resuming needs no random state."""
+    seed = config.seed * 1_000_003 + iteration
+    if config.device == "cpu":
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed, which asks for every kind of device, takes ten times as long
+    else:
+        torch.manual_seed(seed)
+
+
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in evaluation mode."""
     model.eval()
-    logits = torch.cat([model(part) for part in torch.split(x, 10_000)])
+    logits = torch.cat([model(part) for part in torch.split(x, 1_000)])
     model.train()
     return cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()
 
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that a run stops between two iterations; a second signal ends it at once."""
+    """An event that Ctrl-C and SIGTERM set, so that a run stops between two iterations; a second signal ends it at once.
+
+    The optimizers' warning of a skipped step is not shown meanwhile: here it ends the run, with a status.
+    """
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: Any) -> None:
         stopped.set()
@@ -237,7 +308,9 @@ def stop_signals() -> Iterator[threading.Event]:
     for number in before:
         signal.signal(number, stop)
     try:
-        yield stopped
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*skipped a step")
+            yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,0 +1,7 @@
+"""The report."""
+
+from pathlib import Path
+
+
+def write(root: Path) -> Path:
+    return root / "report.html"
