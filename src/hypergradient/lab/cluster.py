@@ -5,6 +5,7 @@ A task whose worker died is started again from what was last written of it.
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -83,11 +84,14 @@ def connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do
     try:
+        if address and ":" in address:  # Ray itself waits for minutes where nothing listens
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=5).close()
         options: dict[str, Any] = {} if address else {"include_dashboard": False}
         ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # ConnectionError, ValueError and more
-        where = f"--address {address}" if address else "--engine ray"
-        raise LabError(f"{where}: no Ray cluster ({first_line(error)}): leave --address out to start one here") from None
+        mend = "leave --address out to start one here, or set RAY_AUTH_MODE=token where it has a token" if address else "try --engine auto"
+        raise LabError(f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): {mend}") from None
 
 
 def portable(value: Any) -> Any:

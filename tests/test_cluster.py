@@ -1,0 +1,163 @@
+"""Sweeps on a real Ray: a local cluster that is started for them, and one that is there; workers and the driver are killed."""
+
+import json
+import multiprocessing
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hypergradient.lab.config import Config, LabError
+from hypergradient.lab.data import load
+from hypergradient.lab.sweep import finished, folder_of, sweep
+from test_sweep import histories
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+BASE = Config("digits", "logreg", "sgd-hd", epochs=150, threshold=0.2)
+GRID = [replace(BASE, lr=lr, hypergrad_lr=beta) for lr in (1e-3, 1e-1, 1e20) for beta in (1e-4, 1e-2)]
+GRID.append(Config("digits", "cnn", "adam", epochs=8, limit=600))
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of two processors, with a token of its own."""
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as free:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        options = [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--block"]
+        cluster = subprocess.Popen([Path(sys.executable).with_name("ray"), "start", "--head", *options], stdout=subprocess.DEVNULL)
+        try:
+            assert until(lambda: is_open(port))
+            yield f"127.0.0.1:{port}"
+        finally:
+            cluster.terminate()
+            cluster.wait(30)
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def run(root: Path, address: str) -> None:
+    sweep(GRID, load("digits"), root, engine="ray", address=address, every=0.1)
+
+
+def start(root: Path, address: str) -> multiprocessing.process.BaseProcess:
+    child = multiprocessing.get_context("spawn").Process(target=run, args=(root, address))
+    child.start()
+    return child
+
+
+def processes(word: str) -> set[int]:
+    """Processes whose command line begins with ``word``."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().decode(errors="replace").startswith(word):
+                found.add(int(entry.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def until(true, seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, address: str) -> Path:
+    """The sweep on Ray, not interrupted."""
+    root = tmp_path_factory.mktemp("whole")
+    child = start(root, address)
+    child.join(120)
+    assert child.exitcode == 0
+    return root
+
+
+def same(root: Path, whole: Path) -> None:
+    assert histories(root, GRID) == histories(whole, GRID)
+    for config in GRID:
+        ours, theirs = finished(root, config), finished(whole, config)
+        assert ours is not None
+        assert theirs is not None
+        assert replace(ours, seconds=0) == replace(theirs, seconds=0)
+    assert list((root / "unfinished").iterdir()) == []
+
+
+def test_equals_one_process(whole: Path, tmp_path: Path) -> None:
+    for summary, config in zip(sweep(GRID, load("digits"), tmp_path), GRID, strict=True):
+        other = finished(whole, config)
+        assert other is not None
+        assert (summary.status, summary.iterations) == (other.status, pytest.approx(other.iterations, abs=1))
+        if summary.status != "diverged":
+            assert summary.alpha == pytest.approx(other.alpha, rel=1e-3)
+
+
+def test_killed_workers_are_replaced(whole: Path, address: str, tmp_path: Path) -> None:
+    child, killed = start(tmp_path, address), 0
+    while killed < 3 and until(lambda: processes("ray::work_on") or not child.is_alive()) and child.is_alive():
+        time.sleep(0.3)
+        for pid in processes("ray::work_on"):
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+    child.join(120)
+    assert killed >= 2
+    assert child.exitcode == 0
+    same(tmp_path, whole)
+
+
+def test_killed_driver_goes_on(whole: Path, address: str, tmp_path: Path) -> None:
+    chance, kept, killed = random.Random(0), {}, 0
+    for _ in range(5):
+        child = start(tmp_path, address)
+        assert until(lambda: processes("ray::work_on") or not child.is_alive())  # noqa: B023
+        child.join(chance.uniform(0.1, 0.6))
+        if child.exitcode is None:
+            os.kill(child.pid or 0, signal.SIGKILL)
+            child.join()
+            killed += 1
+        assert until(lambda: not processes("ray::work_on"))
+        for config in GRID:
+            file = folder_of(tmp_path, config).path / "status.json"
+            if file.exists():
+                kept.setdefault(file, file.stat().st_mtime_ns)
+    assert killed == 5
+    assert finished(tmp_path, GRID[-1]) is None  # the kills left work to do
+    child = start(tmp_path, address)
+    child.join(120)
+    assert child.exitcode == 0
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    same(tmp_path, whole)
+
+
+def test_starts_a_cluster_of_its_own(tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("hypergradient"), "sweep", "grid.toml", "--engine", "ray", "--json"]
+    (tmp_path / "grid.toml").write_text('data = "digits"\nlr = [0.1, 0.01]\nepochs = 2\n')
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [run["status"] for run in json.loads(result.stdout)["runs"]] == ["finished"] * 2
+    assert result.stderr == "2 runs on digits, into runs/sweep\n"
+
+
+def test_no_cluster_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"no Ray cluster at 127.0.0.1:9 .*: leave --address out"):
+        sweep(GRID, load("digits"), tmp_path, engine="ray", address="127.0.0.1:9")
+    assert list(tmp_path.iterdir()) == []
