@@ -256,7 +256,7 @@ def experiment(
     from .data import load
     from .report import write as write_report
     from .store import Folder
-    from .sweep import check_engine, sweep
+    from .sweep import check, check_engine, sweep
     from .train import StoppedError
 
     check_engine(engine, address)
@@ -265,6 +265,7 @@ def experiment(
     with notes.status(f"Loading {configs[0].data}"):
         loaded = load(configs[0].data, configs[0].device)
     note(f"{len(configs)} runs on {configs[0].data}, into {output}")
+    check(configs, loaded, engine, address)
     folder.start_experiment(name, configs)
     try:
         with progress() as bar:

@@ -142,11 +142,7 @@ def sweep(
         LabError: no runs, an unknown engine, a model that cannot be stacked, no Ray, or a root that cannot be written.
         StoppedError: Ctrl-C or SIGTERM; what was done is saved.
     """
-    check_engine(engine, address)
-    if not configs:
-        raise LabError("the grid is empty: give at least one value for each option")
-    if engine == "batched" and (odd := next((config.model for config in configs if config.model not in MODELS), None)):
-        raise LabError(f"--engine batched takes the models {', '.join(MODELS)}, got {odd}: use --engine auto")
+    check(configs, data, engine, address)
     store = Store(root, Events(root) if tensorboard else None)
     ended = sum(finished(root, config) is not None for config in dict.fromkeys(configs))
     steps, best, begun = 0, math.inf, time.monotonic()
@@ -166,6 +162,18 @@ def sweep(
     summaries = [finished(root, config) for config in configs]
     assert all(summaries)
     return [summary for summary in summaries if summary]
+
+
+def check(configs: Sequence[Config], data: Data, engine: str, address: str | None = None) -> None:
+    """Raise LabError where a sweep could not begin: what ``check_engine`` finds, no runs, a model that cannot be made or stacked."""
+    check_engine(engine, address)
+    if not configs:
+        raise LabError("the grid is empty: give at least one value for each option")
+    for model, config in {config.model: config for config in configs}.items():
+        if engine == "batched" and model not in MODELS:
+            raise LabError(f"--engine batched takes the models {', '.join(MODELS)}, got {model}: use --engine auto")
+        if model not in MODELS:
+            make_model(model, data.train_x.shape[1:], data.classes, config.seed)
 
 
 def check_engine(engine: str, address: str | None = None) -> None:

@@ -113,8 +113,9 @@ def train(
         LabError: the folder holds another run, or cannot be written.
         StoppedError: Ctrl-C or SIGTERM; the run is saved.
     """
-    folder.start(config, resume=resume)
+    folder.check(config, resume=resume)
     run = Run(config, data, folder.load() if resume else None)
+    folder.start(config, resume=resume)
     with stop_signals() as stopped:
         for save in run.go(stopped, every, watch):
             save.runs[0].write(folder)
