@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 def main() -> None:
     """The command ``hypergradient``, or a line that says what is missing."""
-    needed = ("datasets", "matplotlib", "numpy", "pyarrow", "rich", "sklearn", "typer")
+    needed = ("datasets", "matplotlib", "numpy", "plotly", "pyarrow", "rich", "sklearn", "tensorboard", "typer")
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         sys.exit(complain(f"the lab needs {', '.join(missing)}: pip install 'hypergradient[lab]'"))

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -114,8 +114,9 @@ class Config:
 
     @property
     def name(self) -> str:
-        """A name that no other configuration has: a hash of every option."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        """A name that no other configuration has: a hash of what is not default, so that it lasts as options come."""
+        options = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) != field.default}
+        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

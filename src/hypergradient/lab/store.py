@@ -9,7 +9,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -110,11 +110,7 @@ class Folder:
             raise LabError(f"{file} cannot be read ({first_line(error)}): remove its folder, or choose another --output") from None
         if not isinstance(found, dict):
             raise LabError(f"{file} cannot be read (it holds no table): remove its folder, or choose another --output")
-        if found.get("format", FORMAT) > FORMAT:
-            raise LabError(
-                f"{file} was written by a newer hypergradient (format {found['format']}, this one knows {FORMAT}): "
-                "upgrade hypergradient, or choose another --output"
-            )
+        check_format(file, found)
         return found
 
     def clear(self) -> None:
@@ -174,6 +170,16 @@ class Folder:
             with suppress(OSError):
                 side.unlink()
             raise LabError(f"cannot write {self.path / name} ({first_line(error)}): make room, or choose another --output") from None
+
+
+def check_format(file: Path, found: Mapping[str, Any]) -> None:
+    """Raise LabError where a newer version wrote ``found`` into the file."""
+    written = found.get("format", FORMAT)
+    if not isinstance(written, int) or written > FORMAT:
+        raise LabError(
+            f"{file} was written by a newer hypergradient (format {written}, this one knows {FORMAT}): "
+            "upgrade hypergradient, or choose another --output"
+        )
 
 
 def provenance() -> dict[str, Any]:

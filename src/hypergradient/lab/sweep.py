@@ -22,7 +22,7 @@ from .data import Data
 from .ensemble import MODELS, SHARED
 from .events import Events
 from .models import make_model
-from .store import Folder
+from .store import FORMAT, Folder, check_format
 from .train import CHECKPOINT_EVERY, Run, Save, Summary, stop_signals
 
 ENGINES = ("auto", "batched", "sequential", "ray")
@@ -77,7 +77,10 @@ class Store:
             return work
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            check_format(path, state)
             return replace(work, configs=tuple(Config(**options) for options in state["configs"]), saved=state)
+        except LabError:
+            raise
         except Exception as error:
             raise LabError(f"{path} cannot be read ({first_line(error)}): remove it to run its runs again") from None
 
@@ -93,8 +96,8 @@ class Store:
                 if self.events:
                     self.events.write(saved)
         file = f"{work.name}.pt"
-        if save.state is not None:
-            self.unfinished.write(file, lambda path: torch.save(save.state, path))
+        if (state := save.state) is not None:
+            self.unfinished.write(file, lambda path: torch.save({"format": FORMAT, **state}, path))
         else:
             (self.unfinished.path / file).unlink(missing_ok=True)
         return ended

@@ -1,0 +1,128 @@
+"""The store under stress: a full disk, a newer version's files, event files."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import field, make_dataclass, replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hypergradient.lab.config import Config, LabError
+from hypergradient.lab.data import load
+from hypergradient.lab.events import label
+from hypergradient.lab.sweep import Store, folder_of, plan, sweep
+from test_cli import call
+
+GRID = [Config("digits", "logreg", "adam-hd", lr=lr, epochs=40) for lr in (1e-3, 1e-2, 1e-1)]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for a little."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def grow(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+
+
+def content(root: Path) -> list[bytes]:
+    return [(folder_of(root, config).path / name).read_bytes() for config in GRID for name in ("history.parquet", "epochs.parquet")]
+
+
+@pytest.mark.parametrize("engine", ["batched", "sequential"])
+def test_full_disk_loses_nothing(disk: Path, tmp_path: Path, engine: str) -> None:
+    data = load("digits")
+    sweep(GRID, data, tmp_path / "whole", engine=engine)
+    for _ in range(2):
+        with pytest.raises(LabError, match=r"cannot write .* make room, or choose another --output"):
+            sweep(GRID, data, disk, engine=engine)
+    assert not list(disk.rglob("*.part"))
+    grow(disk)
+    sweep(GRID, data, disk, engine=engine)
+    assert content(disk) == content(tmp_path / "whole")
+
+
+def test_full_disk_is_one_line(disk: Path) -> None:
+    command = [Path(sys.executable).with_name("hypergradient"), "tuning", "--data", "digits", "--model", "logreg", "--output", disk / "t"]
+    result = subprocess.run([*command, "--tensorboard"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    told = result.stderr.splitlines()[-1]
+    assert told.startswith("hypergradient: cannot write ")
+    assert "No space left on device): make room, or " in told
+    assert result.stderr.splitlines()[:-1] == [f"6 runs on digits, into {disk / 't'}"]
+
+
+def newer(file: Path) -> None:
+    if file.suffix == ".pt":
+        torch.save(torch.load(file, weights_only=True) | {"format": 99}, file)
+    else:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
+
+
+@pytest.mark.parametrize("name", ["config.json", "status.json", "experiment.json", "unfinished"])
+def test_store_of_a_newer_version_is_left_alone(monkeypatch, capfd, tmp_path: Path, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.toml").write_text("lr = [0.1, 0.01]\nepochs = 2")
+    words = ("sweep", "grid.toml", "--output", "s")
+    assert call(monkeypatch, *words) == 0
+    if name == "unfinished":
+        configs = [Config("digits", lr=lr, epochs=2) for lr in (0.1, 0.01)]
+        for config in configs:
+            folder_of(tmp_path / "s", config).clear()
+        store, data = Store(tmp_path / "s"), load("digits")
+        (work,) = plan(configs, data, tmp_path / "s", "batched")
+        store.write(work, next(work.go(data, Event(), every=0)))
+        (file,) = (tmp_path / "s/unfinished").iterdir()
+    else:
+        file = next((tmp_path / "s").rglob(name))
+    newer(file)
+    before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    capfd.readouterr()
+    assert call(monkeypatch, *words) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].endswith(
+        f"{file.relative_to(tmp_path)} was written by a newer hypergradient (format 99, this one knows 1): "
+        "upgrade hypergradient, or choose another --output"
+    )
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("engine", ["batched", "sequential"])
+def test_event_files_hold_the_history(tmp_path: Path, engine: str) -> None:
+    configs = [replace(config, epochs=2) for config in GRID]
+    for _ in range(2):
+        sweep(configs, load("digits"), tmp_path, engine=engine, tensorboard=True)
+    for config in configs:
+        history = folder_of(tmp_path, config).history()
+        events = EventAccumulator(str(tmp_path / "tensorboard" / label(config)))
+        events.Reload()
+        for x, columns in (("iteration", history.iterations), ("epoch", history.epochs)):
+            for name in set(columns) - {"iteration", "epoch"}:
+                found = [(event.step, event.value) for event in events.Scalars(f"{x}/{name}")]
+                assert [step for step, _ in found] == columns[x]
+                assert [value for _, value in found] == pytest.approx(columns[name], rel=1e-6)
+
+
+def test_name_of_a_run_lasts_as_options_come() -> None:
+    wider = make_dataclass("Wider", [("new", int, field(default=3))], bases=(Config,), frozen=True)
+    assert wider().name == Config().name == Config(lr=1e-3, epochs=10).name
+    assert len({c.name for c in (Config(), Config(lr=0.1), Config(seed=2), Config(model="mlp"), wider(new=4))}) == 5
+
+
+def test_train_writes_events(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "train", "--epochs", "1", "--output", "r", "--tensorboard") == 0
+    assert list(tmp_path.glob("r/tensorboard/*/events.out.tfevents.*"))
