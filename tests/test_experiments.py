@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from hypergradient.lab import data
 from hypergradient.lab.config import Config
-from hypergradient.lab.curves import sensitivity, tuning
+from hypergradient.lab.curves import data_of, sensitivity, tuning
 from hypergradient.lab.heatmap import COLUMNS, Row, cells, figure, grid, write_csv
 from hypergradient.lab.store import Folder
 from test_cli import call
@@ -30,7 +31,7 @@ def test_heatmap_grid() -> None:
 
 
 def test_sensitivity_grid() -> None:
-    configs = sensitivity(Config(), ["logreg", "mlp"], 1e-4, 1)
+    configs = sensitivity(Config(), data_of("logreg,mlp", "digits"), 1e-4, 1)
     assert len(configs) == len(set(configs)) == 2 * 2 * 3 * 6
     assert {(c.optimizer, c.rule, c.hypergrad_lr) for c in configs} == {
         (family + suffix, rule, beta)
@@ -40,11 +41,25 @@ def test_sensitivity_grid() -> None:
 
 
 def test_tuning_grid() -> None:
-    found = {(c.model, c.optimizer): (c.lr, c.hypergrad_lr, c.epochs) for c in tuning(Config(), ["logreg", "mlp"], None, 1)}
-    assert len(found) == 12
+    found = {(c.model, c.optimizer): (c.lr, c.hypergrad_lr, c.epochs) for c in tuning(Config(), data_of("logreg,mlp,vgg16", None), None, 1)}
+    assert len(found) == 18
+    assert found["vgg16", "sgdn"] == (1e-3, None, 200)
     assert found["logreg", "sgdn-hd"] == (1e-3, 1e-3, 20)
     assert found["mlp", "adam-hd"] == (1e-3, 1e-8, 100)
     assert found["mlp", "sgd"] == (1e-3, None, 100)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(None, {"mlp": "ylecun/mnist", "vgg16": "uoft-cs/cifar10"}, id="paper"),
+        pytest.param("x", {"mlp": "x", "vgg16": "x"}, id="one"),
+        pytest.param("x,vgg16=y", {"mlp": "x", "vgg16": "y"}, id="one-and-another"),
+        pytest.param("mlp=x", {"mlp": "x", "vgg16": "uoft-cs/cifar10"}, id="one-of-two"),
+    ],
+)
+def test_data_of(data: str | None, expected: dict) -> None:
+    assert data_of("mlp,vgg16", data) == expected
 
 
 TABLE = [
@@ -110,6 +125,15 @@ def test_curves_command(monkeypatch, capfd, tmp_path: Path, words: str, name: st
     assert b"<svg" in (tmp_path / f"c/{name}.svg").read_bytes()[:500]
 
 
+def test_two_data_sets_in_one_figure(monkeypatch, capfd, tmp_path: Path) -> None:
+    twin = data.digits
+    monkeypatch.setattr(data, "hugging_face", lambda name: twin())
+    words = ["tuning", "--model", "logreg,cnn", "--data", "digits,cnn=other/digits", "--limit", "200", "--epochs", "1", "--json"]
+    assert call(monkeypatch, *words) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [(run["model"], run["data"]) for run in found["runs"]] == [("logreg", "digits")] * 6 + [("cnn", "other/digits")] * 6
+
+
 GRID = """
 data = "digits"
 optimizer = ["sgd", "sgd-hd", "adam-hd"]
@@ -143,7 +167,7 @@ def test_sweep_command(monkeypatch, capfd, tmp_path: Path) -> None:
         pytest.param("epochs = [1.5]", "epochs takes int values, got 1.5", id="fraction"),
         pytest.param("model = [true]", "model takes str values, got True", id="boolean"),
         pytest.param("lr = [-1]", "--lr must be a finite number >= 0, got -1", id="range"),
-        pytest.param('data = ["digits", "x"]', "one grid takes one data set and one device", id="two-data-sets"),
+        pytest.param('data = ["digits", "x"]', "--data x: there is no such folder", id="data"),
     ],
 )
 def test_bad_grid_is_one_line(monkeypatch, capfd, tmp_path: Path, text: str, message: str) -> None:
@@ -163,6 +187,13 @@ def test_bad_grid_is_one_line(monkeypatch, capfd, tmp_path: Path, text: str, mes
             "tuning --data digits --model logreg,tree",
             "--model must be one of logreg, mlp, cnn, vgg16, package",
             id="model",
+        ),
+        pytest.param("tuning --data a,b", "--data a,b: b is one data set too many", id="two-data-sets"),
+        pytest.param("tuning --data tree=a", "tree=a is for no model of --model logreg,mlp,vgg16", id="data-of-no-model"),
+        pytest.param("tuning --data digits", "--model vgg16 needs images of at least 32x32", id="small-images"),
+        pytest.param("heatmap --data digits --address auto", "--address has no meaning for --engine auto", id="address"),
+        pytest.param(
+            "heatmap --data digits --engine batched --model cnn", "--engine batched takes the models logreg, mlp, got cnn", id="stack"
         ),
         pytest.param("sensitivity --data digits --seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
         pytest.param("heatmap --data digits --engine magic", "--engine must be one of auto, batched, sequential, ray", id="engine"),

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +9,9 @@ import typer
 from typer.exceptions import TyperException
 
 from . import complain
-from .talk import count, follow, note, notes, progress, tell
+from .talk import follow, note, notes, progress, tell
 
 if TYPE_CHECKING:
-    from .config import Config
-    from .store import Folder
     from .train import Summary
 
 app = typer.Typer(
@@ -24,6 +21,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+DataNames = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="As for train; MODEL=DATA,MODEL=DATA for a data set a model.", show_default="ylecun/mnist, vgg16=uoft-cs/cifar10"
+    ),
+]
 DataName = Annotated[str, typer.Option("--data", help="digits, a folder of Parquet files, or a Hub id such as ylecun/mnist.")]
 ModelName = Annotated[str, typer.Option("--model", help="logreg, mlp, cnn, vgg16, or your own: package.module:factory.")]
 Models = Annotated[str, typer.Option("--model", help="One or more, with commas: logreg, mlp, cnn, vgg16, package.module:factory.")]
@@ -139,6 +142,7 @@ def heatmap(
     """Iterations until a training loss is reached, over α0 × β in {1e-6 ... 1e-1}²: SGD, SGDN, Adam and their HD versions."""
     from . import heatmap as room
     from .config import Config
+    from .experiment import run_experiment
 
     at_least_1(seeds=seeds, cap=cap)
     base = Config(
@@ -153,12 +157,12 @@ def heatmap(
         threshold=threshold,
         hidden=hidden,
     )
-    experiment("heatmap", room.grid(base, seeds), room.write, output, engine, address, tensorboard, as_json, say=room.say)
+    run_experiment("heatmap", room.grid(base, seeds), room.write, output, engine, address, tensorboard, as_json, say=room.say)
 
 
 @app.command()
 def sensitivity(
-    data: DataName = "ylecun/mnist",
+    data: DataNames = None,
     model: Models = "logreg,mlp",
     hypergrad_lr: Annotated[float, typer.Option(help="β of the HD versions.")] = 1e-4,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
@@ -174,16 +178,17 @@ def sensitivity(
     """Curves from α0 in {1e-1 ... 1e-6}: SGD and Adam, their HD versions, additive and multiplicative."""
     from . import curves
     from .config import Config
+    from .experiment import run_experiment
 
     at_least_1(seeds=seeds)
-    configs = curves.sensitivity(Config(data, epochs=epochs, device=device, limit=limit), model.split(","), hypergrad_lr, seeds)
-    experiment("sensitivity", configs, curves.write_sensitivity, output, engine, address, tensorboard, as_json)
+    configs = curves.sensitivity(Config(epochs=epochs, device=device, limit=limit), curves.data_of(model, data), hypergrad_lr, seeds)
+    run_experiment("sensitivity", configs, curves.write_sensitivity, output, engine, address, tensorboard, as_json)
 
 
 @app.command()
 def tuning(
-    data: DataName = "ylecun/mnist",
-    model: Models = "logreg,mlp",
+    data: DataNames = None,
+    model: Models = "logreg,mlp,vgg16",
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data.", show_default="20 for logreg, 50 for cnn, 200 for vgg16, else 100")
     ] = None,
@@ -196,13 +201,14 @@ def tuning(
     tensorboard: Tensorboard = False,
     as_json: Json = False,
 ) -> None:
-    """Curves from α0 = 1e-3: SGD, SGDN, Adam and their HD versions."""
+    """Curves from α0 = 1e-3: SGD, SGDN, Adam and their HD versions, on MNIST and, for vgg16, on CIFAR-10."""
     from . import curves
     from .config import Config
+    from .experiment import run_experiment
 
     at_least_1(seeds=seeds)
-    configs = curves.tuning(Config(data, device=device, limit=limit), model.split(","), epochs, seeds)
-    experiment("tuning", configs, curves.write_tuning, output, engine, address, tensorboard, as_json)
+    configs = curves.tuning(Config(device=device, limit=limit), curves.data_of(model, data), epochs, seeds)
+    run_experiment("tuning", configs, curves.write_tuning, output, engine, address, tensorboard, as_json)
 
 
 @app.command()
@@ -222,12 +228,13 @@ def sweep(
 ) -> None:
     """Any grid over any option of train, with seeds as an axis."""
     from . import grid as room
+    from .experiment import run_experiment
 
     if seeds is not None:
         at_least_1(seeds=seeds)
     given = {"data": data, "model": model, "epochs": epochs, "limit": limit, "device": device, "seed": seeds and [*range(1, seeds + 1)]}
     configs = room.read(grid, {name: value for name, value in given.items() if value is not None})
-    experiment("sweep", configs, room.write, output, engine, address, tensorboard, as_json)
+    run_experiment("sweep", configs, room.write, output, engine, address, tensorboard, as_json)
 
 
 @app.command()
@@ -236,46 +243,6 @@ def report(folder: Annotated[Path, typer.Argument(help="Of an experiment or a ru
     from .report import write
 
     print(write(folder))
-
-
-Write = Callable[["Folder", "Sequence[Config]", "Sequence[Summary]"], list[Path]]
-
-
-def experiment(
-    name: str,
-    configs: "list[Config]",
-    write: Write,
-    output: Path,
-    engine: str,
-    address: str | None,
-    tensorboard: bool,
-    as_json: bool,
-    say: "Callable[[Sequence[Config], Sequence[Summary]], str] | None" = None,
-) -> None:
-    """Run what is missing, write figures, tables and report, and tell how it went: in ``say``'s words, or with a table of all runs."""
-    from .data import load
-    from .report import write as write_report
-    from .store import Folder
-    from .sweep import check, check_engine, sweep
-    from .train import StoppedError
-
-    check_engine(engine, address)
-    folder = Folder(output)
-    folder.check_experiment()
-    with notes.status(f"Loading {configs[0].data}"):
-        loaded = load(configs[0].data, configs[0].device)
-    note(f"{len(configs)} runs on {configs[0].data}, into {output}")
-    check(configs, loaded, engine, address)
-    folder.start_experiment(name, configs)
-    try:
-        with progress() as bar:
-            watch = count(bar, len(configs))
-            summaries = sweep(configs, loaded, output, engine=engine, address=address, tensorboard=tensorboard, watch=watch)
-    except StoppedError:
-        note("hypergradient: stopped; what was done is saved, and the same command goes on from there")
-        raise typer.Exit(130) from None
-    files = [write_report(output), *write(folder, configs, summaries), output / "experiment.json"]
-    tell(configs, summaries, files, as_json, say and say(configs, summaries))
 
 
 def events(root: Path, wanted: bool) -> Any:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -111,6 +112,11 @@ class Config:
     def title(self) -> str:
         """How figures name the model."""
         return MODEL_TITLES.get(self.model, self.model)
+
+    @property
+    def data_title(self) -> str:
+        """How figures name the data."""
+        return PurePath(self.data).name
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from matplotlib import colormaps
 
 from . import plots
-from .config import TITLES, Config
+from .config import TITLES, Config, LabError
 from .store import EPOCHS, ITERATIONS, Folder, History
 from .sweep import folder_of
 from .train import Summary
@@ -32,22 +32,44 @@ TUNING_EPOCHS = {"logreg": 20, "mlp": 100, "vgg16": 200}
 SENSITIVITY_LRS = tuple(10.0**k for k in range(-1, -7, -1))
 
 
-def tuning(base: Config, models: Sequence[str], epochs: int | None, seeds: int) -> list[Config]:
+#: The paper's data: what a model is trained on where --data does not say.
+PAPER_DATA = {"vgg16": "uoft-cs/cifar10"}
+OTHER_DATA = "ylecun/mnist"
+
+
+def data_of(models: str, data: str | None) -> dict[str, str]:
+    """The models of ``--model A,B`` with what ``--data`` gives each: ``A=NAME`` for one, a bare name for those that are not named.
+
+    Raises:
+        LabError: data for a model that is not trained, or two for one.
+    """
+    names = models.split(",")
+    given: dict[str, str] = {}
+    for entry in data.split(",") if data else []:
+        model, equals, name = entry.partition("=")
+        key = model if equals else ""
+        if key in given or (equals and model not in names):
+            raise LabError(f"--data {data}: {entry} is {'for no model of --model ' + models if equals else 'one data set too many'}")
+        given[key] = name if equals else entry
+    return {model: given.get(model) or given.get("") or PAPER_DATA.get(model, OTHER_DATA) for model in names}
+
+
+def tuning(base: Config, models: Mapping[str, str], epochs: int | None, seeds: int) -> list[Config]:
     """α_0 = 1e-3, the six optimizers, β = 1e-3 for SGD-HD and SGDN-HD, 1e-8 for Adam-HD."""
     return [
-        vary(base, model=model, optimizer=name, seed=seed, epochs=epochs or TUNING_EPOCHS.get(model), hypergrad_lr=beta)
-        for model in models
+        vary(base, data=data, model=model, optimizer=name, seed=seed, epochs=epochs or TUNING_EPOCHS.get(model), hypergrad_lr=beta)
+        for model, data in models.items()
         for seed in range(1, seeds + 1)
         for name in TITLES
         for beta in [TUNING_HYPERGRAD_LR[name.removesuffix("-hd")] if name.endswith("-hd") else None]
     ]
 
 
-def sensitivity(base: Config, models: Sequence[str], beta: float, seeds: int) -> list[Config]:
+def sensitivity(base: Config, models: Mapping[str, str], beta: float, seeds: int) -> list[Config]:
     """α_0 in {1e-1 ... 1e-6}: SGD and Adam, their HD versions (additive) and "HDM" (multiplicative)."""
     return [
-        vary(base, model=model, optimizer=name, rule=rule, lr=lr, seed=seed, hypergrad_lr=beta if name.endswith("-hd") else None)
-        for model in models
+        vary(base, data=data, model=model, optimizer=name, rule=rule, lr=lr, seed=seed, hypergrad_lr=beta if name.endswith("-hd") else None)
+        for model, data in models.items()
         for seed in range(1, seeds + 1)
         for family in ("sgd", "adam")
         for name, rule in ((family, "additive"), (f"{family}-hd", "additive"), (f"{family}-hd", "multiplicative"))
@@ -76,7 +98,11 @@ def model_and_family(config: Config) -> str:
 
 
 def write_tuning(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:
-    return write(folder, "tuning", histories(folder, configs), column=lambda config: config.title, look=plots.by_optimizer)
+    return write(folder, "tuning", histories(folder, configs), column=model_and_data, look=plots.by_optimizer)
+
+
+def model_and_data(config: Config) -> str:
+    return f"{config.title} ({config.data_title})"
 
 
 def write_sensitivity(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .config import TITLES, Config
-from .curves import write
+from .curves import model_and_data, write
 from .data import load
 from .plots import by_optimizer
 from .store import Folder
@@ -47,4 +47,4 @@ def demo(output: Path, configs: list[Config], watch: Callable[[Config], Watch], 
         summary, history = train(config, load(config.data, config.device), folder, watch=watch(config))
         runs.append((config, history))
         done(summary)
-    return write(Folder(output), "demo", runs, column=lambda config: f"{config.title} (digits)", look=by_optimizer)
+    return write(Folder(output), "demo", runs, column=model_and_data, look=by_optimizer)

@@ -24,8 +24,7 @@ def read(file: Path, given: Mapping[str, Any]) -> list[Config]:
         given: options that stand instead of the grid's.
 
     Raises:
-        LabError: the file is missing or no TOML, a key is no option, a list is empty, a value has the wrong type or range, or the runs
-            name more than one data set.
+        LabError: the file is missing or no TOML, a key is no option, a list is empty, or a value has the wrong type or range.
     """
     try:
         table = tomllib.loads(file.read_text())
@@ -41,9 +40,6 @@ def read(file: Path, given: Mapping[str, Any]) -> list[Config]:
         for value in values:
             check_type(file, name, value)
     configs = [config_of(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
-    data = dict.fromkeys((config.data, config.device) for config in configs)
-    if len(data) > 1:
-        raise LabError(f"{file}: one grid takes one data set and one device, got {', '.join(' on '.join(pair) for pair in data)}")
     return list(dict.fromkeys(configs))
 
 

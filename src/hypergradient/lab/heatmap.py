@@ -123,7 +123,7 @@ def figure(table: Sequence[Row], base: Config) -> Figure:
                 if column == 0:
                     axis.set_ylabel("β")
     fig.colorbar(image, ax=axes, label=f"iterations until a minibatch loss ≤ {base.threshold:g}", shrink=0.8)
-    fig.suptitle(f"{base.title} on {Path(base.data).name}")
+    fig.suptitle(f"{base.title} on {base.data_title}")
     return fig
 
 

@@ -27,8 +27,9 @@ from .train import CHECKPOINT_EVERY, Run, Save, Summary, stop_signals
 
 ENGINES = ("auto", "batched", "sequential", "ray")
 
-#: Runs of one ensemble, and bytes of their parameters, at most: more of them would leave the processor's cache, or fill its memory.
-CHUNK, CHUNK_BYTES = 64, 2**28
+#: Runs of one ensemble, and bytes of their parameters, at most: on a processor more of them leave its cache, and 36 networks of
+#: 784-1000-1000-10 take twice as long together as one after the other; elsewhere they fill its memory.
+CHUNK, CPU_BYTES, DEVICE_BYTES = 64, 2**23, 2**30
 
 Watch = Callable[[int, float, float], None]
 """Called now and then: runs that have ended, iterations a second of all together, lowest loss of a minibatch (infinite where unknown)."""
@@ -135,7 +136,7 @@ def sweep(
         data: what their ``data`` names.
         root: each run's folder is ``root/runs/NAME``, with the name that its configuration gives it.
         engine: ``batched`` trains runs that differ only in numbers as one program; ``sequential`` one after the other; ``auto`` is
-            batched where there is more than one such run, and the model can be stacked; ``ray`` is auto spread over a cluster.
+            batched where the model can be stacked and is small enough to gain by it; ``ray`` is auto spread over a cluster.
         address: of the Ray cluster, or "auto" for the one that is found; None starts one on this machine.
         tensorboard: whether to write event files too.
         every: seconds between two writings of what is under way.
@@ -195,8 +196,9 @@ def plan(configs: Iterable[Config], data: Data, root: Path, engine: str, slots: 
         alike.setdefault(tuple(getattr(config, name) for name in SHARED), []).append(config)
     works = []
     for group in alike.values():
-        stacked = engine != "sequential" and group[0].model in MODELS and (engine == "batched" or len(group) > 1)
-        size = min(math.ceil(len(group) / slots), largest(group[0], data)) if stacked else 1
+        stacks = engine != "sequential" and group[0].model in MODELS
+        size = min(math.ceil(len(group) / slots), largest(group[0], data)) if stacks else 1
+        stacked = stacks and (engine == "batched" or size > 1)
         for i in range(0, len(group), size):
             chunk = group[i : i + size]
             missing = tuple(config for config in chunk if finished(root, config) is None)
@@ -210,4 +212,5 @@ def largest(config: Config, data: Data) -> int:
     """How many such runs one ensemble holds at most."""
     model = make_model(config.model, data.train_x.shape[1:], data.classes, config.seed, hidden=config.hidden)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return max(1, min(CHUNK, CHUNK_BYTES // size))
+    room = CPU_BYTES if data.train_x.device.type == "cpu" else DEVICE_BYTES
+    return max(1, min(CHUNK, room // size))
