@@ -25,10 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from hypergradient.lab.config import Config
 from hypergradient.lab.data import Data, load
+from hypergradient.lab.engine import shuffled
 from hypergradient.lab.ensemble import Ensemble
 from hypergradient.lab.heatmap import VALUES
 from hypergradient.lab.store import Folder
-from hypergradient.lab.train import Run, shuffled, train
+from hypergradient.lab.train import Run, train
 
 from .report import machine, sentence
 

@@ -7,8 +7,9 @@ import torch
 
 from hypergradient.lab.config import Config
 from hypergradient.lab.data import load
+from hypergradient.lab.engine import shuffled
 from hypergradient.lab.ensemble import Ensemble
-from hypergradient.lab.train import Run, evaluate, shuffled
+from hypergradient.lab.train import Run, evaluate
 
 FAMILIES = {
     "sgd": [

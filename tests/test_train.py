@@ -13,8 +13,9 @@ import pytest
 
 from hypergradient.lab.config import TITLES, Config, LabError
 from hypergradient.lab.data import load
+from hypergradient.lab.engine import StoppedError
 from hypergradient.lab.store import Folder
-from hypergradient.lab.train import StoppedError, train
+from hypergradient.lab.train import train
 
 
 def tables(folder: Path) -> list[dict]:

@@ -10,9 +10,9 @@ import torch
 
 from .config import Config
 from .data import Data
+from .engine import Save, Saved, StoppedError, ending, limited, shuffled, summarise
 from .ensemble import Ensemble
 from .store import History
-from .train import Save, Saved, StoppedError, ending, limited, shuffled, summarise
 
 
 class Chunk:

@@ -12,7 +12,7 @@ from . import complain
 from .talk import follow, note, notes, progress, tell
 
 if TYPE_CHECKING:
-    from .train import Summary
+    from .engine import Summary
 
 app = typer.Typer(
     help="Hypergradient descent: train with a learning rate that adapts itself, and reproduce the paper (Baydin et al., ICLR 2018).",
@@ -51,8 +51,8 @@ def demo(
 ) -> None:
     """The paper's tuning example in small: six optimizers, two models, digits that need no download. Under a minute."""
     from .demo import configurations, demo
+    from .engine import StoppedError
     from .report import write as write_report
-    from .train import StoppedError
 
     configs = configurations(seed, device)
     summaries: list[Summary] = []
@@ -99,9 +99,10 @@ def train(
     """Train one model. The defaults are the paper's settings."""
     from .config import Config
     from .data import load
+    from .engine import StoppedError
     from .report import write as write_report
     from .store import Folder
-    from .train import StoppedError, train
+    from .train import train
 
     config = Config(
         data, model, optimizer, lr, hypergrad_lr, momentum, weight_decay, batch_size, epochs, seed, device, rule, limit, hidden=hidden

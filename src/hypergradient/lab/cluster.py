@@ -19,8 +19,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from .config import LabError, first_line
 from .data import Data
+from .engine import Save, StoppedError, stop_signals
 from .sweep import Work
-from .train import Save, StoppedError, stop_signals
 
 #: How often a part may lose its worker without having given anything in between.
 DEATHS = 4

@@ -11,9 +11,9 @@ from matplotlib import colormaps
 
 from . import plots
 from .config import TITLES, Config, LabError
+from .engine import Summary
 from .store import EPOCHS, ITERATIONS, Folder, History
 from .sweep import folder_of
-from .train import Summary
 
 #: What tells the runs of one figure apart; the columns before a history's own.
 OPTIONS = {

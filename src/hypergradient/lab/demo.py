@@ -8,9 +8,10 @@ import torch
 from .config import TITLES, Config
 from .curves import model_and_data, write
 from .data import load
+from .engine import Summary
 from .plots import by_optimizer
 from .store import Folder
-from .train import Summary, Watch, train
+from .train import Watch, train
 
 #: Enough for the learning rates to find their place, and a minute on two cores at most.
 DEMO_EPOCHS = 15

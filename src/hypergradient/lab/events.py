@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .config import Config, LabError, first_line
 
 if TYPE_CHECKING:
-    from .train import Saved
+    from .engine import Saved
 
 
 class Events:

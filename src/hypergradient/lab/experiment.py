@@ -7,11 +7,11 @@ import typer
 
 from .config import Config
 from .data import load
+from .engine import StoppedError, Summary
 from .report import write as write_report
 from .store import Folder
 from .sweep import check, check_engine, sweep
 from .talk import count, note, notes, progress, tell
-from .train import StoppedError, Summary
 
 #: Writes an experiment's figures and tables, and gives the files.
 Write = Callable[[Folder, Sequence[Config], Sequence[Summary]], list[Path]]

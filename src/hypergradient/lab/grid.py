@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import HYPERGRAD_LR, Config, LabError, first_line
+from .engine import Summary
 from .store import Folder
-from .train import Summary
 
 OPTIONS = {field.name: field for field in fields(Config)}
 

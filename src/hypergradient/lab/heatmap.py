@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from . import plots
 from .config import TITLES, Config
+from .engine import Summary
 from .store import Folder
-from .train import Summary
 
 VALUES = tuple(10.0**k for k in range(-6, 0))
 FAMILIES = ("sgd", "sgdn", "adam")

@@ -19,11 +19,12 @@ import torch
 from .chunk import Chunk
 from .config import Config, LabError, choose, first_line
 from .data import Data
+from .engine import CHECKPOINT_EVERY, Save, Summary, stop_signals
 from .ensemble import MODELS, SHARED
 from .events import Events
 from .models import make_model
 from .store import FORMAT, Folder, check_format
-from .train import CHECKPOINT_EVERY, Run, Save, Summary, stop_signals
+from .train import Run
 
 ENGINES = ("auto", "batched", "sequential", "ray")
 

@@ -15,8 +15,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from .config import Config
+    from .engine import Summary
     from .sweep import Watch as SweepWatch
-    from .train import Summary, Watch
+    from .train import Watch
 
 #: Progress and notes go to stderr, results to stdout.
 notes = Console(stderr=True, highlight=False)

@@ -1,0 +1,138 @@
+"""What the engines share: how a run ends, what is written of it, the order of the images, and how Ctrl-C stops it."""
+
+import math
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import Config
+from .data import Data
+from .store import FORMAT, Folder, History
+
+#: Seconds between two writings of what is under way.
+CHECKPOINT_EVERY = 10.0
+
+
+class StoppedError(Exception):
+    """Ctrl-C or SIGTERM came; the run is saved up to the iteration that it names."""
+
+    def __init__(self, iteration: int) -> None:
+        super().__init__(f"stopped after iteration {iteration}")
+        self.iteration = iteration
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended: "finished" its epochs, "reached" its threshold, met its "cap" of iterations, or "diverged", where a minibatch
+    loss or a gradient was not finite. Losses are of the last whole epoch."""
+
+    model: str
+    optimizer: str
+    status: str
+    iterations: int
+    epochs: int
+    alpha: float
+    train_loss: float | None
+    valid_loss: float | None
+    valid_accuracy: float | None
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run as it is to be written: ``checkpoint`` is what it goes on from, ``summary`` how it ended, None for one that has not."""
+
+    config: Config
+    history: History
+    checkpoint: dict[str, Any]
+    summary: Summary | None
+
+    def write(self, folder: Folder) -> None:
+        folder.save(self.history, self.checkpoint)
+        if self.summary is not None:
+            folder.write_json("status.json", {"format": FORMAT, **self.summary.as_dict()})
+
+
+@dataclass(frozen=True)
+class Save:
+    """What an engine gives to whoever writes the store.
+
+    Args:
+        runs: those to be written.
+        state: what the other runs of an ensemble go on from; None where there are none.
+        steps: how many were made since the last.
+        best: the lowest loss of a minibatch so far.
+    """
+
+    runs: list[Saved]
+    state: dict[str, Any] | None
+    steps: int
+    best: float
+
+
+def summarise(config: Config, history: History, status: str, alpha: float, seconds: float) -> Summary:
+    """A run's summary from its history."""
+    train_loss, valid_loss, accuracy = (
+        history.epochs[name][-1] if history.epochs[name] else None for name in ("train_loss", "valid_loss", "valid_accuracy")
+    )
+    counts = len(history.iterations["loss"]), len(history.epochs["epoch"])
+    return Summary(config.model, config.optimizer, status, *counts, alpha, train_loss, valid_loss, accuracy, round(seconds, 3))
+
+
+def ending(config: Config, iteration: int, loss: float, skipped: bool) -> str | None:
+    """The status that ``loss``, the minibatch loss of ``iteration``, ends a run with; None where it goes on."""
+    if not math.isfinite(loss) or skipped:
+        return "diverged"
+    if config.threshold is not None and loss <= config.threshold:
+        return "reached"
+    if config.iterations is not None and iteration >= config.iterations:
+        return "cap"
+    return None
+
+
+def limited(data: Data, limit: int | None) -> Data:
+    """The data with the first ``limit`` images for training and for validation, all of them for None."""
+    if limit is None:
+        return data
+    return Data(data.train_x[:limit], data.train_y[:limit], data.valid_x[:limit], data.valid_y[:limit], data.classes)
+
+
+def shuffled(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of the images in one epoch: a function of seed and epoch, so that resuming needs no random state."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that a run stops between two iterations; a second signal ends it at once.
+
+    The optimizers' warning of a skipped step is not shown meanwhile: here it ends the run, with a status.
+    """
+    stopped = threading.Event()
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*skipped a step")
+            yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
