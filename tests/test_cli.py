@@ -1,6 +1,10 @@
 """The command as a stranger uses it: what it prints, what it writes, how it ends."""
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +95,22 @@ def test_installed_command() -> None:
         [Path(sys.executable).with_name("hypergradient"), "train", "--help"], capture_output=True, text=True, check=True
     )
     assert "--hypergrad-lr" in result.stdout
+
+
+def test_progress_on_a_terminal(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [Path(sys.executable).with_name("hypergradient"), "sensitivity", "--data", "digits", "--model", "cnn,logreg", "--epochs", "1"]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([*command, "--limit", "64"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, env=environment)
+    os.close(theirs)
+    told = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 10_000):
+            told += part
+    process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 0
+    assert re.search(rb"runs .* 72/72 .* iterations/s  best minibatch loss 2\.", told)
 
 
 def test_without_the_extra(monkeypatch, capfd) -> None:

@@ -157,6 +157,17 @@ def test_sweep_command(monkeypatch, capfd, tmp_path: Path) -> None:
     assert float(rows[0]["valid_loss"]) == found["runs"][0]["valid_loss"]
 
 
+def test_options_stand_instead_of_the_grids(monkeypatch, capfd, tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(GRID)
+    words = "sweep grid.toml --data digits --model cnn --epochs 2 --seeds 3 --limit 128 --device cpu --json"
+    assert call(monkeypatch, *words.split()) == 0
+    runs = json.loads(capfd.readouterr().out)["runs"]
+    assert {run["seed"] for run in runs} == {1, 2, 3}
+    assert {(run["model"], run["epochs"], run["limit"], run["iterations"]) for run in runs if run["status"] == "finished"} == {
+        ("cnn", 2, 128, 2)
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

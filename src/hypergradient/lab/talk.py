@@ -76,9 +76,11 @@ def tell(configs: "Sequence[Config]", summaries: "Sequence[Summary]", files: Seq
         note(say)
     else:
         Console(width=None if sys.stdout.isatty() else 120).print(table_of(configs, summaries))
-    for s in summaries:
-        if s.status == "diverged":
-            note(f"{s.model} {s.optimizer} diverged: the loss of iteration {s.iterations} is not finite, and the run ended there")
+    diverged = [s for s in summaries if s.status == "diverged"]
+    for s in diverged[:3]:
+        note(f"{s.model} {s.optimizer} diverged: the loss of iteration {s.iterations} is not finite, and the run ended there")
+    if diverged[3:]:
+        note(f"and {len(diverged) - 3} more of {len(summaries)} runs diverged")
     note("Results: " + "  ".join(str(file) for file in files))
 
 
