@@ -12,7 +12,8 @@ from hypergradient.lab import data
 from hypergradient.lab.config import Config
 from hypergradient.lab.curves import data_of, sensitivity, tuning
 from hypergradient.lab.heatmap import COLUMNS, Row, cells, figure, grid, write_csv
-from hypergradient.lab.store import Folder
+from hypergradient.lab.plots import by_optimizer, curves
+from hypergradient.lab.store import Folder, History
 from test_cli import call
 
 
@@ -105,6 +106,24 @@ def test_heatmap_figure_outlines_where_hd_is_worse() -> None:
     panels = [axis for axis in figure(table, base).axes if axis.get_title()]
     assert [len(axis.texts) for axis in panels] == [6, 6, 6, 36, 36, 36]
     assert [len(axis.lines) for axis in panels] == [0, 0, 0, 4, 4, 4]  # one cell, four sides
+
+
+def test_runs_that_diverged_leave_the_frame_of_the_others() -> None:
+    def run(optimizer: str, losses: list[float], alpha: float) -> tuple[Config, History]:
+        history = History()
+        for n, loss in enumerate(losses, start=1):
+            for table in (history.iterations, history.epochs):
+                row = {"iteration": n, "epoch": n, "h": None, "loss": loss, "train_loss": loss, "valid_loss": loss, "alpha": alpha}
+                for name in table:
+                    table[name].append(row.get(name))
+        return Config(optimizer=optimizer), history
+
+    steady, wild = run("sgd", [2.0, 1.0, 0.5], 0.1), run("sgd-hd", [2.0, 1e9, math.nan], 1e9)
+    figures = [curves(runs, column=lambda _: "", look=by_optimizer) for runs in ([steady], [steady, wild])]
+    for alone, both in zip(figures[0].axes, figures[1].axes, strict=True):
+        frames = [axis.get_ylim() for axis in (alone, both, *alone.child_axes, *both.child_axes)]
+        assert frames[1] == pytest.approx(frames[0], rel=0.1)
+        assert frames[3:] == [pytest.approx(frame, rel=0.1) for frame in frames[2:3]]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Figures in the manner of the paper: baselines dashed, hypergradient versions solid, one colour a family."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -66,8 +67,8 @@ def curves(
         own = [(look(config), history) for config, history in runs if column(config) == title]
         for row, (label, by_epoch, by_iteration) in enumerate(ROWS):
             axis = axes[row, i]
-            draw(axis, own, "epochs", "epoch", by_epoch)
             axis.set_yscale("linear" if by_epoch == "alpha" else "log")
+            draw(axis, own, "epochs", "epoch", by_epoch)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if i == 0:
                 axis.set_ylabel(label)
@@ -91,6 +92,17 @@ def draw(axis: Axes, runs: Sequence[tuple[Look, History]], table: str, x: str, y
         label = look.label or "_"
         axis.plot(columns[x], columns[y], color=look.colour, linestyle=look.style, linewidth=1.4, label=label)
     axis.grid(alpha=0.3)
+    steady = [getattr(history, table)[y] for _, history in runs if not diverged(history)]
+    if 0 < len(steady) < len(runs):  # those that diverged leave the frame of the others
+        to, back = scale(axis)
+        low, high = to(min(map(min, steady))), to(max(map(max, steady)))
+        margin = 0.05 * (high - low or abs(low) or 1)
+        axis.set_ylim(back(low - margin), back(high + margin))
+
+
+def diverged(history: History) -> bool:
+    losses = history.iterations["loss"]
+    return bool(losses) and not math.isfinite(losses[-1])
 
 
 def fix_ticks(axis: Axes) -> None:
@@ -108,14 +120,19 @@ def fix_ticks(axis: Axes) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
+def scale(axis: Axes) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """From the values of the y axis to where they are drawn, and back."""
+    return (np.log10, lambda y: 10**y) if axis.get_yscale() == "log" else (np.asarray, float)
+
+
 def make_room(axis: Axes) -> None:
     """Raise the upper end of the y axis until no curve runs behind the inset, which takes the upper right quarter."""
-    to, back = (np.log10, lambda y: 10**y) if axis.get_yscale() == "log" else (np.asarray, float)
+    to, back = scale(axis)
     left, right = axis.get_xlim()
     low, high = to(axis.get_ylim())
     curves = [np.asarray(line.get_xydata(), dtype=float) for line in axis.get_lines()]
     behind = np.concatenate([curve[curve[:, 0] > left + 0.38 * (right - left), 1] for curve in curves])
-    behind = to(behind[np.isfinite(behind)])
+    behind = np.minimum(to(behind[np.isfinite(behind)]), high)  # what leaves the frame needs no room
     if len(behind):
         axis.set_ylim(top=back(max(high, low + (behind.max() - low) / 0.46)))
 
