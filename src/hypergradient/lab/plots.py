@@ -132,7 +132,7 @@ def make_room(axis: Axes) -> None:
     low, high = to(axis.get_ylim())
     curves = [np.asarray(line.get_xydata(), dtype=float) for line in axis.get_lines()]
     behind = np.concatenate([curve[curve[:, 0] > left + 0.38 * (right - left), 1] for curve in curves])
-    behind = np.minimum(to(behind[np.isfinite(behind)]), high)  # what leaves the frame needs no room
+    behind = to(behind[behind <= back(high) * (1 + 1e-9)])  # what leaves the frame needs no room
     if len(behind):
         axis.set_ylim(top=back(max(high, low + (behind.max() - low) / 0.46)))
 
