@@ -1,0 +1,413 @@
+"""The report: what it makes of a folder, whole or not; what strangers may write there; and how the page behaves in a browser."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypergradient.lab import heatmap, report
+from hypergradient.lab.config import Config, LabError
+from hypergradient.lab.curves import sensitivity, tuning
+from hypergradient.lab.data import load
+from hypergradient.lab.store import FORMAT, Folder, provenance
+from hypergradient.lab.sweep import folder_of, sweep
+from hypergradient.lab.train import train
+
+SHORT = Config("digits", limit=256, epochs=2, batch_size=64)
+GRID = [
+    replace(SHORT, optimizer=name, hypergrad_lr=beta, lr=lr, seed=seed)
+    for name, beta in (("sgd", None), ("sgd-hd", 1e-3))
+    for lr in (1e-3, 0.1)
+    for seed in (1, 2)
+]
+HOSTILE = {"model": "x:<img src=x onerror=alert(1)>", "data": "/home/me/</script><script>alert(2)<!--"}
+
+
+def fill(root: Path, kind: str, configs: list[Config]) -> Path:
+    sweep(configs, load("digits", "cpu"), root)
+    Folder(root).start_experiment(kind, configs)
+    return root
+
+
+def strange(root: Path, **options: Any) -> Path:
+    """A run that this machine could not make, with the history of one that it could."""
+    train(SHORT, load("digits", "cpu"), Folder(root))
+    Folder(root).write_json("config.json", {"format": FORMAT, "config": SHORT.as_dict() | options, **provenance()})
+    return root
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One report of each kind."""
+    root = tmp_path_factory.mktemp("stores")
+    capped = replace(SHORT, iterations=30, threshold=1.8, epochs=30)
+    roots = {
+        "tuning": fill(root / "tuning", "tuning", tuning(replace(SHORT, hidden=16), dict.fromkeys(("logreg", "mlp"), "digits"), 2, 1)),
+        "sensitivity": fill(root / "sensitivity", "sensitivity", sensitivity(SHORT, {"logreg": "digits"}, 1e-3, 1)),
+        "heatmap": fill(root / "heatmap", "heatmap", heatmap.grid(capped, 1)),
+        "sweep": fill(root / "sweep", "sweep", GRID),
+        "train": strange(root / "train"),
+        "hostile": strange(root / "hostile", **HOSTILE),
+    }
+    assert [report.write(path) for path in roots.values()] == [path / "report.html" for path in roots.values()]
+    return roots
+
+
+def page_of(root: Path) -> str:
+    """The page without Plotly."""
+    text = report.write(root).read_text()
+    return "".join(text.split(report.get_plotlyjs()))
+
+
+def figures_of(root: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(page_of(root).split('id="data">')[1].split("</script>")[0])
+    return found
+
+
+def small(root: Path) -> Path:
+    return fill(root, "sweep", GRID[:2])
+
+
+def first_run(root: Path) -> Path:
+    return folder_of(root, GRID[0]).path
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        pytest.param(shutil.rmtree, r"store holds neither an experiment .* nor a run .*: give the --output", id="nothing"),
+        pytest.param(lambda root: (root / "experiment.json").unlink(), "holds neither an experiment", id="no-experiment"),
+        pytest.param(lambda root: (root / "experiment.json").write_text("{"), r"experiment.json cannot be read", id="damaged"),
+        pytest.param(lambda root: (root / "experiment.json").write_text("{}"), "experiment.json holds no configurations", id="empty"),
+        pytest.param(
+            lambda root: (root / "experiment.json").write_text('{"configurations": [1]}'), "holds no configurations", id="no-options"
+        ),
+        pytest.param(lambda root: (root / "experiment.json").write_text('{"format": 9}'), "newer hypergradient", id="newer"),
+        pytest.param(lambda root: (first_run(root) / "status.json").write_text("["), "status.json cannot be read", id="status"),
+        pytest.param(lambda root: (first_run(root) / "history.parquet").write_text("?"), "history.parquet cannot be read", id="history"),
+        pytest.param(
+            lambda root: shutil.copy(first_run(root) / "history.parquet", first_run(root) / "epochs.parquet"),
+            "epochs.parquet cannot be read",
+            id="columns",
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_reported(tmp_path: Path, spoil: Any, message: str) -> None:
+    root = small(tmp_path / "store")
+    spoil(root)
+    with pytest.raises(LabError, match=message) as error:
+        report.write(root)
+    assert "\n" not in str(error.value)
+    assert not (root / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        pytest.param(lambda run: None, ["2 of 2 runs have ended, none diverged"], id="whole"),
+        pytest.param(
+            lambda run: (run / "status.json").unlink(),
+            ["1 of 2 runs have ended", "under way"],
+            id="under-way",
+        ),
+        pytest.param(lambda run: shutil.rmtree(run), ["1 of 2 runs have ended", "not begun"], id="not-begun"),
+        pytest.param(
+            lambda run: [(run / name).unlink() for name in ("status.json", "history.parquet", "epochs.parquet")],
+            ["1 of 2 runs have ended", "under way"],
+            id="no-history-yet",
+        ),
+        pytest.param(
+            lambda run: (run / "status.json").write_text('{"status": "diverged"}'), ["2 of 2 runs have ended, 1 diverged"], id="bare"
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sweep", "heatmap", "sensitivity", "of a later version"])
+def test_what_is_there_is_shown(tmp_path: Path, kind: str, spoil: Any, said: list[str]) -> None:
+    root = small(tmp_path / "store")
+    Folder(root).start_experiment(kind, GRID[:2])
+    spoil(first_run(root))
+    page = page_of(root)
+    assert all(text in page for text in said)
+
+
+def test_downsampled_over_a_logarithmic_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "POINTS", 5)
+    _, by_iteration = figures_of(strange(tmp_path))
+    values = by_iteration["runs"][0]["values"]
+    assert values["iteration"] == [1, 2, 4, 8]  # of 8: 1, 1.7, 2.8, 4.8, 8
+    assert {len(column) for column in values.values()} == {4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "configs", "labels"),
+    [
+        pytest.param("tuning", tuning(SHORT, {"logreg": "digits"}, 2, 2), [["SGD"], ["SGD-HD"], ["SGDN"]], id="tuning"),
+        pytest.param("sweep", GRID, [["SGD, α₀ = 0.001"], ["SGD, α₀ = 0.001"], ["SGD, α₀ = 0.1"]], id="sweep"),
+        pytest.param("sweep", [GRID[0], GRID[4]], [["SGD"], ["SGD-HD"]], id="sweep-of-optimizers"),
+        pytest.param("sensitivity", sensitivity(SHORT, {"logreg": "digits"}, 1e-3, 1), [["α₀ = 0.1", "baseline"]], id="sensitivity"),
+        pytest.param("train", GRID[:1], [["SGD"]], id="train"),
+    ],
+)
+def test_labels_tell_runs_apart(kind: str, configs: list[Config], labels: list[list[str]]) -> None:
+    chips = report.chips_of(kind, [report.Run(config.as_dict(), None, {}) for config in configs])
+    assert [[chip.label for chip in own] for own in chips][: len(labels)] == labels
+
+
+def test_cells_of_the_heat_map(tmp_path: Path) -> None:
+    runs = []
+    for optimizer, beta, status, iterations in (
+        ("sgd", None, "reached", 20),
+        ("sgd-hd", 1e-3, "reached", 1234),
+        ("sgd-hd", 1e-2, "cap", 3000),
+        ("sgd-hd", 0.5, "reached", 7),
+    ):
+        options = replace(SHORT, optimizer=optimizer, hypergrad_lr=beta, lr=0.1, iterations=3000, threshold=0.3).as_dict()
+        runs.append(report.Run(options, tmp_path, {"status": status, "iterations": iterations}))
+    runs.append(report.Run(runs[-1].options | {"hypergrad_lr": 0.9}, tmp_path, {}))
+    (figure,), legend = report.heat_figures(runs)
+    adapting, baseline = figure["panels"]
+    assert figure["lrs"] == ["10<sup>-1</sup>"]
+    assert adapting["betas"] == ["10<sup>-3</sup>", "10<sup>-2</sup>", "0.5", "0.9"]
+    assert adapting["cells"] == [[1234], ["> 3,000"], [7], [None]]
+    assert baseline["cells"] == [[20]]
+    assert baseline["worse"]["x"] == []
+    assert len(adapting["worse"]["x"]) == 3 * 6  # six sides go round two cells
+    assert "seed = 1, cap after 3,000" in adapting["hover"][1][0]
+    assert "7 <i" in legend
+    assert "1,234 iterations until a minibatch loss ≤ 0.3" in legend
+
+
+def test_strangers_options(tmp_path: Path) -> None:
+    odd = {"device": "cuda:7", "lr": "1e-3", "optimizer": ["sgd"], "rule": None, "seed": {}, "hypergrad_lr": 10**400, "epochs": True}
+    root = strange(tmp_path / "run", **HOSTILE | odd)
+    page = page_of(root)
+    assert "<img" not in page
+    assert "alert(2)" not in page.replace("script&gt;alert(2)&lt;!--", "")
+    assert "/home/me" not in page
+    assert HOSTILE["model"] in unescape(page)
+    for kind in ("tuning", "sensitivity", "heatmap", "sweep", "<s>", 'x" onload="'):
+        experiment = {"configurations": [SHORT.as_dict() | HOSTILE | odd], "experiment": kind, "versions": ["<s>"], "command": "</code><s>"}
+        Folder(tmp_path).write_json("experiment.json", experiment)
+        page = page_of(tmp_path)
+        assert "1 of 1 run has ended" in page
+        assert not [text for text in ("<img", "<s>", 'x" onload', "<!--") if text in page]
+
+
+def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
+    assert "x:?" in page_of(strange(tmp_path, model="x:\ud800"))
+
+
+def test_links_are_relative_and_lead_to_the_runs(stores: dict[str, Path]) -> None:
+    for kind, root in stores.items():
+        links = [text.split('"')[0] for text in page_of(root).split('href="')[1:]]
+        assert len(links) == len(list(root.glob("**/config.json"))), kind
+        assert all((root / link / "config.json").exists() and link.startswith("./") for link in links), kind
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not os.environ.get("HYPERGRADIENT_REQUIRE_BROWSER"):
+        pytest.importorskip("playwright")
+        if path is None:
+            pytest.skip("there is no chromium")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
+    with sync_playwright() as playwright:
+        options = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+        found = playwright.chromium.launch(executable_path=path, args=options)
+        yield found
+        found.close()
+
+
+def until(page: Any, expression: str) -> None:
+    """Wait; Playwright's own wait_for_function needs eval, which the page forbids."""
+    for _ in range(200):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError(f"waited in vain for {expression}")
+
+
+class Visitor:
+    """Opens each report once, and notes what its page asks for and complains of."""
+
+    def __init__(self, browser: Any, stores: dict[str, Path]) -> None:
+        self.browser, self.stores = browser, stores
+        self.pages: dict[str, Any] = {}
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+
+    def __call__(self, kind: str) -> Any:
+        if kind not in self.pages:
+            page = self.pages[kind] = self.browser.new_page(viewport={"width": 1200, "height": 900})
+            page.on("request", lambda request: self.requests.append(request.url))
+            page.on("console", lambda message: self.complaints.append(message.text))
+            page.on("pageerror", lambda error: self.complaints.append(str(error)))
+            page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+            page.goto((self.stores[kind] / "report.html").as_uri())
+            until(page, "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))")
+        return self.pages[kind]
+
+
+@pytest.fixture(scope="module")
+def visitor(browser: Any, stores: dict[str, Path]) -> Visitor:
+    return Visitor(browser, stores)
+
+
+@pytest.fixture
+def visit(visitor: Visitor) -> Iterator[Visitor]:
+    """The visitor; at the end no page may have asked for anything but itself, or said anything on the console."""
+    yield visitor
+    assert visitor.complaints == []
+    asked = [url for url in visitor.requests if not url.startswith(("data:", "blob:"))]
+    assert asked == [(visitor.stores[kind] / "report.html").as_uri() for kind in visitor.pages]
+
+
+browsed = pytest.mark.xdist_group("browser")
+
+
+@browsed
+@pytest.mark.parametrize(
+    ("kind", "lines", "cells"),
+    [
+        pytest.param("tuning", 2 * 6 * 5, 0, id="tuning"),
+        pytest.param("sensitivity", 36 * 5, 0, id="sensitivity"),
+        pytest.param("sweep", 8 * 5, 0, id="sweep"),
+        pytest.param("train", 5, 0, id="train"),
+        pytest.param("heatmap", 0, 3 * (6 + 36), id="heatmap"),
+        pytest.param("hostile", 5, 0, id="hostile"),
+    ],
+)
+def test_page(stores: dict[str, Path], visit: Visitor, kind: str, lines: int, cells: int) -> None:
+    page = visit(kind)
+    drawn = page.locator(".scatterlayer path.js-line").evaluate_all("lines => lines.filter(l => l.getAttribute('d').length > 9).length")
+    assert drawn == lines or cells
+    assert page.locator(".heatmap-label").count() == cells
+    rows = len(list(stores[kind].glob("**/config.json")))
+    assert page.locator("tbody tr").count() == rows
+    assert f"{rows} of {rows} run" in page.locator(".state").inner_text()
+    for width in (400, 1200):
+        page.set_viewport_size({"width": width, "height": 900})
+        until(page, "plots.every(p => Math.abs(p.querySelector('svg').clientWidth - p.clientWidth) < 2)")  # drawn anew
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("Math.min(...plots.map(plot => plot.clientWidth))") > width / 4
+
+
+@browsed
+def test_strangers_text_is_text(visit: Visitor) -> None:
+    page = visit("hostile")
+    assert HOSTILE["model"] in page.locator(".subject").inner_text()
+    assert HOSTILE["model"] in page.locator("tbody").inner_text()
+    assert page.locator("img, body b").count() == 0
+    line = page.locator(".js-line").first.bounding_box()
+    page.mouse.move(line["x"], line["y"] + line["height"])
+    page.mouse.move(line["x"] + 1, line["y"] + line["height"])
+    assert HOSTILE["model"] in page.locator(".hoverlayer").first.text_content()
+
+
+@browsed
+def test_page_forbids_requests_and_scripts(browser: Any, stores: dict[str, Path]) -> None:
+    page = browser.new_page()
+    broken: list[str] = []
+    page.on("console", lambda message: broken.append(message.text))
+    page.goto((stores["train"] / "report.html").as_uri())
+    page.evaluate("fetch('file:///nowhere').catch(() => 0)")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p id=p onclick=\"document.title = 1\">')")
+    page.evaluate("document.getElementById('p').click()")
+    assert page.title().startswith("A training run")
+    assert [
+        rule for text in broken for rule in ("default-src", "script-src") if f'directive: "{rule}' in text or f"directive '{rule}" in text
+    ]
+    print(broken)
+    page.close()
+
+
+def column(page: Any, head: str) -> list[str]:
+    at = page.locator("th").all_inner_texts()
+    place = next(i for i, text in enumerate(at) if text.split("\n")[0].strip(" ↑↓") == head)
+    found: list[str] = page.locator(f"tbody tr td:nth-child({place + 1})").all_inner_texts()
+    return found
+
+
+@browsed
+@pytest.mark.parametrize(
+    ("head", "key"),
+    [
+        pytest.param("α₀", float, id="number"),
+        pytest.param("validation loss", float, id="loss"),
+        pytest.param("accuracy", lambda text: float(text.strip("%")), id="percent"),
+        pytest.param("β", lambda text: float(text.replace("–", "inf")), id="missing-last"),
+        pytest.param("optimizer", str, id="text"),
+    ],
+)
+def test_table_sorts(visit: Visitor, head: str, key: Any) -> None:
+    page = visit("sensitivity")
+    button = page.locator("th button", has_text=head)
+    before = column(page, head)
+    button.focus()
+    page.keyboard.press("Enter")
+    assert column(page, head) == sorted(before, key=key)
+    assert button.locator("..").get_attribute("aria-sort") == "ascending"
+    button.click()
+    there = sorted((text for text in before if text != "–"), key=key, reverse=True)
+    assert column(page, head) == there + ["–"] * before.count("–")
+    assert page.locator("th[aria-sort=descending]").count() == 1
+    assert page.locator("th[aria-sort=none]").count() == page.locator("th").count() - 1
+
+
+@browsed
+def test_hover_tells_the_configuration(visit: Visitor) -> None:
+    page = visit("train")
+    line = page.locator(".js-line").first.bounding_box()
+    page.mouse.move(line["x"], line["y"] + line["height"])
+    page.mouse.move(line["x"] + 1, line["y"] + line["height"])
+    told = page.locator(".hoverlayer").first.text_content()
+    assert all(text in told for text in ("SGD-HD", "rule = additive", "α₀ = 0.001", "β = 0.001", "seed = 1", "epoch 1: 0.0"))
+    page = visit("heatmap")
+    cell = page.locator(".heatmap-label").first.bounding_box()
+    page.mouse.move(cell["x"], cell["y"])
+    page.mouse.move(cell["x"] + 5, cell["y"] + 5)
+    told = page.locator(".hoverlayer").first.text_content()
+    assert all(text in told for text in ("SGD", "α₀ = ", "seed = 1, ", "after ", "median: "))
+
+
+SEEN = "[...document.querySelectorAll('.plot')].map(p => p.data.filter(t => t.visible !== false).length)"
+
+
+@browsed
+def test_legend_hides_runs_in_all_panels(visit: Visitor) -> None:
+    page = visit("sensitivity")
+    assert page.evaluate(SEEN) == [18 * 3, 18 * 3, 18 * 2, 18 * 2]
+    chips = page.locator(".legend button")
+    assert chips.all_inner_texts() == [f"α₀ = {10.0**-k:g}" for k in range(1, 7)] + ["baseline", "HD", "HDM (multiplicative)"]
+    chips.nth(0).click()
+    assert chips.nth(0).get_attribute("aria-pressed") == "false"
+    assert page.evaluate(SEEN) == [15 * 3, 15 * 3, 15 * 2, 15 * 2]
+    chips.nth(7).dblclick()
+    assert page.evaluate(SEEN) == [5 * 3, 5 * 3, 5 * 2, 5 * 2]
+    chips.nth(7).dblclick()
+    chips.nth(0).click()
+    assert page.evaluate(SEEN) == [18 * 3, 18 * 3, 18 * 2, 18 * 2]
+
+
+@browsed
+def test_panels_of_a_column_zoom_together(visit: Visitor) -> None:
+    page = visit("train")
+    first = page.locator(".plot").first
+    box = first.locator(".subplot.xy .drag, .nsewdrag").first.bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.9 * box["height"], steps=3)
+    page.mouse.up()
+    until(page, "plots[0].layout.xaxis.range[0] > 1.1")
+    before = page.evaluate("plots.map(plot => Object.keys(plot.layout).filter(name => name.startsWith('xaxis')).length)")
+    assert before == [1, 1]  # one horizontal axis for all panels
+    assert page.evaluate("plots[1].layout.xaxis.range[0]") == 0
