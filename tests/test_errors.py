@@ -54,7 +54,6 @@ OPTIONS = [
 
 # Of a wrong type: refused by accident, or not at all.
 WRONG_TYPES = [
-    (ALL, {"lr": None}, (TypeError, ValueError), "lr must be .*None"),
     (ALL, {"lr": "0.1"}, (TypeError, ValueError), "lr must be .*'0.1'"),
     (ALL, {"lr_bounds": ("0", 1)}, (TypeError, ValueError), "lr_bounds must be .*'0'"),
     (ALL, {"weight_decay": None}, (TypeError, ValueError), "weight_decay must be .*None"),
@@ -66,6 +65,9 @@ WRONG_TYPES = [
 WHOLE = [
     ({"scope": "layer"}, ValueError, """scope must be "group", "global" or "tensor", got 'layer'"""),
     ({"scope": None}, ValueError, "scope must be .*got None"),
+    ({"horizon": 0.5, "hypergrad_lr": 1e-3}, ValueError, r"horizon must be a finite number >= 1, got 0\.5"),
+    ({"horizon": NAN, "hypergrad_lr": 1e-3}, ValueError, "horizon must be a finite number >= 1, got nan"),
+    ({"horizon": 1}, ValueError, "horizon must be a finite number >= 2, got 1"),
     ({"rule": 0.01}, TypeError, r"rule must be a Rule such as .*, got 0\.01"),
     ({"rule": Multiplicative}, TypeError, "rule must be a Rule such as .*, got <class"),
     ({"rule": Additive(1e-3), "hypergrad_lr": 1e-3}, ValueError, r"hypergrad_lr or rule, not both: got hypergrad_lr=0\.001"),
@@ -74,6 +76,7 @@ WHOLE = [
     ({"params": []}, ValueError, "empty parameter list"),
     ({"params": [{"params": nn.Parameter(torch.ones(1)), "rule": Additive(1.0)}]}, ValueError, "rule holds for the whole optimizer"),
     ({"params": [{"params": nn.Parameter(torch.ones(1)), "scope": "global"}]}, ValueError, "scope holds for the whole optimizer"),
+    ({"params": [{"params": nn.Parameter(torch.ones(1)), "horizon": 9}]}, ValueError, "horizon holds for the whole optimizer"),
 ]
 
 

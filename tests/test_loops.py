@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from torch.optim import lr_scheduler
 
 from cases import CASES, Case, Problem, flat
-from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Multiplicative
+from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Multiplicative, TuningFree
 
 SCOPES = ["group", "global", "tensor"]
 RULES = [pytest.param(Additive(1e-4), id="additive"), pytest.param(Multiplicative(0.02), id="multiplicative")]
@@ -21,6 +21,8 @@ RUNS = [
     pytest.param({"rule": Additive(1e-4), "scope": "global"}, id="additive-global"),
     pytest.param({"rule": Additive(1e-4), "scope": "tensor"}, id="additive-tensor"),
 ]
+TUNING = [pytest.param({"rule": TuningFree(), "scope": scope}, id=f"tuning-{scope}") for scope in ("group", "global", "tensor")]
+ALL_RUNS = [*RUNS, pytest.param({"rule": Additive(1e-5), "horizon": 20, "scope": "group"}, id="horizon-group"), *TUNING]
 OURS = [
     pytest.param(SGDHD, {}, id="sgd"),
     pytest.param(SGDHD, {"momentum": 0.9}, id="momentum"),
@@ -231,12 +233,12 @@ def test_step_without_finite_gradient_leaves_no_trace(ours, options: dict, run: 
 @pytest.mark.parametrize(
     ("ours", "options", "dtype", "gradients"),
     [
-        pytest.param(SGDHD, {}, torch.float64, [[1e200, 1.0], [1e200, 1.0]], id="product of one tensor"),
-        pytest.param(SGDHD, {}, torch.float32, [[1e30, 1.0], [1e30, 1.0]], id="product in float32"),
-        pytest.param(SGDHD, {}, torch.float64, [[1e154, 1e154], [1e154, 1e154]], id="sum over tensors"),
-        pytest.param(SGDHD, {"momentum": 0.9}, torch.float64, [[1e200, 1.0], [1e200, 1.0]], id="momentum"),
-        pytest.param(AdamHD, {}, torch.float64, [[1.0, 1.0], [1e308, 1e308]], id="adam"),
-        pytest.param(AdamWHD, {}, torch.float64, [[1.0, 1.0], [1e308, 1e308]], id="adamw"),
+        pytest.param(SGDHD, {"hypergrad_lr": 1e-6}, torch.float64, [[1e200, 1.0], [1e200, 1.0]], id="product of one tensor"),
+        pytest.param(SGDHD, {"hypergrad_lr": 1e-6}, torch.float32, [[1e30, 1.0], [1e30, 1.0]], id="product in float32"),
+        pytest.param(SGDHD, {"hypergrad_lr": 1e-6}, torch.float64, [[1e154, 1e154], [1e154, 1e154]], id="sum over tensors"),
+        pytest.param(SGDHD, {"momentum": 0.9, "hypergrad_lr": 1e-6}, torch.float64, [[1e200, 1.0], [1e200, 1.0]], id="momentum"),
+        pytest.param(AdamHD, {"hypergrad_lr": 1e-8}, torch.float64, [[1.0, 1.0], [1e308, 1e308]], id="adam"),
+        pytest.param(AdamWHD, {"hypergrad_lr": 1e-8}, torch.float64, [[1.0, 1.0], [1e308, 1e308]], id="adamw"),
         pytest.param(SGDHD, {"hypergrad_lr": 1e300}, torch.float64, [[1e5, 1.0], [1e5, 1.0]], id="learning rate"),
     ],
 )
@@ -276,7 +278,7 @@ def test_grad_scaler_skips_without_trace(case: Case) -> None:
 
 
 @pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ALL_RUNS)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))], ids=["deepcopy", "pickle"])
 def test_copy_goes_on_as_the_original(ours, options: dict, run: dict, copied) -> None:
     problem = Problem()
@@ -343,7 +345,7 @@ def test_lr_tensor_shared_in_a_checkpoint_of_torch_is_not_shared_here() -> None:
 
 
 @pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ALL_RUNS)
 @pytest.mark.parametrize("flatten", [False, True], ids=["nested", "flat"])
 def test_distributed_checkpoint(ours, options: dict, run: dict, flatten: bool) -> None:
     problem, other = Problem(), Problem()
@@ -360,7 +362,7 @@ def test_distributed_checkpoint(ours, options: dict, run: dict, flatten: bool) -
 
 
 @pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ALL_RUNS)
 @pytest.mark.parametrize("bounds", [(None, None), (0, 1), (1e-3, 1)], ids=str)
 def test_distributed_checkpoint_before_the_first_step(ours, options: dict, run: dict, bounds: tuple) -> None:
     """Torch primes the state by a step with zero gradients and lr = 0."""
@@ -398,7 +400,7 @@ def test_hooks_run_once_around_the_step(ours) -> None:
 
 
 @pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ALL_RUNS)
 def test_closure_is_called_once_with_gradients(ours, options: dict, run: dict) -> None:
     one, other = Problem(), Problem()
     opt = ours(one.parameters(), lr=0.01, **run, **options)
@@ -424,7 +426,7 @@ def test_step_without_closure_returns_none() -> None:
 
 
 @pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ALL_RUNS)
 def test_maximize_is_minimizing_the_negative(ours, options: dict, run: dict) -> None:
     one, other = Problem(), Problem()
     up = ours(one.parameters(), lr=0.01, maximize=True, **run, **options)
@@ -471,7 +473,7 @@ def test_other_ways_to_the_same_gradient(case: Case, backward) -> None:
 
 
 @pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ALL_RUNS)
 def test_gradients_are_only_read(ours, options: dict, run: dict) -> None:
     problem = Problem()
     opt = ours(problem.parameters(), lr=0.01, **run, **options)
@@ -486,7 +488,7 @@ def test_gradients_are_only_read(ours, options: dict, run: dict) -> None:
 
 
 @pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ALL_RUNS)
 def test_order_of_parameters_and_groups_does_not_matter(ours, options: dict, run: dict) -> None:
     one, other = Problem(), Problem()
     opt = ours([{**group, "lr": 0.01} for group in one.groups()], **run, **options)
@@ -530,7 +532,7 @@ def test_layout_does_not_matter_and_is_kept(ours, options: dict, rule, layout) -
 
 
 @pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ALL_RUNS)
 def test_complex_parameters_are_pairs_of_real_ones(ours, options: dict, run: dict) -> None:
     def start(build) -> tuple:
         params = [nn.Parameter(build(values(3, 2, seed=1))), nn.Parameter(values(3, seed=2))]
@@ -587,7 +589,7 @@ def test_scalar_and_empty_parameters(ours, options: dict, rule, scope: str) -> N
 
 
 @pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ALL_RUNS)
 def test_step_without_any_gradient_changes_nothing(ours, options: dict, run: dict) -> None:
     problem = Problem()
     opt = ours(problem.groups(), lr=0.25, **run, **options)
@@ -651,7 +653,7 @@ def test_elements_without_gradient_stay_finite(dtype: torch.dtype, ours, options
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
 @pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ALL_RUNS)
 def test_parameters_on_two_devices(ours, options: dict, run: dict) -> None:
     here, there = ([nn.Parameter(values(3, seed=i).to(device)) for i, device in enumerate(pair)] for pair in (["cpu"] * 2, ["cpu", "cuda"]))
     one, other = ([{"params": [p]} for p in params] for params in (here, there))

@@ -2,6 +2,7 @@
 
 from .optimizers import SGDHD, AdamHD, AdamWHD
 from .rules import Additive, Multiplicative
+from .tuning import TuningFree
 
-__all__ = ["SGDHD", "AdamHD", "AdamWHD", "Additive", "Multiplicative"]
+__all__ = ["SGDHD", "AdamHD", "AdamWHD", "Additive", "Multiplicative", "TuningFree"]
 __version__ = "0.1.0"

@@ -4,14 +4,17 @@
 
 Nothing is written before all learning rates of the step are known. So all tensors of a scope move with one learning rate, and a step
 that cannot be made (a gradient that is not finite) leaves no trace.
+
+With a horizon the hypergradient is taken against a trace z of past directions instead of the last alone; under a rule that averages, z is
+the way from the parameters to their running average.
 """
 
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +22,10 @@ from torch.optim.optimizer import ParamsT
 
 from .checks import Bounds, check_bounds, check_lr, check_number
 from .directions import Direction
-from .rules import Additive, Rule
+from .rules import Additive, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName
-from .tensors import dot, finite_zero, real, to_floats, total
+from .tensors import buffer, dot, finite_zero, real, to_floats, total
+from .tuning import TuningFree, safe_start
 
 
 @dataclass(frozen=True)
@@ -50,23 +54,32 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         hypergrad_lr: float | None,
         default_hypergrad_lr: float,
         rule: Rule | None,
+        horizon: float | None,
         scope: ScopeName,
         lr_bounds: Bounds,
     ) -> None:
+        params = params if isinstance(params, Tensor) else cast(ParamsT, list(params))
+        if rule is not None and hypergrad_lr is not None:
+            raise ValueError(f"give hypergrad_lr or rule, not both: got hypergrad_lr={hypergrad_lr!r} and rule={rule!r}")
+        if rule is None and hypergrad_lr is None and not any("hypergrad_lr" in group for group in params if isinstance(group, dict)):
+            rule = TuningFree()
         if rule is None:
             beta = default_hypergrad_lr if hypergrad_lr is None else hypergrad_lr
             check_number("hypergrad_lr", beta)
             rule = Additive(beta)
-        elif hypergrad_lr is not None:
-            raise ValueError(f"give hypergrad_lr or rule, not both: got hypergrad_lr={hypergrad_lr!r} and rule={rule!r}")
         if not isinstance(rule, Rule):
             raise TypeError(f"rule must be a Rule such as Additive(1e-6) or Multiplicative(0.01), got {rule!r}")
         if not isinstance(scope, str) or scope not in SCOPES:
             raise ValueError(f'scope must be "group", "global" or "tensor", got {scope!r}')
+        if horizon is not None:
+            check_number("horizon", horizon, low=2 if rule.averages else 1)
         self.rule = rule
         self.scope = scope
+        self.horizon = horizon
         self.skipped = 0
         self.hypergradients: list[float] = []
+        if options["lr"] is None:
+            options["lr"] = 0.0 if rule.averages else 1e-3
         super().__init__(params, {**options, "hypergrad_lr": rule.beta, "lr_bounds": lr_bounds})
         if isinstance(options["lr"], Tensor):
             self.defaults["lr"] = options["lr"].clone()  # the first group's own is updated in place; later groups start from this one
@@ -80,17 +93,19 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         """Add a param group, which starts with a learning rate of its own and no last direction.
 
         Args:
-            param_group: ``{"params": tensors, option: value, ...}``; any option of the constructor but ``rule`` and ``scope``.
+            param_group: ``{"params": tensors, option: value, ...}``; any option of the constructor but ``rule``,
+                ``horizon`` and ``scope``.
 
         Raises:
-            ValueError: an option is out of its range, or is ``rule`` or ``scope``.
+            ValueError: an option is out of its range, or is ``rule``, ``horizon`` or ``scope``.
         """
         options = {**self.defaults, **param_group}
-        for name in ("rule", "scope"):
+        for name in ("rule", "horizon", "scope"):
             if name in param_group:
                 raise ValueError(f"{name} holds for the whole optimizer: give it to the constructor, not to a param group")
         param_group["lr_bounds"] = check_bounds(options["lr_bounds"])
-        check_lr(options["lr"], options["lr_bounds"])
+        starts_itself = self.rule.averages and not isinstance(options["lr"], Tensor) and options["lr"] == 0
+        check_lr(options["lr"], (None, None) if starts_itself else options["lr_bounds"])
         check_number("hypergrad_lr", options["hypergrad_lr"])
         self.rule.check_lr(float(options["lr"]))
         self.direction.check(options)
@@ -109,6 +124,8 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         for group in self.param_groups:
             for name in ("hypergrad_lr", "lr_bounds"):
                 group.setdefault(name, self.defaults[name])
+            if self.rule.remembers:
+                group.setdefault("memory", dict.fromkeys(self.rule.remembers, 0.0))
             if self.scope == "global":
                 group.setdefault("lr_ratio", float(group["lr"]))
             if isinstance(group["lr"], Tensor):
@@ -117,7 +134,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 seen.append(group["lr"])
 
     def __getstate__(self) -> Group:
-        own = ("rule", "scope", "skipped", "hypergradients")
+        own = ("rule", "scope", "horizon", "skipped", "hypergradients")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: Group) -> None:
@@ -136,7 +153,10 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
         Raises:
             TypeError: a gradient is sparse; nothing has moved then.
+            RuntimeError: ``eval()`` was called, and ``train()`` not yet.
         """
+        if any("iterate" in state for state in self.state.values()):
+            raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -144,14 +164,17 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         products = self._products()
         scopes = SCOPES[self.scope].read(self.param_groups, self.state)
         hypergradients = [self._hypergradient(members, products) for members in scopes]
-        alphas = [self._adapted(members, *h) for members, h in zip(scopes, hypergradients, strict=True)]
-        finite = [product.gd for product in products.values()] + [h for h, _, _ in hypergradients] + alphas
-        if all(map(math.isfinite, finite)):
+        finite = all(math.isfinite(x) for x in [*(product.gd for product in products.values()), *(h for h, _, _ in hypergradients)])
+        if not finite and self.rule.averages:
+            hypergradients = [(math.nan, norm, norm) for _, norm, _ in hypergradients]
+        moves = [self._move(members, *h) for members, h in zip(scopes, hypergradients, strict=True)]
+        finite = finite and all(math.isfinite(move.alpha) for move in moves)
+        if finite:
             self.hypergradients = [h for h, _, _ in hypergradients]
-            self._update({p: r * alpha for members, alpha in zip(scopes, alphas, strict=True) for p, r in members.ratios.items()})
-            SCOPES[self.scope].write(self.param_groups, self.state, alphas)
         else:
             self._skip()
+        if finite or self.rule.averages:
+            self._apply(scopes, moves)
         return loss
 
     def _products(self) -> dict[Tensor, Products]:
@@ -173,40 +196,114 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
     def _terms(self, p: Tensor, group: Group) -> list[Tensor]:
         g = self.direction.gradient(p, group)
         state = self.state.get(p, {})
-        if not state.get("applied", False):  # no last direction: ∇αu_{t-1} = 0
+        if "trace" in state:
+            d = real(state["trace"])
+        elif state.get("applied", False):
+            d = self.direction.previous(p, state, group["last"])
+        else:  # no last direction: ∇αu_{t-1} = 0
             return [finite_zero(g), dot(g, g)] if self.rule.reads_norms else [finite_zero(g)]
-        d = self.direction.previous(p, state, group["last"])
         return [dot(g, d), dot(g, g), dot(d, d)] if self.rule.reads_norms else [dot(g, d)]
 
     def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[float, float, float]:
         """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moved by −r α d."""
-        own = [(r, products[p]) for p, r in members.last.items() if p in products]
+        ratio = (lambda r: 1.0) if self.rule.averages else (lambda r: r)  # the way to the average is of the whole update
+        own = [(ratio(r), products[p]) for p, r in members.last.items() if p in products]
         h = 0.0 - total(r * x.gd for r, x in own)  # 0, not −0, at the first step
         return h, math.sqrt(total(x.gg for _, x in own)), math.sqrt(total(r**2 * x.dd for r, x in own))
 
-    def _adapted(self, members: Members, h: float, g_norm: float, d_norm: float) -> float:
-        """α_t of one scope, inside its bounds; what was found there stays where the rule leaves it."""
-        alpha = self.rule(members.alpha, members.beta, h, g_norm, d_norm)
+    def _move(self, members: Members, h: float, g_norm: float, d_norm: float) -> Move:
+        """What the rule makes of one scope, α_t inside its bounds; what was found there stays where the rule leaves it."""
+        alpha, memory = members.alpha, members.memory
+        if self.rule.averages and memory["steps"] == 0 and math.isfinite(h):
+            start = safe_start(self.direction, members.ratios, {p: group for group in self.param_groups for p in group["params"]})
+            if start == 0:  # no gradient yet
+                return Move(alpha, memory)
+            alpha = max(alpha, start)
+        move = self.rule.move(memory, alpha, members.beta, h, g_norm, d_norm)
         low, high = members.bounds
-        return alpha if alpha == members.alpha else min(max(alpha, low), high)
+        return move if move.alpha == members.alpha else replace(move, alpha=min(max(move.alpha, low), high))
 
-    def _update(self, alphas: dict[Tensor, float]) -> None:
-        """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it."""
+    def _apply(self, scopes: Sequence[Members], moves: Sequence[Move]) -> None:
+        """Update the parameters, the learning rates, and what the rule keeps."""
+        alphas: dict[Tensor, float] = {}
+        windows: dict[Tensor, float] = {}
+        back: set[Tensor] = set()
+        for members, move in zip(scopes, moves, strict=True):
+            alphas |= {p: r * move.alpha for p, r in members.ratios.items()}
+            windows |= dict.fromkeys(members.ratios, self.horizon or move.window)
+            back |= set(members.ratios) if move.back else set()
+        self._update(alphas, windows, back)
+        SCOPES[self.scope].write(self.param_groups, self.state, [move.alpha for move in moves])
+        if self.rule.remembers:
+            SCOPES[self.scope].remember(self.param_groups, self.state, [move.memory for move in moves])
+
+    def _update(self, alphas: dict[Tensor, float], windows: dict[Tensor, float], back: set[Tensor]) -> None:
+        """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it; tensors in ``back`` return to their average."""
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
+                if p in back:
+                    if "trace" in self.state.get(p, {}):
+                        trace = real(self.state[p]["trace"])
+                        real(p).add_(trace)
+                        trace.zero_()
+                elif p.grad is not None:
                     state = self.state[p]
                     d = self.direction.advance(self.direction.gradient(p, group), p, state, group)
                     real(p).add_(d, alpha=-alphas[p])
+                    self._trace(p, d, alphas[p], windows[p])
                 if p in self.state:
-                    self.state[p].update(lr=alphas[p], applied=p.grad is not None)
+                    self.state[p].update(lr=alphas[p], applied=p.grad is not None and p not in back)
             group["last"] = {name: group[name] for name in self.direction.remembers}
+
+    def _trace(self, p: Tensor, d: Tensor, alpha: float, window: float) -> None:
+        """z_t = (1 − 1/n) z_{t-1} + d_t; under a rule that averages z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1} + (θ_t − θ̄_{t-1}) / n."""
+        if window == 1 and not self.rule.averages:
+            return
+        z = buffer(self.state[p], "trace", p)
+        if self.rule.averages:
+            z.add_(d, alpha=alpha).mul_(1 - 1 / window)
+        else:
+            z.mul_(1 - 1 / window).add_(d)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the running average of a rule that averages into the parameters, to evaluate or save the model; ``train()`` takes it back.
+
+        Other rules have no average, and nothing happens. Statistics of batch norm are those of the iterates: let some training batches
+        through the model in training mode first where they matter.
+        """
+        for p, state in self.state.items():
+            if self.rule.averages and "trace" in state and "iterate" not in state:
+                state["iterate"] = p.clone()
+                real(p).add_(real(state["trace"]))
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the parameters back, bit for bit, to go on training after ``eval()``."""
+        for p, state in self.state.items():
+            if "iterate" in state:
+                p.copy_(state.pop("iterate"))
+
+    def summary(self) -> list[dict[str, float]]:
+        """What the rule sees, a dict for each scope (see ``hypergradients``): to be printed or logged.
+
+        Returns:
+            ``lr`` and ``hypergradient`` of the last step; under ``TuningFree`` also ``signal``, the mean cosine of gradient and way to the
+            average of late, ``noise``, its root mean square, ``horizon``, the steps that the average looks over, and ``climbing``, 1.0
+            before the learning rate has turned for the first time.
+        """
+        rows = []
+        for members, h in zip(SCOPES[self.scope].read(self.param_groups, self.state), self.hypergradients, strict=False):
+            row = {"lr": members.alpha, "hypergradient": h}
+            rows.append(row | self.rule.summary(members.memory) | ({"horizon": self.horizon} if self.horizon else {}))
+        return rows
 
     def _skip(self) -> None:
         self.skipped += 1
         if self.skipped == 1:
             warnings.warn(
-                f"{type(self).__name__} skipped a step: a gradient or hypergradient was not finite. Parameters and learning rate "
-                "stay as they were; opt.skipped counts such steps, and this is the only warning",
+                f"{type(self).__name__} skipped a step: a gradient or hypergradient was not finite. "
+                + ("Parameters went back to their average" if self.rule.averages else "Parameters and learning rate stay as they were")
+                + "; opt.skipped counts such steps, and this is the only warning",
                 stacklevel=5,  # the caller of step(), seen through torch's two wrappers
             )

@@ -18,26 +18,32 @@ class SGDHD(HypergradientOptimizer):
 
         h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t d_t,    ∇αu_t = −d_t
 
-    with d_t the step of torch.optim.SGD at learning rate 1: the gradient g_t (Algorithm 4), the momentum buffer v_t, or g_t + μ v_t with
-    Nesterov momentum (Algorithm 5). ∇αu_0 = 0: the first step leaves the learning rate alone.
+    under ``hypergrad_lr``; without it there is neither β nor learning rate to choose (see ``TuningFree``). d_t is the step of
+    torch.optim.SGD at learning rate 1: the gradient g_t (Algorithm 4), the momentum buffer v_t, or g_t + μ v_t with Nesterov momentum
+    (Algorithm 5). ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
-        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule`` and ``scope`` may differ by
-            group.
-        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default 1e-3.
+        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``horizon`` and
+            ``scope`` may differ by group.
+        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
+            ``TuningFree`` finds and never begins below, or 1e-3 where ``hypergrad_lr`` or another rule is given.
         momentum: μ >= 0. Default 0.
         dampening: τ, for the momentum buffer. Default 0.
         weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
         nesterov: Nesterov momentum; needs momentum > 0 and no dampening. Default False.
         maximize: ascend the loss. Default False.
-        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-6.
-        rule: how the learning rate follows the hypergradient: ``Additive(beta)`` or ``Multiplicative(beta)``.
+        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. 1e-6 is a start for its choice.
+        rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
+            ``Multiplicative(beta)``. Default ``TuningFree()``.
+        horizon: how many past directions the hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default 1, under
+            ``TuningFree`` a fifth of the run so far.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
     State:
-        one buffer of the parameters' size for SGD and for plain momentum, two for Nesterov momentum.
+        one buffer of the parameters' size for SGD and for plain momentum, two for Nesterov momentum; one more under ``TuningFree`` or a
+        horizon above 1.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
@@ -65,7 +71,7 @@ class SGDHD(HypergradientOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = None,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
@@ -74,6 +80,7 @@ class SGDHD(HypergradientOptimizer):
         maximize: bool = False,
         hypergrad_lr: float | None = None,
         rule: Rule | None = None,
+        horizon: float | None = None,
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
     ) -> None:
@@ -90,6 +97,7 @@ class SGDHD(HypergradientOptimizer):
             hypergrad_lr=hypergrad_lr,
             default_hypergrad_lr=1e-6,
             rule=rule,
+            horizon=horizon,
             scope=scope,
             lr_bounds=lr_bounds,
         )
@@ -101,25 +109,29 @@ class AdamHD(HypergradientOptimizer):
 
         h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t m̂_t / (√v̂_t + ε),    ∇αu_t = −m̂_t / (√v̂_t + ε)
 
-    (Algorithm 6). ∇αu_{t-1} is recomputed from the moments before they move on: no state beyond Adam's own. ∇αu_0 = 0: the first step
-    leaves the learning rate alone.
+    (Algorithm 6) under ``hypergrad_lr``; without it there is neither β nor learning rate to choose (see ``TuningFree``). ∇αu_{t-1} is
+    recomputed from the moments before they move on: no state beyond Adam's own. ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
-        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule`` and ``scope`` may differ by
-            group.
-        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default 1e-3.
+        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``horizon`` and
+            ``scope`` may differ by group.
+        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
+            ``TuningFree`` finds and never begins below, or 1e-3 where ``hypergrad_lr`` or another rule is given.
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
         eps: ε >= 0, added to the denominator. Default 1e-8.
         weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
         maximize: ascend the loss. Default False.
-        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-8.
-        rule: how the learning rate follows the hypergradient: ``Additive(beta)`` or ``Multiplicative(beta)``.
+        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. 1e-8 is a start for its choice.
+        rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
+            ``Multiplicative(beta)``. Default ``TuningFree()``.
+        horizon: how many past directions the hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default 1, under
+            ``TuningFree`` a fifth of the run so far.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
     State:
-        two buffers of the parameters' size, as Adam.
+        two buffers of the parameters' size, as Adam; one more under ``TuningFree`` or a horizon above 1.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
@@ -147,7 +159,7 @@ class AdamHD(HypergradientOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -155,6 +167,7 @@ class AdamHD(HypergradientOptimizer):
         maximize: bool = False,
         hypergrad_lr: float | None = None,
         rule: Rule | None = None,
+        horizon: float | None = None,
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
     ) -> None:
@@ -164,6 +177,7 @@ class AdamHD(HypergradientOptimizer):
             hypergrad_lr=hypergrad_lr,
             default_hypergrad_lr=1e-8,
             rule=rule,
+            horizon=horizon,
             scope=scope,
             lr_bounds=lr_bounds,
         )
@@ -180,21 +194,25 @@ class AdamWHD(HypergradientOptimizer):
     on and from θ_{t-1}: no state beyond Adam's own. ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
-        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule`` and ``scope`` may differ by
-            group.
-        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default 1e-3.
+        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``horizon`` and
+            ``scope`` may differ by group.
+        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
+            ``TuningFree`` finds and never begins below, or 1e-3 where ``hypergrad_lr`` or another rule is given.
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
         eps: ε >= 0, added to the denominator. Default 1e-8.
         weight_decay: decoupled weight decay λ >= 0. Default 1e-2.
         maximize: ascend the loss. Default False.
-        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. Default 1e-8.
-        rule: how the learning rate follows the hypergradient: ``Additive(beta)`` or ``Multiplicative(beta)``.
+        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. 1e-8 is a start for its choice.
+        rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
+            ``Multiplicative(beta)``. Default ``TuningFree()``.
+        horizon: how many past directions the hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default 1, under
+            ``TuningFree`` a fifth of the run so far.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
     State:
-        two buffers of the parameters' size, as AdamW.
+        two buffers of the parameters' size, as AdamW; one more under ``TuningFree`` or a horizon above 1.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
@@ -222,7 +240,7 @@ class AdamWHD(HypergradientOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -230,6 +248,7 @@ class AdamWHD(HypergradientOptimizer):
         maximize: bool = False,
         hypergrad_lr: float | None = None,
         rule: Rule | None = None,
+        horizon: float | None = None,
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
     ) -> None:
@@ -239,6 +258,7 @@ class AdamWHD(HypergradientOptimizer):
             hypergrad_lr=hypergrad_lr,
             default_hypergrad_lr=1e-8,
             rule=rule,
+            horizon=horizon,
             scope=scope,
             lr_bounds=lr_bounds,
         )

@@ -3,9 +3,29 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from .checks import check_number
+
+Memory = dict[str, float]
+"""What a rule keeps of the steps so far, for one scope."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """What a rule makes of a step.
+
+    Args:
+        alpha: α_t.
+        memory: what it keeps.
+        window: how many steps the average of a rule that ``averages`` looks over.
+        back: whether the step is not taken, and the parameters go back to that average.
+    """
+
+    alpha: float
+    memory: Memory
+    window: float = 1.0
+    back: bool = False
 
 
 @dataclass(frozen=True)
@@ -19,7 +39,13 @@ class Rule(ABC):
     beta: float
 
     #: Whether the rule reads ``g_norm`` and ``d_norm``; they are not computed where it does not.
-    reads_norms = False
+    reads_norms: ClassVar[bool] = False
+
+    #: Whether the hypergradient is that of log α along the way to the average of the iterates, which the optimizer keeps then.
+    averages: ClassVar[bool] = False
+
+    #: The names of what it keeps, all 0 at the start.
+    remembers: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_number("beta", self.beta)
@@ -27,11 +53,16 @@ class Rule(ABC):
     def check_lr(self, lr: float) -> None:  # noqa: B027 - most rules start from any learning rate
         """Raise ValueError where the rule cannot start from ``lr``."""
 
+    def summary(self, memory: Memory) -> dict[str, float]:
+        """What the rule sees, for people."""
+        return {}
+
     @abstractmethod
-    def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
+    def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
         """The learning rate α_t.
 
         Args:
+            memory: what the last step's ``Move`` kept.
             alpha: α_{t-1}.
             beta: β, the hypergradient learning rate.
             h: hypergradient h_t = g_t · ∇αu_{t-1}; 0 at the first step.
@@ -40,9 +71,21 @@ class Rule(ABC):
         """
 
 
+@dataclass(frozen=True)
+class Memoryless(Rule):
+    """A rule that keeps nothing: a function of this step alone."""
+
+    @abstractmethod
+    def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
+        """The learning rate α_t."""
+
+    def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
+        return Move(self(alpha, beta, h, g_norm, d_norm), memory)
+
+
 @final
 @dataclass(frozen=True)
-class Additive(Rule):
+class Additive(Memoryless):
     """The additive rule: α_t = α_{t-1} − β h_t.
 
     The learning rate may fall below zero, as the paper observes; ``lr_bounds=(0, None)`` forbids it.
@@ -68,7 +111,7 @@ class Additive(Rule):
 
 @final
 @dataclass(frozen=True)
-class Multiplicative(Rule):
+class Multiplicative(Memoryless):
     """The multiplicative rule: α_t = α_{t-1} (1 − β h_t / (‖g_t‖ ‖∇αu_{t-1}‖)).
 
     A step changes the learning rate by at most the factor 1 ± β, whatever the scale of the loss and of the parameters.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import Bounds, ends
+from .rules import Memory
 from .tensors import total
 
 Group = dict[str, Any]
@@ -25,7 +26,7 @@ class Members:
     """The tensors of one scope: each moves with the scope's learning rate ``alpha`` times its ratio.
 
     ``last`` has the ratios of the step before, whose derivative the hypergradient is; the two differ where a learning rate was written
-    in between.
+    in between. ``memory`` is what the rule kept of the step before.
     """
 
     alpha: float
@@ -33,12 +34,13 @@ class Members:
     bounds: tuple[float, float]
     ratios: dict[Tensor, float]
     last: dict[Tensor, float]
+    memory: Memory
 
 
-def alone(alpha: float, group: Group, params: Sequence[Tensor]) -> Members:
+def alone(alpha: float, group: Group, params: Sequence[Tensor], memory: Memory) -> Members:
     """Tensors of one group that move with ``alpha`` itself."""
     ratios = dict.fromkeys(params, 1.0)
-    return Members(alpha, group["hypergrad_lr"], ends(group["lr_bounds"]), ratios, ratios)
+    return Members(alpha, group["hypergrad_lr"], ends(group["lr_bounds"]), ratios, ratios, memory)
 
 
 class Scope(ABC):
@@ -52,17 +54,25 @@ class Scope(ABC):
     def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
         """Put α_t of each part, in the order of ``read``, into the groups."""
 
+    @abstractmethod
+    def remember(self, groups: Sequence[Group], state: dict[Tensor, dict[str, Any]], memories: Sequence[Memory]) -> None:
+        """Put what the rule keeps of each part where ``read`` finds it."""
+
 
 @final
 class ByGroup(Scope):
     """One learning rate a param group."""
 
     def read(self, groups: Sequence[Group], state: State) -> list[Members]:
-        return [alone(float(group["lr"]), group, group["params"]) for group in groups]
+        return [alone(float(group["lr"]), group, group["params"], group.get("memory", {})) for group in groups]
 
     def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
         for group, alpha in zip(groups, alphas, strict=True):
             write_lr(group, alpha)
+
+    def remember(self, groups: Sequence[Group], state: dict[Tensor, dict[str, Any]], memories: Sequence[Memory]) -> None:
+        for group, memory in zip(groups, memories, strict=True):
+            group["memory"] = memory
 
 
 @final
@@ -79,12 +89,18 @@ class Global(Scope):
         now = {p: ratio for group, ratio in zip(groups, ratios, strict=True) for p in group["params"]}
         before = over_largest([group["lr_ratio"] if "last" in group else 0.0 for group in groups])
         last = {p: ratio for group, ratio in zip(groups, before, strict=True) for p in group["params"]}
-        return [Members(alpha, groups[0]["hypergrad_lr"], self._bounds(groups[0]["lr_bounds"], ratios), now, last)]
+        return [
+            Members(alpha, groups[0]["hypergrad_lr"], self._bounds(groups[0]["lr_bounds"], ratios), now, last, groups[0].get("memory", {}))
+        ]
 
     def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
         for group, ratio in zip(groups, ratios_of(groups), strict=True):
             group["lr_ratio"] = ratio
             write_lr(group, ratio * alphas[0])
+
+    def remember(self, groups: Sequence[Group], state: dict[Tensor, dict[str, Any]], memories: Sequence[Memory]) -> None:
+        for group in groups:
+            group["memory"] = dict(memories[0])
 
     def _bounds(self, bounds: Bounds, ratios: Sequence[float]) -> tuple[float, float]:
         """What the largest learning rate must keep to, so that all lie inside ``bounds``; where they cannot, below the upper bound."""
@@ -99,13 +115,23 @@ class ByTensor(Scope):
     """One learning rate a tensor; ``group["lr"]`` is their mean, and writing it scales them all."""
 
     def read(self, groups: Sequence[Group], state: State) -> list[Members]:
-        return [alone(alpha, group, [p]) for group in groups for p, alpha in self._alphas(group, state)]
+        return [
+            alone(alpha, group, [p], {**group.get("memory", {}), **state.get(p, {}).get("memory", {})})
+            for group in groups
+            for p, alpha in self._alphas(group, state)
+        ]
 
     def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
         for group in groups:
             left = self._left(group, state)
             if left is not None:
                 write_lr(group, left)
+
+    def remember(self, groups: Sequence[Group], state: dict[Tensor, dict[str, Any]], memories: Sequence[Memory]) -> None:
+        params = (p for group in groups for p in group["params"])
+        for p, memory in zip(params, memories, strict=True):
+            if p in state:
+                state[p]["memory"] = memory
 
     def _alphas(self, group: Group, state: State) -> list[tuple[Tensor, float]]:
         found, left = float(group["lr"]), self._left(group, state)

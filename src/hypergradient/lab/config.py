@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hypergradient import SGDHD, AdamHD, Additive, Multiplicative
-from hypergradient.rules import Rule
+from hypergradient.rules import Memoryless
 
 #: The optimizers and models, and how figures write their names.
 TITLES = {"sgd": "SGD", "sgd-hd": "SGD-HD", "sgdn": "SGDN", "sgdn-hd": "SGDN-HD", "adam": "Adam", "adam-hd": "Adam-HD"}
@@ -23,7 +23,7 @@ HYPERGRAD_LR = {"sgd-hd": 1e-3, "sgdn-hd": 1e-3, "adam-hd": 1e-7}
 EPOCHS = {"logreg": 10, "mlp": 100, "cnn": 50, "vgg16": 100}
 
 
-RULES: dict[str, Callable[[float], Rule]] = {"additive": Additive, "multiplicative": Multiplicative}
+RULES: dict[str, Callable[[float], Memoryless]] = {"additive": Additive, "multiplicative": Multiplicative}
 
 
 class LabError(Exception):

@@ -1,0 +1,129 @@
+"""The tuning-free rule: a learning rate found from a safe start, on the hypergradient of its logarithm over the last fifth of the run."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from torch import Tensor
+
+from .directions import Direction
+from .rules import Memory, Move, Rule
+from .tensors import dot, real, to_floats, total
+
+
+@final
+@dataclass(frozen=True)
+class TuningFree(Rule):
+    """No learning rate to choose: log α climbs by its hypergradient until that turns, and then moves by powers of the time.
+
+    The derivative of the loss by log α, over the last steps, is g_t · ∂θ_{t-1}/∂log α = −g_t · z_{t-1}, where z = θ̄ − θ is the way from the
+    iterate to its running average θ̄ over the last ``max(10, t/5)`` steps. So one buffer serves twice: it gives the hypergradient, and the
+    average that is evaluated (``opt.eval()``). The rule sees the cosine c of both, which no scale of loss or parameters changes:
+
+        c_t = g_t · z_{t-1} / (‖g_t‖ ‖z_{t-1}‖),    m ← 0.9 m + 0.1 c,    v ← 0.99 v + 0.01 c²,    s = m̂ / √v̂
+
+        climbing:      log α += min(0.7, 0.7/√t) s    until m < 0 after step 10: α is halved, and θ goes back to θ̄
+        from then on:  log α += β q / max(10, t),    q = min(1, s + 0.3), three times that where it is positive
+
+    s is the signal over its noise; 0.3 of it is given to the learning rate, since it is the average that is evaluated, and that bears the
+    noise of a larger one. So α falls no faster than a power of the time, t^−β, and never collapses.
+
+    A gradient that points back to the average and is suddenly large (2.5 times the largest of late during the climb and for 50 steps after
+    it, 20 times later), or is not finite, takes θ back to θ̄, and α to its fourth part.
+
+    The first step moves the parameters by 1e-4 (1 + ‖θ_0‖), or with the lr that was given, where that is larger.
+
+    Args:
+        beta: β ≥ 0, the power of the time that the learning rate falls by at most after the climb; it rises by three times that. 0 keeps
+            what the climb found. Default 1.
+
+    Raises:
+        ValueError: ``beta`` is negative or not finite.
+
+    Examples:
+        >>> import torch
+        >>> from hypergradient import SGDHD
+        >>> w = torch.nn.Parameter(torch.tensor([5.0, -3.0]))
+        >>> opt = SGDHD([w], momentum=0.9, nesterov=True)
+        >>> for _ in range(300):
+        ...     opt.zero_grad()
+        ...     (w**2).sum().backward()
+        ...     opt.step()
+        >>> opt.eval()
+        >>> (w**2).sum().item() < 1e-3
+        True
+
+    References:
+        docs/tuning-free.md, where the parts are measured. The signal g · (θ̄ − θ) with the average from the start is that of D-Adaptation
+        (Defazio and Mishchenko 2023), the safe start that of DoG (Ivgi, Hinder, Carmon 2023).
+    """
+
+    beta: float = 1.0
+
+    reads_norms = True
+    averages = True
+    remembers: ClassVar = ("steps", "signals", "signal", "power", "largest", "turned")
+
+    #: Share of the run, and steps at least, that the average looks over.
+    SHARE: ClassVar = 0.2
+    SHORTEST: ClassVar = 10.0
+
+    def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
+        steps = memory["steps"]
+        memory = memory | {"steps": steps + 1}
+        window = max(self.SHORTEST, self.SHARE * (steps + 1))
+        if not (math.isfinite(h) and math.isfinite(g_norm) and math.isfinite(d_norm)):
+            return Move(alpha / 4 if steps else alpha, memory | {"steps": steps}, window, back=True)
+        largest = memory["largest"]
+        if steps == 0 or not g_norm * d_norm > 0:  # nothing has moved yet, or again: no signal
+            return Move(alpha, memory | {"largest": max(g_norm, 0.99 * largest)}, window)
+        cosine = min(1.0, max(-1.0, -h / g_norm / d_norm))
+        signals = memory["signals"] + 1
+        m = 0.9 * memory["signal"] + 0.1 * cosine
+        v = 0.99 * memory["power"] + 0.01 * cosine**2
+        memory |= {"signals": signals, "signal": m, "power": v}
+        climbs = memory["turned"] == 0
+        if cosine < 0 and g_norm > (2.5 if climbs or steps < memory["turned"] + 50 else 20) * largest > 0:
+            return Move(alpha / 4, self._turned(memory, steps), window, back=True)
+        memory |= {"largest": max(g_norm, 0.99 * largest)}
+        if climbs and m < 0 and steps > 10:
+            return Move(alpha / 2, self._turned(memory, steps), window, back=True)
+        s = (m / (1 - 0.9**signals)) / (math.sqrt(v / (1 - 0.99**signals)) + 1e-8)
+        if climbs:
+            return Move(alpha * math.exp(min(0.7, 0.7 / math.sqrt(steps)) * s), memory, window)
+        q = min(1.0, max(-1.0, s + 0.3))
+        return Move(alpha * math.exp(beta * (3 * q if q > 0 else q) / max(10.0, steps)), memory, window)
+
+    def summary(self, memory: Memory) -> dict[str, float]:
+        return {
+            "signal": memory["signal"],
+            "noise": math.sqrt(memory["power"]),
+            "horizon": max(self.SHORTEST, self.SHARE * memory["steps"]),
+            "climbing": float(memory["turned"] == 0),
+        }
+
+    def _turned(self, memory: Memory, steps: float) -> Memory:
+        """The end of the climb, or a return after it: what the signal was before is forgotten."""
+        return memory | {"signal": 0.0, "turned": memory["turned"] or max(1.0, steps)}
+
+
+def safe_start(direction: Direction, ratios: Mapping[Tensor, float], groups: Mapping[Tensor, dict[str, Any]]) -> float:
+    """The learning rate at which the first step moves a scope by 1e-4 (1 + ‖θ_0‖); 0 where its gradients are zero or not finite.
+
+    Args:
+        direction: that of the optimizer; d_1 is made with a state that is thrown away.
+        ratios: the scope's tensors, each moving with its ratio to the learning rate.
+        groups: the param group of each tensor.
+    """
+    terms: list[Tensor] = []
+    moving = {p: ratio for p, ratio in ratios.items() if p.grad is not None}
+    for p in moving:
+        assert p.grad is not None
+        d = direction.advance(direction.gradient(p, groups[p]), p, {}, groups[p])
+        terms += [dot(x, x) for x in (real(p.grad), real(p), d)]
+    squares = to_floats(terms)
+    if not any(squares[::3]):  # weight decay may give a direction yet: torch's distributed checkpoint primes state by such a step
+        return 0.0
+    d_norm = math.sqrt(total(ratio**2 * square for ratio, square in zip(moving.values(), squares[2::3], strict=True)))
+    return 1e-4 * (1 + math.sqrt(total(squares[1::3]))) / d_norm if 0 < d_norm < math.inf else 0.0
