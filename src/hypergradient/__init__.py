@@ -2,7 +2,8 @@
 
 from .optimizers import SGDHD, AdamHD, AdamWHD
 from .rules import Additive, Multiplicative
+from .schedules import Decay, Transition
 from .tuning import TuningFree
 
-__all__ = ["SGDHD", "AdamHD", "AdamWHD", "Additive", "Multiplicative", "TuningFree"]
+__all__ = ["SGDHD", "AdamHD", "AdamWHD", "Additive", "Decay", "Multiplicative", "Transition", "TuningFree"]
 __version__ = "0.1.0"

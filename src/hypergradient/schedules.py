@@ -1,0 +1,131 @@
+"""Rules around a rule: what is applied of the learning rate that it adapts, as a function of time."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import final
+
+from .checks import check_number
+from .rules import Memory, Move, Rule
+
+
+@dataclass(frozen=True)
+class Schedule(Rule):
+    """The rule adapts a learning rate α_t that is kept in its memory; the step is taken with ``applied(α_t, t)``.
+
+    That is what ``group["lr"]`` shows. Where somebody writes it, the rule goes on from what was written.
+    """
+
+    rule: Rule
+    beta: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Rule):
+            raise TypeError(f"rule must be a Rule such as Additive(1e-6) or TuningFree(), got {self.rule!r}")
+        own = tuple(f"{type(self).__name__.lower()}_{name}" for name in ("steps", "alpha", "applied"))
+        for name in ("beta", "reads_norms", "averages"):
+            object.__setattr__(self, name, getattr(self.rule, name))
+        object.__setattr__(self, "remembers", (*own, *self.rule.remembers))
+
+    @abstractmethod
+    def applied(self, alpha: float, t: int) -> float:
+        """The learning rate of step t, from 1, where the rule's is ``alpha``."""
+
+    def check_lr(self, lr: float) -> None:
+        self.rule.check_lr(lr)
+
+    def summary(self, memory: Memory) -> dict[str, float]:
+        return {"adapted lr": memory[self.remembers[1]], **self.rule.summary(memory)}
+
+    def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
+        steps, kept, applied = self.remembers[:3]
+        if memory[steps] and math.isclose(alpha, memory[applied], rel_tol=1e-6):  # a tensor lr is rounded
+            alpha = memory[kept]
+        move = self.rule.move(memory, alpha, beta, h, g_norm, d_norm)
+        t = memory[steps] + 1
+        found = self.applied(move.alpha, int(t))
+        return Move(found, {**move.memory, steps: t, kept: move.alpha, applied: found}, move.window, move.back)
+
+
+def inverse_square(t: int) -> float:
+    """1/t²."""
+    return 1 / t**2
+
+
+@final
+@dataclass(frozen=True)
+class Transition(Schedule):
+    """The step is taken with γ_t = δ(t) α_t + (1 − δ(t)) α_∞, which the paper's proof of convergence needs.
+
+    With α_∞ < 1/L for a convex loss with L-Lipschitz gradient it converges whatever α_t does, as long as that is bounded by t.
+
+    Args:
+        rule: adapts α_t.
+        alpha_inf: α_∞ > 0, the learning rate that it ends with.
+        delta: δ, from t = 1 to [0, 1]: δ(1) = 1, δ → 0 and t δ(t) → 0. Default 1/t².
+
+    Raises:
+        ValueError: ``alpha_inf`` is not a positive number, or δ(1) is not 1.
+        TypeError: ``rule`` is no Rule.
+
+    Examples:
+        >>> from hypergradient import Additive, Transition
+        >>> rule = Transition(Additive(1e-4), alpha_inf=0.01)
+        >>> [round(rule.applied(0.5, t), 4) for t in (1, 2, 10)]
+        [0.5, 0.1325, 0.0149]
+
+    References:
+        Baydin et al., *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018, Theorem 5.1.
+    """
+
+    alpha_inf: float = field(kw_only=True)
+    delta: Callable[[int], float] = field(kw_only=True, default=inverse_square)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("alpha_inf", self.alpha_inf)
+        if self.alpha_inf == 0:
+            raise ValueError("alpha_inf must be above 0, got 0: the run would end with no step at all")
+        if self.delta(1) != 1:
+            raise ValueError(f"delta(1) must be 1, got {self.delta(1)!r}")
+
+    def applied(self, alpha: float, t: int) -> float:
+        delta = self.delta(t)
+        return delta * alpha + (1 - delta) * self.alpha_inf
+
+
+@final
+@dataclass(frozen=True)
+class Decay(Schedule):
+    """The learning rate falls to zero in a straight line over the last part of a run whose length is known.
+
+        applied(α_t, t) = α_t min(1, (T + 1 − t) / (r T))
+
+    Args:
+        rule: adapts α_t.
+        total_steps: T ≥ 1, the steps of the whole run; after them nothing moves any more.
+        share: r in (0, 1], the part of the run that it falls over. Default 0.2.
+
+    Raises:
+        ValueError: ``total_steps`` or ``share`` is out of its range.
+        TypeError: ``rule`` is no Rule.
+
+    Examples:
+        >>> from hypergradient import Decay, TuningFree
+        >>> rule = Decay(TuningFree(), total_steps=1000)
+        >>> [rule.applied(0.1, t) for t in (1, 801, 901, 1001)]
+        [0.1, 0.1, 0.05, 0.0]
+    """
+
+    total_steps: int = field(kw_only=True)
+    share: float = field(kw_only=True, default=0.2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("total_steps", self.total_steps, low=1)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must lie above 0 and be at most 1, got {self.share!r}")
+
+    def applied(self, alpha: float, t: int) -> float:
+        return alpha * min(1.0, max(0.0, (self.total_steps + 1 - t) / (self.share * self.total_steps)))
