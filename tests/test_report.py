@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hypergradient.lab import heatmap, report
+from hypergradient.lab import figures, heatmap, report, stored
 from hypergradient.lab.config import Config, LabError
 from hypergradient.lab.curves import sensitivity, tuning
 from hypergradient.lab.data import load
@@ -137,7 +137,7 @@ def test_what_is_there_is_shown(tmp_path: Path, kind: str, spoil: Any, said: lis
 
 
 def test_downsampled_over_a_logarithmic_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "POINTS", 5)
+    monkeypatch.setattr(figures, "POINTS", 5)
     _, by_iteration = figures_of(strange(tmp_path))
     values = by_iteration["runs"][0]["values"]
     assert values["iteration"] == [1, 2, 4, 8]  # of 8: 1, 1.7, 2.8, 4.8, 8
@@ -155,7 +155,7 @@ def test_downsampled_over_a_logarithmic_axis(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_labels_tell_runs_apart(kind: str, configs: list[Config], labels: list[list[str]]) -> None:
-    chips = report.chips_of(kind, [report.Run(config.as_dict(), None, {}) for config in configs])
+    chips = figures.chips_of(kind, [stored.Run(config.as_dict(), None, {}) for config in configs])
     assert [[chip.label for chip in own] for own in chips][: len(labels)] == labels
 
 
@@ -168,9 +168,9 @@ def test_cells_of_the_heat_map(tmp_path: Path) -> None:
         ("sgd-hd", 0.5, "reached", 7),
     ):
         options = replace(SHORT, optimizer=optimizer, hypergrad_lr=beta, lr=0.1, iterations=3000, threshold=0.3).as_dict()
-        runs.append(report.Run(options, tmp_path, {"status": status, "iterations": iterations}))
-    runs.append(report.Run(runs[-1].options | {"hypergrad_lr": 0.9}, tmp_path, {}))
-    (figure,), legend = report.heat_figures(runs)
+        runs.append(stored.Run(options, tmp_path, {"status": status, "iterations": iterations}))
+    runs.append(stored.Run(runs[-1].options | {"hypergrad_lr": 0.9}, tmp_path, {}))
+    (figure,), legend = figures.heat_figures(runs)
     adapting, baseline = figure["panels"]
     assert figure["lrs"] == ["10<sup>-1</sup>"]
     assert adapting["betas"] == ["10<sup>-3</sup>", "10<sup>-2</sup>", "0.5", "0.9"]

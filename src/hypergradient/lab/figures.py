@@ -1,0 +1,157 @@
+"""What the report's page draws, as plain data for its script: curves, heat maps, and the labels that hide and show runs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+from . import heatmap, plots
+from .config import TITLES
+from .curves import STYLES
+from .stored import TELLING, Run, finite, series, shown, subject, varied
+
+#: What is drawn at most: iterations of a run, evenly spread over a logarithmic axis, and runs.
+POINTS, RUNS = 300, 200
+
+#: Plotly's dashes for baseline, HD, HD with the multiplicative rule.
+DASHES = dict(zip(STYLES, ("dash", "solid", "dot"), strict=True))
+
+#: The figures of curves: table, horizontal axis, and what the panels show.
+VIEWS = [
+    ("epochs", "epoch", [(title, column) for title, column, _ in plots.ROWS]),
+    ("history", "iteration", [(title.replace("Training", "Minibatch"), column) for title, _, column in plots.ROWS if column]),
+]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A label of the legend, which hides and shows the runs that carry it."""
+
+    label: str
+    colour: str
+    dash: str
+
+    def html(self, row: int) -> str:
+        width = {"solid": "0", "dash": "6 4", "dot": "2 3"}[self.dash]
+        line = f'<svg width="28" height="8"><path d="M0 4H28" stroke="{self.colour}" stroke-width="2.5" stroke-dasharray="{width}"/></svg>'
+        return f'<li><button type="button" aria-pressed="true" data-row="{row}">{line}<span>{escape(self.label)}</span></button></li>'
+
+
+def viridis(part: float) -> str:
+    return str(to_hex(colormaps["viridis"](part)))
+
+
+def chips_of(kind: str, runs: Sequence[Run]) -> list[list[Chip]]:
+    """The labels of each run: the first gives its colour, the last its dashes. It is seen while all of them are on."""
+    if kind == "sensitivity":  # the looks of curves.by_initial_lr
+        lrs = [run.options["lr"] for run in runs]
+        colours = [viridis((math.log10(max(finite(lr) or 0, 1e-6)) + 6) / 5.5) for lr in lrs]
+        first = [Chip(f"α₀ = {shown('lr', lr)}", colour, "solid") for lr, colour in zip(lrs, colours, strict=True)]
+        return [[chip, Chip(run.style, "currentColor", DASHES[run.style])] for chip, run in zip(first, runs, strict=True)]
+    names = [name for name in varied(runs) if name not in ("model", "data", "seed")]
+    labels = [", ".join(run.told(name) for name in names if run.options[name] is not None) for run in runs]
+    order = list(dict.fromkeys(labels))
+    colours = [viridis(0.8 * order.index(label) / max(1, len(order) - 1)) for label in labels]
+    if kind != "sweep" or len(order) == len({run.optimizer for run in runs}):  # the looks of plots.by_optimizer
+        labels = [shown("optimizer", run.optimizer) for run in runs]
+        colours = [plots.COLOURS.get(run.family, colour) for run, colour in zip(runs, colours, strict=True)]
+    return [[Chip(label, colour, DASHES[run.style])] for run, label, colour in zip(runs, labels, colours, strict=True)]
+
+
+def curve_figures(kind: str, runs: Sequence[Run], chips: Sequence[Sequence[Chip]]) -> list[dict[str, Any]]:
+    """What the page draws: a figure a column by epoch, then a figure a column by iteration."""
+    names = {*TELLING, *varied(runs)}
+    columns: dict[str, list[tuple[Run, Sequence[Chip]]]] = {}
+    for run, own in list(zip(runs, chips, strict=True))[:RUNS]:
+        title = subject([run]) if "data" in names else run.told("model")
+        family = f", {shown('optimizer', run.family)}" if kind == "sensitivity" else ""
+        columns.setdefault(title + family, []).append((run, own))
+    figures = []
+    for table, x, panels in VIEWS:
+        for title, drawn in columns.items():
+            curves = []
+            for run, own in drawn:
+                read = [x, *(column for _, column in panels)]
+                values = series(run.path, table, read, POINTS if x == "iteration" else None) if run.path else {}
+                look = {"colour": own[0].colour, "dash": own[-1].dash, "bold": run.options["seed"] == runs[0].options["seed"]}
+                told = {"text": run.describe(names), "labels": [chip.label for chip in own], "diverged": run.status == "diverged"}
+                curves.append(look | told | {"values": values})
+            figures.append({"title": f"{title}, by {x}", "x": x, "panels": panels, "runs": curves})
+    return figures
+
+
+class Pen:
+    """Takes down what ``heatmap.outline`` draws as one line of Plotly's, with gaps."""
+
+    def __init__(self) -> None:
+        self.x: list[float | None] = []
+        self.y: list[float | None] = []
+
+    def plot(self, xs: Sequence[float], ys: Sequence[float], **_: object) -> None:
+        self.x += [*xs, None]
+        self.y += [*ys, None]
+
+
+Cell = tuple[float, float | None]
+
+
+def heat_figures(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], str]:
+    """What the page draws: a figure a family, the hypergradient version below its baseline; and the legend of the colours."""
+    table = []
+    told: dict[str, dict[Cell, list[str]]] = {}
+    for run in runs:
+        lr, beta, took = finite(run.options["lr"]), finite(run.options["hypergrad_lr"]), finite(run.summary.get("iterations"))
+        if lr is None:
+            continue
+        if run.summary:
+            reached = int(took) if run.status == "reached" and took is not None else None
+            table.append(heatmap.Row(run.optimizer, lr, beta, 0, reached, run.status))
+        lines = told.setdefault(run.optimizer, {}).setdefault((lr, beta), [run.describe(TELLING - {"rule", "seed"})])
+        lines.append(run.describe(["seed"]) + escape(f", {run.status}" + ("" if took is None else f" after {took:,.0f}"), quote=False))
+    found = {method: heatmap.cells(table, method) for method in told}
+    counts = [x for cells in found.values() for x in cells.values() if math.isfinite(x)]
+    low, high = max(1, min(counts, default=1)), max([2, *counts])
+    cap, threshold = (finite(runs[0].options[name]) for name in ("iterations", "threshold"))
+    grey = "not reached" if cap is None else f"> {cap:,.0f}"
+    figures = []
+    for family in heatmap.FAMILIES:
+        methods = [method for method in (f"{family}-hd", family) if method in told]
+        lrs = sorted({lr for method in methods for lr, _ in told[method]})
+        panels = [heat_panel(method, found, told[method], lrs, grey) for method in methods]
+        if panels:
+            figures.append({"title": "", "lrs": [tick(lr) for lr in lrs], "ends": [low, high], "panels": panels})
+    ramp = ", ".join(viridis(1 - i / 8) for i in range(9))
+    return figures, (
+        f'<li>{low:,.0f} <i class="ramp" style="background: linear-gradient(90deg, {ramp})"></i> {high:,.0f} iterations until a minibatch '
+        f'loss ≤ {threshold}</li><li><i class="grey"></i> {grey}</li><li><i class="worse"></i> more than the baseline</li>'
+    )
+
+
+def heat_panel(
+    method: str, found: dict[str, dict[Cell, float]], told: dict[Cell, list[str]], lrs: Sequence[float], grey: str
+) -> dict[str, Any]:
+    """The cells, β upwards: a number, ``grey`` where it was not reached, None before one of the runs has ended; and their hover texts."""
+    betas = sorted({beta for _, beta in told}, key=lambda beta: beta or 0.0)
+    cells = [[found[method].get((lr, beta)) for lr in lrs] for beta in betas]
+    bases = [found.get(method.removesuffix("-hd"), {}).get((lr, None)) for lr in lrs]
+    pen = Pen()
+    heatmap.outline(pen, [[x is not None and base is not None and x > base for x, base in zip(row, bases, strict=True)] for row in cells])
+    return {
+        "title": TITLES[method],
+        "betas": [tick(beta) for beta in betas],
+        "cells": [[grey if x == math.inf else x for x in row] for row in cells],
+        "hover": [["<br>".join(told.get((lr, beta), [])) for lr in lrs] for beta in betas],
+        "worse": {"x": pen.x, "y": pen.y},
+    }
+
+
+def tick(value: float | None) -> str:
+    """A value at an axis: powers of ten as such, nothing for the β of a baseline."""
+    if value is None:
+        return ""
+    power = math.log10(value) if value > 0 else math.inf
+    return f"10<sup>{power:.0f}</sup>" if power.is_integer() else f"{value:g}"
