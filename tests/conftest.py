@@ -1,5 +1,15 @@
 """One thread a test process: the problems are tiny, and threads that wait for each other cost more than they compute."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def denormals_as_before() -> Iterator[None]:
+    """The lab's commands turn them off for their process, which is this one."""
+    yield
+    torch.set_flush_denormal(False)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from hypergradient.lab import demo as room
 from hypergradient.lab import main
@@ -88,6 +89,16 @@ def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
     about = json.loads((tmp_path / "d/experiment.json").read_text())
     assert about["command"] == "hypergradient demo --output d --json"
     assert {"configurations", "versions", "machine"} < set(about)
+
+
+@pytest.mark.parametrize("words", ["train --epochs 1", "sweep grid.toml", "demo"])
+def test_denormals_count_as_0(monkeypatch, capfd, tmp_path: Path, words: str) -> None:
+    monkeypatch.setattr(room, "DEMO_EPOCHS", 1)
+    (tmp_path / "grid.toml").write_text("epochs = 1")
+    smallest = torch.tensor(1e-40)
+    assert (smallest * 1).item() > 0
+    assert call(monkeypatch, *words.split()) == 0
+    assert (smallest * 1).item() == 0
 
 
 def test_installed_command() -> None:

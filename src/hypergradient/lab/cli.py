@@ -51,9 +51,10 @@ def demo(
 ) -> None:
     """The paper's tuning example in small: six optimizers, two models, digits that need no download. Under a minute."""
     from .demo import configurations, demo
-    from .engine import StoppedError
+    from .engine import StoppedError, flush_denormals
     from .report import write as write_report
 
+    flush_denormals()
     configs = configurations(seed, device)
     summaries: list[Summary] = []
     note(f"Training {len(configs)} runs of {configs[0].epochs} epochs on the digits of scikit-learn, from learning rate {configs[0].lr}")
@@ -99,11 +100,12 @@ def train(
     """Train one model. The defaults are the paper's settings."""
     from .config import Config
     from .data import load
-    from .engine import StoppedError
+    from .engine import StoppedError, flush_denormals
     from .report import write as write_report
     from .store import Folder
     from .train import train
 
+    flush_denormals()
     config = Config(
         data, model, optimizer, lr, hypergrad_lr, momentum, weight_decay, batch_size, epochs, seed, device, rule, limit, hidden=hidden
     )

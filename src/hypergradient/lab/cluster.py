@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from .config import LabError, first_line
 from .data import Data
-from .engine import Save, StoppedError, stop_signals
+from .engine import Save, StoppedError, flush_denormals, stop_signals
 from .sweep import Work
 
 #: How often a part may lose its worker without having given anything in between.
@@ -101,6 +101,7 @@ def portable(value: Any) -> Any:
 
 def work_on(work: Work, shared: dict[str, Any], device: str, every: float) -> Iterator[Save]:
     """What a worker does."""
+    flush_denormals()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         columns: dict[str, Any] = {key: torch.from_numpy(x).to(device) if isinstance(x, np.ndarray) else x for key, x in shared.items()}

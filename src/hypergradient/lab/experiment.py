@@ -7,7 +7,7 @@ import typer
 
 from .config import Config
 from .data import load
-from .engine import StoppedError, Summary
+from .engine import StoppedError, Summary, flush_denormals
 from .report import write as write_report
 from .store import Folder
 from .sweep import check, check_engine, sweep
@@ -29,6 +29,7 @@ def run_experiment(
     say: Callable[[Sequence[Config], Sequence[Summary]], str] | None = None,
 ) -> None:
     """Run what is missing, write figures, tables and report, and tell how it went: in ``say``'s words, or with a table of all runs."""
+    flush_denormals()
     check_engine(engine, address)
     folder = Folder(output)
     folder.check_experiment()
