@@ -3,8 +3,8 @@
     python -m benchmarks.tuning_free --mnist ../shared/data/mnist --cifar10 ../shared/data/cifar10
 
 Final losses on the whole training set and on the validation set, in evaluation mode, once, at the end; same initial weights and batches.
-The grid is {1e-6, 3e-6, ..., 1}. Writes docs/results/tuning-free.json, run by run, so that a second start does what is missing, and
-docs/results/tuning-free.md.
+The grid is {1e-6, 3e-6, ..., 1}. Writes docs/results/tuning-free.json and docs/results/tuning-free.md after each workload; a second start
+does what is missing.
 """
 
 import argparse
@@ -145,14 +145,14 @@ def main() -> None:
                     flush=True,
                 )
                 file.write_text(json.dumps(results, indent=1) + "\n")
-    (options.output / "tuning-free.md").write_text(page(results, options.seeds))
+                (options.output / "tuning-free.md").write_text(page(results, options.seeds))
 
 
 def page(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
     lines = [
         "# Without a learning rate, beside tuned ones",
         "",
-        sentence(__doc__) + f" Seeds 1 to {seeds}.",
+        sentence(__doc__) + (f" Medians of the seeds 1 to {seeds}." if seeds > 1 else " Seed 1."),
         machine(),
         "",
         "Final loss on the whole training set / on validation. ρ is that of `AdamHD(params)` or `SGDHD(params, momentum=0.9,",
