@@ -115,11 +115,11 @@ class ByTensor(Scope):
     """One learning rate a tensor; ``group["lr"]`` is their mean, and writing it scales them all."""
 
     def read(self, groups: Sequence[Group], state: State) -> list[Members]:
-        return [
-            alone(alpha, group, [p], {**group.get("memory", {}), **state.get(p, {}).get("memory", {})})
-            for group in groups
-            for p, alpha in self._alphas(group, state)
-        ]
+        def memory(p: Tensor, group: Group) -> Memory:
+            own = state.get(p, {})
+            return {name: own.get(f"memory_{name}", start) for name, start in group.get("memory", {}).items()}
+
+        return [alone(alpha, group, [p], memory(p, group)) for group in groups for p, alpha in self._alphas(group, state)]
 
     def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
         for group in groups:
@@ -130,8 +130,8 @@ class ByTensor(Scope):
     def remember(self, groups: Sequence[Group], state: dict[Tensor, dict[str, Any]], memories: Sequence[Memory]) -> None:
         params = (p for group in groups for p in group["params"])
         for p, memory in zip(params, memories, strict=True):
-            if p in state:
-                state[p]["memory"] = memory
+            if p in state:  # as numbers by themselves: torch 2.6 cannot flatten a dict in a tensor's state
+                state[p].update({f"memory_{name}": value for name, value in memory.items()})
 
     def _alphas(self, group: Group, state: State) -> list[tuple[Tensor, float]]:
         found, left = float(group["lr"]), self._left(group, state)
