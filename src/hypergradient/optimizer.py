@@ -12,7 +12,7 @@ the way from the parameters to their running average.
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -167,7 +167,8 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         finite = all(math.isfinite(x) for x in [*(product.gd for product in products.values()), *(h for h, _, _ in hypergradients)])
         if not finite and self.rule.averages:
             hypergradients = [(math.nan, norm, norm) for _, norm, _ in hypergradients]
-        moves = [self._move(members, *h) for members, h in zip(scopes, hypergradients, strict=True)]
+        groups = {p: group for group in self.param_groups for p in group["params"]}
+        moves = [self._move(members, groups, *h) for members, h in zip(scopes, hypergradients, strict=True)]
         finite = finite and all(math.isfinite(move.alpha) for move in moves)
         if finite:
             self.hypergradients = [h for h, _, _ in hypergradients]
@@ -206,16 +207,16 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
     def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[float, float, float]:
         """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moved by −r α d."""
-        ratio = (lambda r: 1.0) if self.rule.averages else (lambda r: r)  # the way to the average is of the whole update
-        own = [(ratio(r), products[p]) for p, r in members.last.items() if p in products]
+        whole = self.rule.averages  # the way to the average is that of the whole update already
+        own = [(1.0 if whole else r, products[p]) for p, r in members.last.items() if p in products]
         h = 0.0 - total(r * x.gd for r, x in own)  # 0, not −0, at the first step
         return h, math.sqrt(total(x.gg for _, x in own)), math.sqrt(total(r**2 * x.dd for r, x in own))
 
-    def _move(self, members: Members, h: float, g_norm: float, d_norm: float) -> Move:
+    def _move(self, members: Members, groups: Mapping[Tensor, Group], h: float, g_norm: float, d_norm: float) -> Move:
         """What the rule makes of one scope, α_t inside its bounds; what was found there stays where the rule leaves it."""
         alpha, memory = members.alpha, members.memory
         if self.rule.averages and memory["steps"] == 0 and math.isfinite(h):
-            start = safe_start(self.direction, members.ratios, {p: group for group in self.param_groups for p in group["params"]})
+            start = safe_start(self.direction, members.ratios, groups)
             if start == 0:  # no gradient yet
                 return Move(alpha, memory)
             alpha = max(alpha, start)

@@ -27,7 +27,7 @@ class TuningFree(Rule):
         from then on:  log α += β q / max(10, t),    q = min(1, s + 0.3), three times that where it is positive
 
     s is the signal over its noise; 0.3 of it is given to the learning rate, since it is the average that is evaluated, and that bears the
-    noise of a larger one. So α falls no faster than a power of the time, t^−β, and never collapses.
+    noise of a larger one. So, but for the returns below, α falls no faster than a power of the time, t^−β.
 
     A gradient that points back to the average and is suddenly large (2.5 times the largest of late during the climb and for 50 steps after
     it, 20 times later), or is not finite, takes θ back to θ̄, and α to its fourth part.
@@ -72,7 +72,7 @@ class TuningFree(Rule):
     def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
         steps = memory["steps"]
         memory = memory | {"steps": steps + 1}
-        window = max(self.SHORTEST, self.SHARE * (steps + 1))
+        window = self._window(steps + 1)
         if not (math.isfinite(h) and math.isfinite(g_norm) and math.isfinite(d_norm)):
             return Move(alpha / 4 if steps else alpha, memory | {"steps": steps}, window, back=True)
         largest = memory["largest"]
@@ -99,9 +99,13 @@ class TuningFree(Rule):
         return {
             "signal": memory["signal"],
             "noise": math.sqrt(memory["power"]),
-            "horizon": max(self.SHORTEST, self.SHARE * memory["steps"]),
+            "horizon": self._window(memory["steps"]),
             "climbing": float(memory["turned"] == 0),
         }
+
+    def _window(self, steps: float) -> float:
+        """How many steps the average looks over."""
+        return max(self.SHORTEST, self.SHARE * steps)
 
     def _turned(self, memory: Memory, steps: float) -> Memory:
         """The end of the climb, or a return after it: what the signal was before is forgotten."""
