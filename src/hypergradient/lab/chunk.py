@@ -10,7 +10,7 @@ import torch
 
 from .config import Config
 from .data import Data
-from .engine import Save, Saved, StoppedError, ending, limited, shuffled, summarise
+from .engine import Save, Saved, StoppedError, ending, limited, shuffled, steps_of, summarise
 from .ensemble import Ensemble
 from .store import History
 
@@ -26,7 +26,8 @@ class Chunk:
 
     def __init__(self, configs: Sequence[Config], data: Data, state: dict[str, Any] | None = None) -> None:
         self.data = limited(data, configs[0].limit)
-        self.ensemble = Ensemble(configs, self.data.train_x.shape[1:], self.data.classes)
+        self.batches, total = steps_of(configs[0], self.data)
+        self.ensemble = Ensemble(configs, self.data.train_x.shape[1:], self.data.classes, total)
         self.histories = {config.name: History() for config in configs}
         self.ended: list[Saved] = []
         self.epoch = self.batch = self.steps = 0
@@ -58,7 +59,7 @@ class Chunk:
                         raise StoppedError(self.ensemble.steps)
                     saved_at = time.monotonic()
             if self.ensemble.runs:
-                self._end_epoch(math.ceil(n / size), self.epoch + 1 == first.epochs)
+                self._end_epoch(self.epoch + 1 == first.epochs)
         yield self._saved()
 
     def _step(self, indices: torch.Tensor) -> None:
@@ -69,15 +70,15 @@ class Chunk:
         leaving: dict[int, str] = {}
         for i, config in enumerate(self.ensemble.runs):
             row = (self.ensemble.steps, self.epoch + 1, losses[i], self.ensemble.alphas[i], h[i] if config.adapts else None)
-            for column, value in zip(self.histories[config.name].iterations.values(), row, strict=True):
+            for column, value in zip(self.histories[config.name].iterations.values(), (*row, None, None, None), strict=True):
                 column.append(value)
             status = ending(config, self.ensemble.steps, losses[i], not math.isfinite(h[i]))
             if status:
                 leaving[i] = status
         self._leave(leaving)
 
-    def _end_epoch(self, batches: int, last: bool) -> None:
-        runs = self.ensemble.runs
+    def _end_epoch(self, last: bool) -> None:
+        runs, batches = self.ensemble.runs, self.batches
         validate = runs[0].threshold is None
         results = self.ensemble.evaluate(self.data.valid_x, self.data.valid_y) if validate else ([None] * len(runs),) * 2
         self.epoch, self.batch = self.epoch + 1, 0
@@ -92,10 +93,16 @@ class Chunk:
     def _leave(self, statuses: dict[int, str]) -> None:
         if not statuses:
             return
+        first = self.ensemble.runs[0]
+        finals: list[float] | list[None] = [None] * len(self.ensemble.runs)
+        if first.final and "finished" in statuses.values():
+            finals = self.ensemble.evaluate(self.data.train_x, self.data.train_y)[0]
         for i, status in statuses.items():
             config = self.ensemble.runs[i]
             history = self.histories.pop(config.name)
-            self.ended.append(Saved(config, history, {}, summarise(config, history, status, self.ensemble.alphas[i], self.seconds)))
+            self.ended.append(
+                Saved(config, history, {}, summarise(config, history, status, self.ensemble.alphas[i], self.seconds, finals[i]))
+            )
         self.ensemble.keep([i for i in range(len(self.ensemble.runs)) if i not in statuses])
 
     def _saved(self) -> Save:

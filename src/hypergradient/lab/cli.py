@@ -27,8 +27,12 @@ DataNames = Annotated[
         "--data", help="As for train; MODEL=DATA,MODEL=DATA for a data set a model.", show_default="ylecun/mnist, vgg16=uoft-cs/cifar10"
     ),
 ]
-DataName = Annotated[str, typer.Option("--data", help="digits, a folder of Parquet files, or a Hub id such as ylecun/mnist.")]
-ModelName = Annotated[str, typer.Option("--model", help="logreg, mlp, cnn, vgg16, or your own: package.module:factory.")]
+DataName = Annotated[
+    str, typer.Option("--data", help="digits, text, quadratic, regression, a folder of Parquet files, or a Hub id such as ylecun/mnist.")
+]
+ModelName = Annotated[
+    str, typer.Option("--model", help="logreg, mlp, cnn, cnn-bn, vgg16, transformer, linear, or your own: package.module:factory.")
+]
 Models = Annotated[str, typer.Option("--model", help="One or more, with commas: logreg, mlp, cnn, vgg16, package.module:factory.")]
 Engine = Annotated[str, typer.Option(help="auto, batched (runs that differ only in numbers as one program), sequential, or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, or auto.", show_default="one is started here")]
@@ -78,10 +82,12 @@ def demo(
 def train(
     data: DataName = "digits",
     model: ModelName = "logreg",
-    optimizer: Annotated[str, typer.Option(help="sgd, sgdn, adam, sgd-hd, sgdn-hd or adam-hd.")] = "sgd-hd",
-    lr: Annotated[float, typer.Option(help="Initial learning rate α0.")] = 1e-3,
+    optimizer: Annotated[
+        str, typer.Option(help="sgd, sgdn, adam, sgd-hd, sgdn-hd, adam-hd, or another package's: prodigy, dog ...")
+    ] = "sgd-hd",
+    lr: Annotated[float | None, typer.Option(help="Initial learning rate α0.", show_default="1e-3; found, with --rule tuning-free")] = None,
     hypergrad_lr: Annotated[
-        float | None, typer.Option(help="β of the -hd optimizers.", show_default="the authors': 1e-3, for adam-hd 1e-7")
+        float | None, typer.Option(help="β of the -hd optimizers.", show_default="the authors': 1e-3, for adam-hd 1e-7; 1 of tuning-free")
     ] = None,
     momentum: Annotated[float, typer.Option(help="μ of sgdn and sgdn-hd.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="Coupled L2 penalty.")] = 1e-4,
@@ -90,7 +96,7 @@ def train(
     seed: Seed = 1,
     device: Device = "cpu",
     output: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/DATA-MODEL-OPTIMIZER-seedN")] = None,
-    rule: Annotated[str, typer.Option(help="Of the -hd optimizers: additive or multiplicative.")] = "additive",
+    rule: Annotated[str, typer.Option(help="Of the -hd optimizers: additive, multiplicative or tuning-free.")] = "additive",
     limit: Limit = None,
     hidden: Annotated[int, typer.Option(help="Width of mlp's two hidden layers.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
@@ -98,14 +104,17 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one model. The defaults are the paper's settings."""
-    from .config import Config
+    from .config import PEERS, Config
     from .data import load
     from .engine import StoppedError, flush_denormals
     from .report import write as write_report
     from .store import Folder
+    from .sweep import check
     from .train import train
 
     flush_denormals()
+    if lr is None:
+        lr = 0.0 if rule == "tuning-free" or optimizer in PEERS else Config.lr
     config = Config(
         data, model, optimizer, lr, hypergrad_lr, momentum, weight_decay, batch_size, epochs, seed, device, rule, limit, hidden=hidden
     )
@@ -113,6 +122,7 @@ def train(
     folder.check(config, resume=resume)
     with notes.status(f"Loading {data}"):  # seen on a terminal only
         loaded = load(data, device)
+    check([config], loaded, "auto")
     note(f"Training {model} with {optimizer} on {len(loaded.train_y):,} images for {config.epochs} epochs, into {folder.path}")
     try:
         with progress() as bar:
@@ -238,6 +248,43 @@ def sweep(
     given = {"data": data, "model": model, "epochs": epochs, "limit": limit, "device": device, "seed": seeds and [*range(1, seeds + 1)]}
     configs = room.read(grid, {name: value for name, value in given.items() if value is not None})
     run_experiment("sweep", configs, room.write, output, engine, address, tensorboard, as_json)
+
+
+@app.command()
+def compare(
+    data: Annotated[
+        str | None,
+        typer.Option(help="mnist=FOLDER,cifar10=FOLDER", show_default="ylecun/mnist, uoft-cs/cifar10"),
+    ] = None,
+    workload: Annotated[str | None, typer.Option(help="Some of them, with commas: digits, logreg, text ...", show_default="all")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds, from 1; losses are medians.", show_default="3; 1 with --quick")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, half the grid, three workloads that need no file: a minute.")] = False,
+    device: Device = "cpu",
+    engine: Engine = "auto",
+    address: Address = None,
+    output: Annotated[Path, typer.Option(help="Folder of report, figures, tables and runs.")] = Path("runs/compare"),
+    as_json: Json = False,
+) -> None:
+    """AdamHD and SGDHD without a learning rate, beside tuned ones, cosine decay, Prodigy, D-Adaptation, DoG, Mechanic, Schedule-Free."""
+    from . import compare as room
+    from .experiment import run_experiment
+
+    seeds = seeds or (1 if quick else 3)
+    at_least_1(seeds=seeds)
+    works, places = room.chosen(workload, quick), room.data_of(data)
+    configs = [config for own in works.values() for config in room.configs_of(own, places, seeds, quick, device)]
+    run_experiment(
+        "compare",
+        configs,
+        room.write,
+        output,
+        engine,
+        address,
+        False,
+        as_json,
+        say=lambda configs, summaries: room.say(room.rows(room.results_of(configs, summaries), {})),
+        measure=lambda folder, loaded: room.write_costs(folder, configs, loaded),
+    )
 
 
 @app.command()

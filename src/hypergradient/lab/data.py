@@ -15,14 +15,16 @@ Split = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Data:
-    """A classification data set.
+    """A data set for classification, or for regression where its targets are no labels.
 
     Args:
-        train_x: training images, float32 [n, channels, height, width], each channel with mean 0 and variance 1 over the training set.
-        train_y: their labels, int64 [n], in [0, classes).
+        train_x: training images, float32 [n, channels, height, width], each channel with mean 0 and variance 1 over the training set;
+            text, int64 [n, length]; or vectors, float32 [n, dimensions].
+        train_y: their labels, int64 [n], in [0, classes); of text the characters that follow, int64 [n, length]; or targets,
+            float32 [n, classes].
         valid_x: validation images, normalised as the training images.
         valid_y: their labels.
-        classes: how many classes there are.
+        classes: how many classes there are, or targets.
     """
 
     train_x: Tensor
@@ -37,7 +39,7 @@ class Data:
 
 
 def load(name: str, device: str = "cpu") -> Data:
-    """Load ``digits``, a folder in the Hugging Face Parquet layout, or a Hub id.
+    """Load ``digits``, one of MADE, a folder in the Hugging Face Parquet layout, or a Hub id.
 
     A folder or Hub data set has a split "train" and one "validation" or "test" (the first found is used), each with a column of
     images of one size and a column of integer labels.
@@ -49,6 +51,9 @@ def load(name: str, device: str = "cpu") -> Data:
     Raises:
         LabError: the folder is missing or unreadable, or what it holds is not such a data set.
     """
+    if name in MADE:
+        train, valid, classes = MADE[name]()
+        return Data(train[0].to(device), train[1].to(device), valid[0].to(device), valid[1].to(device), classes)
     train, valid, classes = digits() if name == "digits" else hugging_face(name)
     mean, std = train[0].mean((0, 2, 3), keepdim=True), train[0].std((0, 2, 3), keepdim=True).clamp_min(1e-8)
     x_y = [((x - mean) / std, y) for x, y in (train, valid)]
@@ -66,6 +71,44 @@ def digits() -> tuple[Split, Split, int]:
     train_x, valid_x = (torch.tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16 for x in parts[:2])
     train_y, valid_y = (torch.tensor(y, dtype=torch.int64) for y in parts[2:])
     return (train_x, train_y), (valid_x, valid_y), 10
+
+
+def text() -> tuple[Split, Split, int]:
+    """The reference of the Python language, which every Python ships (pydoc_data.topics): 64 characters, and each one's next.
+
+    The last tenth is for validation. Its size depends on Python's version: 465,000 characters of 103 kinds in 3.11.
+    """
+    from pydoc_data.topics import topics
+
+    whole = "\n".join(topics[name] for name in sorted(topics))
+    numbers = {character: i for i, character in enumerate(sorted(set(whole)))}
+    length = 64
+    stream = torch.tensor([numbers[character] for character in whole])
+    n = (len(stream) - 1) // length
+    x, y = (stream[i : i + n * length].reshape(n, length) for i in (0, 1))
+    cut = n - n // 10
+    return (x[:cut], y[:cut]), (x[cut:], y[cut:]), len(numbers)
+
+
+def quadratic() -> tuple[Split, Split, int]:
+    """½ Σ k_i (q_i · w)² in 100 dimensions, orthonormal q and k from 1 to 1e-4, as a regression without noise: in full batches (of 100) it
+    is deterministic."""
+    q, _ = torch.linalg.qr(torch.randn(100, 100, generator=torch.Generator().manual_seed(0)))
+    x = (100 * torch.logspace(0, -4, 100)).sqrt()[:, None] * q
+    y = torch.zeros(100, 1)
+    return (x, y), (x, y), 1
+
+
+def regression() -> tuple[Split, Split, int]:
+    """A linear regression of 10,000 vectors in 50 dimensions with variances from 1 to 1e-3, whose noise has variance 1: convex, noisy."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12_000, 50, generator=generator) * torch.logspace(0, -1.5, 50)
+    y = x @ torch.randn(50, 1, generator=generator) * 3 + torch.randn(12_000, 1, generator=generator)
+    return (x[:10_000], y[:10_000]), (x[10_000:], y[10_000:]), 1
+
+
+#: Data that is made here, from no file.
+MADE = {"text": text, "quadratic": quadratic, "regression": regression}
 
 
 def hugging_face(name: str) -> tuple[Split, Split, int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
 
 from .config import Config
 from .data import Data
@@ -31,7 +32,8 @@ class StoppedError(Exception):
 @dataclass(frozen=True)
 class Summary:
     """How a run ended: "finished" its epochs, "reached" its threshold, met its "cap" of iterations, or "diverged", where a minibatch
-    loss or a gradient was not finite. Losses are of the last whole epoch."""
+    loss or a gradient was not finite. Losses are of the last whole epoch, but for ``final_train_loss``: that of the whole training set
+    in evaluation mode at the end, where the run is to find it out."""
 
     model: str
     optimizer: str
@@ -43,6 +45,7 @@ class Summary:
     valid_loss: float | None
     valid_accuracy: float | None
     seconds: float
+    final_train_loss: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,18 +83,18 @@ class Save:
     best: float
 
 
-def summarise(config: Config, history: History, status: str, alpha: float, seconds: float) -> Summary:
-    """A run's summary from its history."""
+def summarise(config: Config, history: History, status: str, alpha: float, seconds: float, final: float | None) -> Summary:
+    """A run's summary from its history, and its final training loss."""
     train_loss, valid_loss, accuracy = (
         history.epochs[name][-1] if history.epochs[name] else None for name in ("train_loss", "valid_loss", "valid_accuracy")
     )
     counts = len(history.iterations["loss"]), len(history.epochs["epoch"])
-    return Summary(config.model, config.optimizer, status, *counts, alpha, train_loss, valid_loss, accuracy, round(seconds, 3))
+    return Summary(config.model, config.optimizer, status, *counts, alpha, train_loss, valid_loss, accuracy, round(seconds, 3), final)
 
 
 def ending(config: Config, iteration: int, loss: float, skipped: bool) -> str | None:
     """The status that ``loss``, the minibatch loss of ``iteration``, ends a run with; None where it goes on."""
-    if not math.isfinite(loss) or skipped:
+    if (not math.isfinite(loss) or skipped) and config.rule != "tuning-free":  # which goes back to its average, and on
         return "diverged"
     if config.threshold is not None and loss <= config.threshold:
         return "reached"
@@ -105,6 +108,20 @@ def limited(data: Data, limit: int | None) -> Data:
     if limit is None:
         return data
     return Data(data.train_x[:limit], data.train_y[:limit], data.valid_x[:limit], data.valid_y[:limit], data.classes)
+
+
+def steps_of(config: Config, data: Data) -> tuple[int, int]:
+    """Batches of an epoch, and steps of the whole run."""
+    assert config.epochs is not None
+    batches = math.ceil(len(data.train_y) / config.batch_size)
+    return batches, min(config.epochs * batches, config.iterations or config.epochs * batches)
+
+
+def loss_of(outputs: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy for labels of any shape; half the mean square of the errors for targets that are no labels."""
+    if y.is_floating_point():
+        return mse_loss(outputs, y) / 2
+    return cross_entropy(outputs.flatten(0, -2), y.flatten())
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:

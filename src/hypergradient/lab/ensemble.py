@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from hypergradient import directions
+from hypergradient.rules import Memoryless
 from hypergradient.tensors import total
 
 from .config import RULES, Config
+from .data import Data
 from .models import make_model
 
 DIRECTIONS: dict[str, directions.Direction] = {
@@ -25,21 +27,34 @@ DIRECTIONS: dict[str, directions.Direction] = {
 }
 
 #: What runs of one ensemble must have in common.
-SHARED = ("data", "model", "family", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden")
+SHARED = ("data", "model", "family", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden", "final")
 
 #: The models that can be stacked: layers of Linear and ReLU.
 MODELS = ("logreg", "mlp")
 
 
-class Ensemble:
-    """R runs. ``runs`` are their configurations, and shrink as runs leave."""
+def stackable(config: Config, data: Data) -> bool:
+    """Whether such runs can train as one program: these models, labels, and a direction and a rule without averages."""
+    labels = data.train_y.dim() == 1 and not data.train_y.is_floating_point()
+    return config.model in MODELS and config.family in DIRECTIONS and labels and not config.averages
 
-    def __init__(self, configs: Sequence[Config], shape: Sequence[int], classes: int) -> None:
+
+def memoryless(config: Config) -> Memoryless:
+    rule = RULES[config.rule](config.hypergrad_lr or 0.0)
+    assert isinstance(rule, Memoryless)
+    return rule
+
+
+class Ensemble:
+    """R runs of ``total`` steps. ``runs`` are their configurations, and shrink as runs leave."""
+
+    def __init__(self, configs: Sequence[Config], shape: Sequence[int], classes: int, total: int) -> None:
         first = configs[0]
         assert all(getattr(config, name) == getattr(first, name) for config in configs for name in SHARED)
         self.runs = list(configs)
+        self.total = total
         self.alphas = [config.lr for config in configs]
-        self.rules = [RULES[config.rule](config.hypergrad_lr or 0.0) for config in configs]
+        self.rules = [memoryless(config) for config in configs]
         model = make_model(first.model, shape, classes, first.seed, hidden=first.hidden).to(first.device)
         self.params = [p.detach().expand(len(configs), *p.shape).clone().requires_grad_() for p in model.parameters()]
         self.layers = [layer for layer in model.children() if isinstance(layer, nn.Linear | nn.ReLU)]
@@ -92,7 +107,9 @@ class Ensemble:
         with torch.no_grad():
             h, *norms = self._hypergradients()
             for i, (config, rule) in enumerate(zip(self.runs, self.rules, strict=True)):
-                if config.adapts:
+                if not config.adapts:
+                    self.alphas[i] = config.lr_at(self.steps, self.total)
+                else:
                     self.alphas[i] = rule(self.alphas[i], rule.beta, h[i], norms[0][i], norms[1][i])
             self._update()
         self.steps += 1

@@ -1,7 +1,7 @@
 """What the report's page draws, as plain data for its script: curves, heat maps, and the labels that hide and show runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from . import heatmap, plots
-from .config import TITLES
+from . import compare, heatmap, plots
+from .config import PEERS, TITLES
 from .curves import STYLES
 from .stored import TELLING, Run, finite, series, shown, subject, varied
 
@@ -82,6 +82,70 @@ def curve_figures(kind: str, runs: Sequence[Run], chips: Sequence[Sequence[Chip]
                 curves.append(look | told | {"values": values})
             figures.append({"title": f"{title}, by {x}", "x": x, "panels": panels, "runs": curves})
     return figures
+
+
+#: How the report draws the kinds of ``compare.over_lr``: label, dash, whether by marks.
+COMPARED = {
+    "constant": ("constant", "dash", False),
+    "cosine": ("cosine decay", "dot", False),
+    "ours": ("tuning-free, no lr", "solid", False),
+    "given": ("tuning-free from that lr", "solid", True),
+}
+
+
+def compare_figures(runs: Sequence[Run], table: Sequence[compare.Row]) -> tuple[list[dict[str, Any]], str]:
+    """What the page draws: ρ of each method, and for each workload final losses over the learning rate and α over time; the legend."""
+    bases = {base: Chip(title, plots.COLOURS[base], "solid") for base, title in compare.BASES.items()}
+    kinds = {kind: Chip(label, "currentColor", dash) for kind, (label, dash, _) in COMPARED.items() if kind != "given"}
+    legend = "".join(chip.html(i) for i, row in enumerate((bases, kinds)) for chip in row.values())
+    methods = [line["method"] for line in sorted(compare.overall(table), key=lambda line: line["rho_valid"])]
+    works = list(dict.fromkeys(row.workload for row in table))
+    dots = []
+    for i, work in enumerate(works):
+        own = {row.method: row for row in table if row.workload == work}
+        named = [method for method in methods if method in own and not method.endswith("constant")]
+        own_rho: dict[str, Any] = {
+            name: [compare.inside(getattr(own[method], name)) for method in named] for name in ("rho_train", "rho_valid")
+        }
+        colour = viridis(0.95 * i / max(1, len(works) - 1))
+        dots.append(drawn(work, [], colour, "solid", True, {"method": named} | own_rho))
+    panels = [("ρ, training loss", "rho_train"), ("ρ, validation loss", "rho_valid")]
+    found = [
+        {"title": "Final loss over that of the best constant learning rate", "x": "method", "panels": panels, "runs": dots, "whole": True}
+    ]
+    ended = compared(runs)
+    for work in works:
+        lines = []
+        for curve in compare.over_lr([result for _, result in ended if result.workload == work]):
+            label, dash, marks = COMPARED[curve.kind]
+            labels = [bases[curve.base].label, COMPARED["ours" if curve.kind == "given" else curve.kind][0]]
+            losses = {name: [finite(y) for y in getattr(curve, name)] for name in ("train", "valid")}
+            text = escape(f"{bases[curve.base].label}, {label}", quote=False)
+            lines.append(drawn(text, labels, bases[curve.base].colour, dash, marks, {"learning rate": curve.lr} | losses))
+        panels = [("Final training loss", "train"), ("Final validation loss", "valid")]
+        found.append({"title": f"{work}: loss over the learning rate", "x": "learning rate", "panels": panels, "runs": lines})
+        lines = []
+        for run, result in ended:
+            if result.workload == work and result.kind == "ours" and run.path:
+                look = bases[result.base]
+                steps = series(run.path, "history", ["iteration", "alpha"], POINTS)
+                text = f"{look.label}<br>seed = {result.seed}"
+                lines.append(drawn(text, [look.label, COMPARED["ours"][0]], look.colour, "solid", False, steps))
+        panels = [("Learning rate α, without lr", "alpha")]
+        found.append({"title": f"{work}: α over time", "x": "iteration", "panels": panels, "runs": lines})
+    return found, legend
+
+
+def drawn(text: str, labels: list[str], colour: str, dash: str, marks: bool, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A line or marks, as the page's script takes them."""
+    look = {"colour": colour, "dash": dash, "bold": True, "marks": marks, "diverged": False}
+    return {"text": text, "labels": labels, "values": values} | look
+
+
+def compared(runs: Sequence[Run]) -> list[tuple[Run, compare.Result]]:
+    """The runs that have ended, with their results; those whose options ``compare`` does not know are left out."""
+    known = [run for run in runs if run.summary and run.optimizer in TITLES | PEERS and finite(run.options["lr"]) is not None]
+    return [(run, compare.result(run.options, run.summary)) for run in known if isinstance(run.options["seed"], int)]
 
 
 class Pen:

@@ -46,7 +46,9 @@ def read(file: Path, given: Mapping[str, Any]) -> list[Config]:
 def check_type(file: Path, name: str, value: Any) -> None:
     """Raise LabError where a value is not of the option's type; whole numbers serve as numbers."""
     allowed = str(OPTIONS[name].type)
-    kinds = {"str": (str,), "int": (int,), "float": (int, float)}
+    if allowed == "bool" and isinstance(value, bool):
+        return
+    kinds = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
     accepted = next(kind for word, kind in kinds.items() if word in allowed)
     if isinstance(value, bool) or not isinstance(value, accepted):
         raise LabError(f"{file}: {name} takes {accepted[-1].__name__} values, got {value!r}")

@@ -1,6 +1,6 @@
-"""The paper's models, a small convolutional network, and the user's own, for images of any size.
+"""The paper's models, others for comparisons, and the user's own, for images of any size.
 
-All are plain modules that map images [batch, channels, height, width] to logits [batch, classes].
+All are plain modules that map images [batch, channels, height, width] to logits [batch, classes]; the transformer maps text.
 """
 
 import importlib
@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config import LabError, first_line
+from .config import Config, LabError, first_line
+from .data import Data
 
 #: VGG-16's convolutions, 3x3, by their number of channels; each group ends with max pooling (Simonyan and Zisserman 2015, column D).
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -23,10 +24,11 @@ def make_model(name: str, shape: Sequence[int], classes: int, seed: int, *, hidd
     """A model with initial weights that depend on the seed alone.
 
     Args:
-        name: ``logreg``, one linear layer; ``mlp``, a ReLU network with two hidden layers (on MNIST 784-1000-1000-10); ``cnn``, two
-            convolutions and two linear layers; ``vgg16``, with batch norm and dropout; or ``package.module:factory``, a function that
-            takes shape and classes and gives a module.
-        shape: of one image: channels, height, width.
+        name: ``logreg``, one linear layer; ``linear``, the same without bias, from a standard normal distribution; ``mlp``, a ReLU network
+            with two hidden layers (on MNIST 784-1000-1000-10); ``cnn``, two convolutions and two linear layers; ``cnn-bn``, three
+            convolutions with batch norm; ``vgg16``, with batch norm and dropout; ``transformer``, for text; or
+            ``package.module:factory``, a function that takes shape and classes and gives a module.
+        shape: of one image: channels, height, width; of other data what one of them has.
         classes: number of outputs, which are logits.
         seed: of the initial weights, torch's defaults but for vgg16.
         hidden: width of mlp's hidden layers.
@@ -42,7 +44,25 @@ def make_model(name: str, shape: Sequence[int], classes: int, seed: int, *, hidd
             return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
         if name == "mlp":
             return mlp(math.prod(shape), hidden, classes)
-        return {"cnn": cnn, "vgg16": vgg16}[name](shape, classes)
+        return {"cnn": cnn, "cnn-bn": cnn_bn, "vgg16": vgg16, "transformer": Transformer, "linear": linear}[name](shape, classes)
+
+
+def model_for(config: Config, data: Data) -> nn.Module:
+    """The model of a run, on the processor.
+
+    Raises:
+        LabError: it cannot be made, or does not take such data.
+    """
+    if ":" not in config.model and (config.model == "transformer") == data.train_x.is_floating_point():
+        kind, mend = ("no text", "--data text") if config.model == "transformer" else ("text", "--model transformer")
+        raise LabError(f"--model {config.model} does not take --data {config.data}, which is {kind}: try {mend}")
+    return make_model(config.model, data.train_x.shape[1:], data.classes, config.seed, hidden=config.hidden)
+
+
+def linear(shape: Sequence[int], classes: int) -> nn.Module:
+    layer = nn.Linear(math.prod(shape), classes, bias=False)
+    nn.init.normal_(layer.weight)
+    return nn.Sequential(nn.Flatten(), layer)
 
 
 def mlp(inputs: int, hidden: int, classes: int) -> nn.Module:
@@ -58,6 +78,40 @@ def cnn(shape: Sequence[int], classes: int) -> nn.Module:
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     features = 64 * (height // 4) * (width // 4)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, classes))
+
+
+def cnn_bn(shape: Sequence[int], classes: int) -> nn.Module:
+    """Convolutions of 8, 16 and 32 channels, 3x3, each with batch norm, ReLU and 2x2 max pooling, then one linear layer."""
+    channels, height, width = at_least("cnn-bn", shape, 8)
+    layers: list[nn.Module] = []
+    for before, after in pairwise((channels, 8, 16, 32)):
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * (height // 8) * (width // 8), classes))
+
+
+class Transformer(nn.Module):
+    """A character model: two pre-norm layers of width 64 with 4 heads, each place seeing those before it; logits [batch, length, classes].
+
+    Args:
+        shape: the length of the text that it sees.
+        classes: how many characters there are.
+    """
+
+    def __init__(self, shape: Sequence[int], classes: int) -> None:
+        super().__init__()
+        (length,) = shape
+        width = 64
+        self.character, self.place = nn.Embedding(classes, width), nn.Embedding(length, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=x.device)
+        h = self.character(x) + self.place.weight[:length]
+        logits: Tensor = self.head(self.layers(h, mask=mask, is_causal=True))
+        return logits
 
 
 def vgg16(shape: Sequence[int], classes: int) -> nn.Module:
@@ -126,6 +180,8 @@ def users_own(name: str, shape: Sequence[int], classes: int) -> nn.Module:
 
 def at_least(name: str, shape: Sequence[int], side: int) -> Sequence[int]:
     """The shape, where each side of the image is long enough for the model's pooling."""
+    if len(shape) != 3:
+        raise LabError(f"--model {name} needs images, the data's have the shape {tuple(shape)}: try --model mlp")
     if min(shape[1:]) < side:
         raise LabError(f"--model {name} needs images of at least {side}x{side}, the data's are {shape[1]}x{shape[2]}: try --model mlp")
     return shape

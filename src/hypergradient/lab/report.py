@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,8 @@ from urllib.parse import quote
 
 from plotly.offline import get_plotlyjs
 
-from .figures import POINTS, RUNS, chips_of, curve_figures, heat_figures
+from . import compare
+from .figures import POINTS, RUNS, chips_of, compare_figures, compared, curve_figures, heat_figures
 from .store import DEFAULTS, Folder
 from .stored import Run, finite, named, read, shown, subject, varied
 
@@ -25,6 +27,7 @@ HEADINGS = {
     "sensitivity": "Sensitivity to the initial learning rate",
     "heatmap": "Iterations until the loss is reached",
     "sweep": "A sweep",
+    "compare": "No learning rate to choose",
     "train": "A training run",
 }
 
@@ -47,6 +50,15 @@ drag in a panel to zoom all panels of its column, double-click to go back."""
 READ_HEATMAP = """A number is the median over the seeds of the iterations until the loss of a minibatch first reaches the threshold; the
 colours are on a logarithmic scale, one for all panels. α₀ goes from left to right, β upwards; the single row on top is the baseline, which
 has no β. A red line goes round the cells where the hypergradient version needs more iterations than its baseline from the same α₀."""
+
+
+READ_COMPARE = """ρ is a method's final loss over the lowest that its base optimizer, Adam or SGD with Nesterov momentum, reaches with
+any constant learning rate of the grid, chosen with hindsight for each loss; below 1 it is better. ρ beyond 0.05 and 20 lies at the edge.
+Losses are medians over the seeds, in evaluation mode, once, at the end. Below, dashed lines are constant learning rates and dotted ones
+cosine decay from them; level lines are without a learning rate, and marks are the tuning-free rule from the learning rate at which they
+stand. Time is that of a training step over torch's Adam's, bytes those of the optimizer's state."""
+
+READ = {"heatmap": READ_HEATMAP, "compare": READ_COMPARE}
 
 
 def write(root: Path) -> Path:
@@ -82,6 +94,27 @@ def table_of(root: Path, runs: Sequence[Run]) -> str:
         ]
         cells += [(value, "–" if value is None else format(value, form)) for value, form in results] + [(run.path, link)]
         lines.append("".join(td(value, code, text) for (value, code), (_, text) in zip(cells, heads, strict=True)))
+    return table_code(heads, lines)
+
+
+def compare_table(rows: Sequence[compare.Row]) -> str:
+    """The table of ``compare``: a line a workload and method."""
+    heads = [("workload", True), ("method", True)]
+    heads += [(name, False) for name in ("training", "validation", "ρ training", "ρ validation", "ρ_cos training", "ρ_cos validation")]
+    heads += [
+        (name, False) for name in ("worst ρ training, lr given", "worst ρ validation, lr given", "time", "bytes a parameter", "failed")
+    ]
+    forms = ["", "", ".4g", ".4g", *[".3g"] * 8, "d"]
+    lines = []
+    for row in rows:
+        values = [finite(value) if isinstance(value, float) else value for value in list(asdict(row).values())[:-1]]
+        codes = ["–" if value is None else escape(format(value, form)) for value, form in zip(values, forms, strict=True)]
+        lines.append("".join(td(value, code, text) for value, code, (_, text) in zip(values, codes, heads, strict=True)))
+    return table_code(heads, lines)
+
+
+def table_code(heads: Sequence[tuple[str, bool]], lines: Sequence[str]) -> str:
+    """A table that sorts, from its headings, of which the second part says whether they stand over text, and its rows' cells."""
     head = "".join(
         f'<th scope="col" aria-sort="none"{aligned(text)}><button type="button">{escape(name)}</button></th>' for name, text in heads
     )
@@ -101,8 +134,12 @@ def aligned(text: bool) -> str:
 
 def render(kind: str, about: dict[str, Any], runs: Sequence[Run], root: Path) -> str:
     """The page: report.html with its {{gaps}} filled."""
+    table = ""
     if kind == "heatmap":
         figures, legend = heat_figures(runs)
+    elif kind == "compare":
+        compared_rows = compare.rows((found for _, found in compared(runs)), compare.costs_of(Folder(root)))
+        (figures, legend), table = compare_figures(runs, compared_rows), compare_table(compared_rows)
     else:
         chips = chips_of(kind, runs)
         rows = [dict.fromkeys(own[i] for own in chips) for i in range(len(chips[0]))]
@@ -122,9 +159,10 @@ def render(kind: str, about: dict[str, Any], runs: Sequence[Run], root: Path) ->
         "state": f"{ended} of {len(runs)} run{plural} ended, {diverged or 'none'} diverged",
         "legend": legend,
         "wide": str(min(3, len(figures)) if kind == "heatmap" else 3 if len(figures) == 6 else 2),
-        "figures": "".join(f'<figure><figcaption>{escape(x["title"])}</figcaption><div class="plot"></div></figure>' for x in figures),
-        "read": READ_HEATMAP if kind == "heatmap" else READ_CURVES + f" Drawn are the first {RUNS} runs." * (len(runs) > RUNS),
-        "table": table_of(root, runs),
+        "figures": "".join(map(figure_code, figures)),
+        "read": READ.get(kind, READ_CURVES + f" Drawn are the first {RUNS} runs." * (len(runs) > RUNS)),
+        "rows": "Methods" if table else "Runs",
+        "table": table or table_of(root, runs),
         "command": escape(str(about.get("command"))),
         "facts": "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in (facts | {"All runs": ", ".join(alike)}).items()),
         "data": code,
@@ -133,6 +171,11 @@ def render(kind: str, about: dict[str, Any], runs: Sequence[Run], root: Path) ->
     }
     page = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda gap: gaps[gap[1]], page)
+
+
+def figure_code(figure: dict[str, Any]) -> str:
+    whole = ' class="whole"' if figure.get("whole") else ""
+    return f'<figure{whole}><figcaption>{escape(figure["title"])}</figcaption><div class="plot"></div></figure>'
 
 
 def listed(value: object) -> str:

@@ -27,7 +27,16 @@ from .config import Config, LabError, first_line
 #: Of the layout that is written; a folder with a higher number is left alone.
 FORMAT = 1
 
-ITERATIONS = {"iteration": pa.int64(), "epoch": pa.int64(), "loss": pa.float64(), "alpha": pa.float64(), "h": pa.float64()}
+ITERATIONS = {
+    "iteration": pa.int64(),
+    "epoch": pa.int64(),
+    "loss": pa.float64(),
+    "alpha": pa.float64(),
+    "h": pa.float64(),
+    "signal": pa.float64(),
+    "noise": pa.float64(),
+    "horizon": pa.float64(),
+}
 EPOCHS = {
     "epoch": pa.int64(),
     "train_loss": pa.float64(),
@@ -42,7 +51,8 @@ class History:
     """The columns of a run's two tables, as lists of one length each.
 
     iterations: iteration (from 1), epoch (from 1), minibatch loss before the step, α and h of the step (h is null where the learning
-    rate is not adapted). epochs: means of loss and α over the epoch, then validation loss and accuracy after it.
+    rate is not adapted); signal, noise and horizon are what the tuning-free rule sees (see ``summary()``).
+    epochs: means of loss and α over the epoch, then validation loss and accuracy after it.
     """
 
     iterations: dict[str, list] = field(default_factory=lambda: {name: [] for name in ITERATIONS})
@@ -138,9 +148,12 @@ class Folder:
         return history, checkpoint
 
     def history(self, iterations: int | None = None, epochs: int | None = None) -> History:
-        """The history that was written, or its first so many iterations and epochs."""
-        tables = [pq.read_table(self.path / f"{name}.parquet") for name in ("history", "epochs")]
-        return History(*(table.slice(0, rows).to_pydict() for table, rows in zip(tables, (iterations, epochs), strict=True)))
+        """The history that was written, or its first so many iterations and epochs; columns that earlier versions had not are null."""
+        found = []
+        for name, schema, rows in (("history", ITERATIONS, iterations), ("epochs", EPOCHS, epochs)):
+            table = pq.read_table(self.path / f"{name}.parquet").slice(0, rows)
+            found.append({column: [None] * len(table) for column in schema} | table.to_pydict())
+        return History(*found)
 
     def check_experiment(self) -> None:
         """Raise LabError where a newer version of hypergradient wrote the folder."""

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from .chunk import Chunk
-from .config import Config, LabError, choose, first_line
+from .config import PEERS, Config, LabError, choose, first_line
 from .data import Data
 from .engine import CHECKPOINT_EVERY, Save, Summary, stop_signals
-from .ensemble import MODELS, SHARED
+from .ensemble import MODELS, SHARED, stackable
 from .events import Events
-from .models import make_model
+from .models import model_for
+from .peers import check_peer
 from .store import FORMAT, Folder, check_format
 from .train import Run
 
@@ -174,11 +175,16 @@ def check(configs: Sequence[Config], data: Data, engine: str, address: str | Non
     check_engine(engine, address)
     if not configs:
         raise LabError("the grid is empty: give at least one value for each option")
-    for model, config in {config.model: config for config in configs}.items():
-        if engine == "batched" and model not in MODELS:
-            raise LabError(f"--engine batched takes the models {', '.join(MODELS)}, got {model}: use --engine auto")
-        if model not in MODELS:
-            make_model(model, data.train_x.shape[1:], data.classes, config.seed)
+    for config in {(config.model, config.optimizer, config.rule): config for config in configs}.values():
+        if engine == "batched" and not stackable(config, data):
+            raise LabError(
+                f"--engine batched takes the models {', '.join(MODELS)} on labels, and optimizers without averages, "
+                f"got {config.model} with {config.optimizer}: use --engine auto"
+            )
+        if config.optimizer in PEERS:
+            check_peer(config.optimizer)
+    for config in {config.model: config for config in configs}.values():
+        model_for(config, data)
 
 
 def check_engine(engine: str, address: str | None = None) -> None:
@@ -194,10 +200,10 @@ def plan(configs: Iterable[Config], data: Data, root: Path, engine: str, slots: 
     """What is missing of ``configs``, in parts for ``slots`` processes, each of which does one part at a time."""
     alike: dict[Any, list[Config]] = {}
     for config in dict.fromkeys(configs):
-        alike.setdefault(tuple(getattr(config, name) for name in SHARED), []).append(config)
+        alike.setdefault((stackable(config, data), *(getattr(config, name) for name in SHARED)), []).append(config)
     works = []
-    for group in alike.values():
-        stacks = engine != "sequential" and group[0].model in MODELS
+    for (stacks, *_), group in alike.items():
+        stacks = stacks and engine != "sequential"
         size = min(math.ceil(len(group) / slots), largest(group[0], data)) if stacks else 1
         stacked = stacks and (engine == "batched" or size > 1)
         for i in range(0, len(group), size):
@@ -211,7 +217,6 @@ def plan(configs: Iterable[Config], data: Data, root: Path, engine: str, slots: 
 
 def largest(config: Config, data: Data) -> int:
     """How many such runs one ensemble holds at most."""
-    model = make_model(config.model, data.train_x.shape[1:], data.classes, config.seed, hidden=config.hidden)
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    size = sum(p.numel() * p.element_size() for p in model_for(config, data).parameters())
     room = CPU_BYTES if data.train_x.device.type == "cpu" else DEVICE_BYTES
     return max(1, min(CHUNK, room // size))

@@ -66,16 +66,18 @@ def follow(bar: Progress, config: "Config") -> "Watch":
     return watch
 
 
-def tell(configs: "Sequence[Config]", summaries: "Sequence[Summary]", files: Sequence[Path], as_json: bool, say: str | None = None) -> None:
+def tell(
+    configs: "Sequence[Config]", summaries: "Sequence[Summary]", files: Sequence[Path], as_json: bool, say: str | Table | None = None
+) -> None:
     """The closing words: JSON, or how it went and where the results lie; ``say`` stands for a table of all runs."""
     if as_json:
         rows = [config.as_dict() | summary.as_dict() for config, summary in zip(configs, summaries, strict=True)]
         print(json.dumps({"runs": rows, "files": [str(file) for file in files]}, indent=2))
         return
-    if say:
+    if isinstance(say, str):
         note(say)
     else:
-        Console(width=None if sys.stdout.isatty() else 120).print(table_of(configs, summaries))
+        Console(width=None if sys.stdout.isatty() else 120).print(say or table_of(configs, summaries))
     diverged = [s for s in summaries if s.status == "diverged"]
     for s in diverged[:3]:
         note(f"{s.model} {s.optimizer} diverged: the loss of iteration {s.iterations} is not finite, and the run ended there")

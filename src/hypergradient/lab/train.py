@@ -4,18 +4,35 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
-from .config import Config
+from .config import PEERS, Config
 from .data import Data
-from .engine import CHECKPOINT_EVERY, Save, Saved, StoppedError, Summary, ending, limited, shuffled, stop_signals, summarise
+from .engine import (
+    CHECKPOINT_EVERY,
+    Save,
+    Saved,
+    StoppedError,
+    Summary,
+    ending,
+    limited,
+    loss_of,
+    shuffled,
+    steps_of,
+    stop_signals,
+    summarise,
+)
 from .events import Events
-from .models import make_model
+from .models import model_for
 from .store import Folder, History
+
+#: Batches that batch norm's statistics are made of, for an average.
+REFRESH = 50
 
 Watch = Callable[[int, int, float, float], None]
 """Called after each iteration with iteration, number of iterations, loss, α."""
@@ -71,14 +88,15 @@ class Run:
     def __init__(self, config: Config, data: Data, saved: tuple[History, dict[str, Any]] | None = None) -> None:
         self.config = config
         self.data = data = limited(data, config.limit)
-        self.model = make_model(config.model, data.train_x.shape[1:], data.classes, config.seed, hidden=config.hidden).to(config.device)
-        self.opt = config.make_optimizer(self.model.parameters())
+        self.model = model_for(config, data).to(config.device)
+        self.opt = config.make_optimizer(self.model)
+        self.batches, self.total = steps_of(config, data)
         self.history = History()
         self.epoch = 0
         self.batch = 0
         self.seconds = 0.0
         self.steps, self.best = 0, math.inf
-        if saved is not None:
+        if saved is not None and config.optimizer not in PEERS:  # not all of those can be restored: their runs begin anew
             self.history, checkpoint = saved
             self.model.load_state_dict(checkpoint["model"])
             self.opt.load_state_dict(checkpoint["optimizer"])
@@ -101,25 +119,23 @@ class Run:
         watch = watch or (lambda *_: None)
         epochs, size = self.config.epochs, self.config.batch_size
         assert epochs is not None
-        batches = math.ceil(len(self.data.train_y) / size)
-        total = min(epochs * batches, self.config.iterations or epochs * batches)
         begun, saved_at = time.monotonic() - self.seconds, time.monotonic()
         while self.epoch < epochs:
             order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
-            while self.batch < batches:
+            while self.batch < self.batches:
                 if status := self.ended():  # here, so that a run which is resumed after its end does not go on
                     yield self.saved(status)
                     return
                 loss = self.step(order[self.batch * size : (self.batch + 1) * size])
                 now = time.monotonic()
                 self.seconds = now - begun
-                watch(self.iteration, total, loss, self.alpha)
+                watch(self.iteration, self.total, loss, self.alpha)
                 if stopped.is_set() or now - saved_at > every:
                     yield self.saved()
                     saved_at = time.monotonic()
                 if stopped.is_set():
                     raise StoppedError(self.iteration)
-            self.end_epoch(batches)
+            self.end_epoch()
             self.seconds = time.monotonic() - begun
             if self.epoch < epochs:
                 yield self.saved()
@@ -127,8 +143,12 @@ class Run:
 
     def saved(self, status: str | None = None) -> Save:
         checkpoint = {name: getattr(self, name) for name in ("iteration", "epoch", "batch", "seconds")}
-        checkpoint |= {"model": self.model.state_dict(), "optimizer": self.opt.state_dict()}
-        summary = None if status is None else summarise(self.config, self.history, status, self.alpha, self.seconds)
+        if self.config.optimizer not in PEERS:
+            checkpoint |= {"model": self.model.state_dict(), "optimizer": self.opt.state_dict()}
+        summary = None
+        if status is not None:
+            final = self.evaluate(self.data.train_x, self.data.train_y)[0] if self.config.final and status == "finished" else None
+            summary = summarise(self.config, self.history, status, self.alpha, self.seconds, final)
         save = Save([Saved(self.config, self.history, checkpoint, summary)], None, self.steps, self.best)
         self.steps = 0
         return save
@@ -145,23 +165,29 @@ class Run:
         self.opt.zero_grad()
         x, y = self.data.batch(indices)
         seed_step(self.config, self.iteration)
-        loss = cross_entropy(self.model(x), y)
+        if self.config.schedule != "constant":
+            for group in self.opt.param_groups:
+                group["lr"] = self.config.lr_at(self.iteration, self.total)
+        loss = loss_of(self.model(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         self.opt.step()
         self.batch += 1
         value = loss.item()
         self.steps, self.best = self.steps + 1, min(self.best, value)
-        h = self.opt.hypergradients[0] if self.config.adapts else None  # type: ignore[attr-defined]
-        row = {"iteration": self.iteration + 1, "epoch": self.epoch + 1, "loss": value, "alpha": self.alpha, "h": h}
+        row = {"iteration": self.iteration + 1, "epoch": self.epoch + 1, "loss": value, "alpha": self.alpha}
+        if self.config.adapts:
+            seen = self.opt.summary() or [{"hypergradient": math.nan}]  # type: ignore[attr-defined]
+            row |= seen[0] | {"h": seen[0]["hypergradient"]}
         for name, column in self.history.iterations.items():
-            column.append(row[name])
+            column.append(row.get(name))
         return value
 
-    def end_epoch(self, batches: int) -> None:
+    def end_epoch(self) -> None:
         """Validate, and add the epoch's row."""
+        batches = self.batches
         own = {name: self.history.iterations[name][-batches:] for name in ("loss", "alpha")}
         validate = self.config.threshold is None
-        loss, accuracy = evaluate(self.model, self.data.valid_x, self.data.valid_y) if validate else (None, None)
+        loss, accuracy = self.evaluate(self.data.valid_x, self.data.valid_y) if validate else (None, None)
         self.epoch, self.batch = self.epoch + 1, 0
         row = {
             "epoch": self.epoch,
@@ -172,6 +198,28 @@ class Run:
         }
         for name, column in self.history.epochs.items():
             column.append(row[name])
+
+    def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float | None]:
+        """Loss and accuracy of the model in evaluation mode; of the average where the optimizer has one."""
+        if not self.config.averages:
+            return evaluate(self.model, x, y)
+        with self.averaged():
+            return evaluate(self.model, x, y)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The average in the model's parameters, with batch norm's statistics of it, from the first REFRESH batches of an epoch."""
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self.opt.eval()  # type: ignore[attr-defined]
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
+            seed_step(self.config, self.iteration)
+            update_bn((self.data.batch(part)[0] for part in torch.split(order, self.config.batch_size)[:REFRESH]), self.model)
+        yield
+        self.opt.train()  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
 
 
 def seed_step(config: Config, iteration: int) -> None:
@@ -184,9 +232,10 @@ def seed_step(config: Config, iteration: int) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in evaluation mode."""
+def evaluate(model: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
+    """Mean loss and accuracy in evaluation mode; targets that are no labels have no accuracy."""
     model.eval()
-    logits = torch.cat([model(part) for part in torch.split(x, 1_000)])
+    outputs = torch.cat([model(part) for part in torch.split(x, 1_000)])
     model.train()
-    return cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()
+    accuracy = None if y.is_floating_point() else (outputs.argmax(-1) == y).double().mean().item()
+    return loss_of(outputs, y).item(), accuracy

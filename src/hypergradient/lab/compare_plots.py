@@ -1,0 +1,115 @@
+"""The figures of ``compare`` for papers: ρ of each method, final loss over the learning rate, α over time."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from . import plots
+from .compare import BASES, ENDS, OverLr, Row, geometric_mean, inside
+from .store import History
+
+#: How the kinds of ``over_lr`` are drawn, and what the legend says.
+STYLES = {
+    "constant": (plots.DASHED, "constant"),
+    "cosine": (plots.DOTTED, "cosine decay"),
+    "ours": (plots.SOLID, "tuning-free, no lr"),
+    "given": (plots.SOLID, "tuning-free from that lr"),
+}
+
+
+def rho(table: Sequence[Row]) -> Figure:
+    """Methods from top to bottom by their geometric mean on validation (the bar), each workload a dot, 1 where the base is tuned."""
+    table = [row for row in table if not row.method.endswith("constant")]
+    works = list(dict.fromkeys(row.workload for row in table))
+    mean = {m: geometric_mean(row.rho_valid for row in table if row.method == m) for m in dict.fromkeys(row.method for row in table)}
+    methods = sorted(mean, key=lambda method: -mean[method])
+    figure = Figure(figsize=(12, 0.36 * len(methods) + 2.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, title, name in zip(axes, ("training loss", "validation loss"), ("rho_train", "rho_valid"), strict=True):
+        axis.set_xscale("log")
+        axis.set_xlim(ENDS[0] / 1.15, ENDS[1] * 1.15)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set_xlabel(f"ρ, {title}")
+        axis.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        for i, work in enumerate(works):
+            own = [(inside(getattr(row, name)), methods.index(row.method)) for row in table if row.workload == work]
+            colour = colormaps["viridis"](0.95 * i / max(1, len(works) - 1))
+            axis.plot(*zip(*own, strict=True), "o", color=colour, markersize=6, alpha=0.85, label=work, clip_on=False)
+        for y, method in enumerate(methods):
+            middle = inside(geometric_mean(getattr(row, name) for row in table if row.method == method))
+            axis.plot([middle, middle], [y - 0.35, y + 0.35], color="#CC3311", linewidth=2.5)
+    axes[0].set_yticks(range(len(methods)), methods)
+    for text in axes[0].get_yticklabels():
+        text.set_fontweight("bold" if "HD" in text.get_text() and "no lr" in text.get_text() else "normal")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
+def loss_over_lr(works: Mapping[str, Sequence[OverLr]]) -> Figure:
+    """A column a workload: final training loss above final validation loss, over the learning rate."""
+    figure = grid(len(works), 2)
+    axes = figure.axes
+    for column, (title, curves) in enumerate(works.items()):
+        for row, name in enumerate(("train", "valid")):
+            axis = axes[row * len(works) + column]
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            finite = [y for curve in curves if curve.kind != "constant" for y in getattr(curve, name) if math.isfinite(y) and y > 0]
+            if finite:
+                axis.set_ylim(min(finite) / 1.2, min(max(finite), 1e4 * min(finite)) * 1.2)
+            for curve in curves:
+                given = curve.kind == "given"
+                look: dict[str, Any] = {
+                    "linestyle": "none" if given else STYLES[curve.kind][0],
+                    "marker": "o" if given else "none",
+                    "markersize": 4,
+                }
+                axis.plot(curve.lr, getattr(curve, name), color=plots.COLOURS[curve.base], linewidth=1.5, **look)
+            axis.grid(alpha=0.3)
+            if row == 0:
+                axis.set_title(title, fontsize=10)
+            else:
+                axis.set_xlabel("learning rate")
+            if column == 0:
+                axis.set_ylabel(f"final {'training' if row == 0 else 'validation'} loss")
+    marks: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4}
+    styles = {
+        text: Line2D([], [], color="black", **(marks if kind == "given" else {"linestyle": line})) for kind, (line, text) in STYLES.items()
+    }
+    legend(figure, styles)
+    return figure
+
+
+def alpha_over_time(works: Mapping[str, Sequence[tuple[str, History]]]) -> Figure:
+    """A panel a workload: the learning rate of each step of the tuning-free runs without lr, a line a seed."""
+    figure = grid(len(works), 1)
+    for axis, (title, runs) in zip(figure.axes, works.items(), strict=True):
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        for base, history in runs:
+            axis.plot(history.iterations["iteration"], history.iterations["alpha"], color=plots.COLOURS[base], linewidth=1, alpha=0.7)
+        axis.grid(alpha=0.3)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("iteration")
+    figure.axes[0].set_ylabel("learning rate α")
+    legend(figure, {})
+    return figure
+
+
+def grid(columns: int, rows: int) -> Figure:
+    figure = Figure(figsize=(3.2 * columns + 0.6, 2.9 * rows + 0.6), layout="constrained")
+    figure.subplots(rows, columns, squeeze=False)
+    return figure
+
+
+def legend(figure: Figure, styles: Mapping[str, Line2D]) -> None:
+    colours = {title: Line2D([], [], color=plots.COLOURS[base], linewidth=3) for base, title in BASES.items()}
+    figure.legend(
+        *zip(*[(line, text) for text, line in (colours | dict(styles)).items()], strict=True), loc="outside lower center", ncols=6
+    )
