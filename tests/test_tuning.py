@@ -27,28 +27,27 @@ def transcription(gradient: Any, theta: np.ndarray, steps: int, lr: float) -> An
     for t in range(steps):
         g = gradient(theta, t)
         g_norm, way = np.linalg.norm(g), average - theta
-        step, back = 0.0, 0.0
+        step, back = 0.0, False
         if t == 0:
-            alpha = max(alpha, 1e-4 * (1 + np.linalg.norm(theta)) / g_norm)
+            whole = (1 + np.linalg.norm(theta)) / g_norm
+            alpha = min(max(alpha, 1e-3 * whole), 0.03 * whole)
         elif np.linalg.norm(way) > 0:
             signals += 1
             c = g @ way / g_norm / np.linalg.norm(way)
             m, v = 0.9 * m + 0.1 * c, 0.99 * v + 0.01 * c**2
             s = m / (1 - 0.9**signals) / (math.sqrt(v / (1 - 0.99**signals)) + 1e-8)
-            if c < 0 and g_norm > (2.5 if not turned or t < turned + 50 else 20) * largest:
-                back = 4
-            elif not turned and m < 0 and t > 10:
-                back = 2
+            if (c < 0 and g_norm > (2 if not turned or t < turned + 50 else 5) * largest) or m < -0.9 or (not turned and m < 0 and t > 10):
+                back = True
             elif not turned:
-                step = min(0.7, 0.7 / math.sqrt(t)) * s
+                step = min(0.35, 0.7 / math.sqrt(t)) * s
             else:
                 q = min(1, max(-1, s + 0.3))
                 step = (3 * q if q > 0 else q) / max(10, t)
-        if back != 4:
-            largest = max(g_norm, 0.99 * largest)
         if back:
-            theta, alpha, m, turned = average.copy(), alpha / back, 0.0, turned or t
+            theta, alpha, m, turned = average.copy(), alpha / 2, 0.0, turned or t
         else:
+            moved = t > 0 and np.linalg.norm(way) > 0
+            largest = max(min(g_norm, 1.1 * largest) if moved else g_norm, 0.99 * largest)
             alpha *= math.exp(step)
             theta = theta - alpha * g
             average = average + (theta - average) / max(10, 0.2 * (t + 1))
@@ -152,7 +151,7 @@ def test_step_without_finite_gradient_goes_back_to_the_average(bad: float, first
     with pytest.warns(UserWarning, match="Parameters went back to their average"):
         opt.step()
     torch.testing.assert_close(flat(problem.parameters()), flat(twin.parameters()), rtol=0, atol=0)
-    assert [group["lr"] for group in opt.param_groups] == ([lr / 4 for lr in before] if first else before)
+    assert [group["lr"] for group in opt.param_groups] == ([lr / 2 for lr in before] if first else before)
     problem.train(opt, 200, start=first)
     assert opt.skipped == 1
     assert problem.loss().item() < Problem().loss().item()
@@ -253,16 +252,18 @@ def test_hypergrad_lr_of_a_group_is_enough() -> None:
 
 @pytest.mark.parametrize(("ours", "options"), OURS)
 @pytest.mark.parametrize("scope", ["group", "global", "tensor"])
-def test_first_step_is_safe(ours: Any, options: dict, scope: Any) -> None:
-    """Each scope moves by 1e-4 (1 + ‖θ_0‖)."""
+@pytest.mark.parametrize(("lr", "share"), [(None, 1e-3), (1e-9, 1e-3), (1e9, 0.03)])
+def test_first_step_is_safe(ours: Any, options: dict, scope: Any, lr: float | None, share: float) -> None:
+    """Each scope moves by 1e-3 (1 + ‖θ_0‖); with a large lr given by 0.03 (1 + ‖θ_0‖), where its bounds let it."""
     problem = Problem()
-    opt = ours(problem.groups(), scope=scope, **options)
+    groups = [{**group, "lr": lr} for group in problem.groups()] if lr else problem.groups()
+    opt = ours(groups, scope=scope, **options)
     before = [p.detach().clone() for p in problem.parameters()]
     problem.train(opt, 1)
     moved = [(p.detach() - q, q) for p, q in zip(problem.parameters(), before, strict=True)]
     for part in {"group": [moved[:3], moved[3:]], "global": [moved], "tensor": [[pair] for pair in moved]}[scope]:
         step, start = (flat(list(column)).norm().item() for column in zip(*part, strict=True))
-        assert step == pytest.approx(1e-4 * (1 + start), rel=1e-9)
+        assert step == pytest.approx(share * (1 + start), rel=1e-9)
 
 
 @pytest.mark.parametrize("gradient", [0.0, None, math.nan])
@@ -297,3 +298,37 @@ def test_horizon_is_a_trace_of_directions(ours: Any, options: dict, horizon: flo
         assert opt.hypergradients == pytest.approx([-float(g @ z)], rel=1e-8, abs=1e-14)
         z = (1 - 1 / horizon) * z + (before - flat(problem.parameters())) / opt.param_groups[0]["lr"]
     assert ("trace" in opt.state[problem.parameters()[0]]) == (horizon > 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "options"), [pytest.param(SGDHD, {"momentum": 0.9, "nesterov": True}, id="sgdn"), pytest.param(AdamHD, {}, id="adam")]
+)
+@pytest.mark.parametrize(("condition", "steps"), [(1e2, 300), (1e3, 300), (1e4, 300), (1e3, 3_000)])
+def test_does_not_run_away_where_there_is_no_noise(ours: Any, options: dict, condition: float, steps: int) -> None:
+    """The learning rate rises until the steepest direction, which is not seen before, runs away; it has to be caught there."""
+    turn, _ = torch.linalg.qr(torch.randn(50, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    x = torch.logspace(0, -math.log10(condition) / 2, 50, dtype=torch.float64)[:, None] * turn
+    w = nn.Parameter(torch.randn(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    opt, begun = ours([w], **options), ((x @ w) ** 2).sum().item()
+    for _ in range(steps):
+        opt.zero_grad()
+        loss = ((x @ w) ** 2).sum()
+        assert loss < 10 * begun
+        loss.backward()
+        opt.step()
+    opt.eval()
+    assert ((x @ w) ** 2).sum().item() < 0.01 * begun
+
+
+def test_a_slow_runaway_halves_the_learning_rate() -> None:
+    """Each gradient points back to the average, and is a twentieth larger than the last: never suddenly large."""
+    rule, alpha = TuningFree(), 1.0
+    memory = dict.fromkeys(rule.remembers, 0.0) | {"steps": 1_000.0, "turned": 100.0, "largest": 1.0}
+    back = []
+    for t in range(40):
+        move = rule.move(memory, alpha, rule.beta, h=(g := 1.05**t), g_norm=g, d_norm=1.0)
+        back.append(move.back)
+        if move.back:
+            assert move.alpha == alpha / 2
+        alpha, memory = move.alpha, move.memory
+    assert back.index(True) == 21, "the mean of 22 cosines of -1 is the first below -0.9"

@@ -25,7 +25,7 @@ from .directions import Direction
 from .rules import Additive, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName
 from .tensors import buffer, dot, finite_zero, real, to_floats, total
-from .tuning import TuningFree, safe_start
+from .tuning import TuningFree, safe_starts
 
 
 @dataclass(frozen=True)
@@ -216,10 +216,10 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         """What the rule makes of one scope, α_t inside its bounds; what was found there stays where the rule leaves it."""
         alpha, memory = members.alpha, members.memory
         if self.rule.averages and memory["steps"] == 0 and math.isfinite(h):
-            start = safe_start(self.direction, members.ratios, groups)
-            if start == 0:  # no gradient yet
+            low, high = safe_starts(self.direction, members.ratios, groups)
+            if low == 0:  # no gradient yet
                 return Move(alpha, memory)
-            alpha = max(alpha, start)
+            alpha = min(max(alpha, low), high)
         move = self.rule.move(memory, alpha, members.beta, h, g_norm, d_norm)
         low, high = members.bounds
         return move if move.alpha == members.alpha else replace(move, alpha=min(max(move.alpha, low), high))

@@ -23,16 +23,18 @@ class TuningFree(Rule):
 
         c_t = g_t · z_{t-1} / (‖g_t‖ ‖z_{t-1}‖),    m ← 0.9 m + 0.1 c,    v ← 0.99 v + 0.01 c²,    s = m̂ / √v̂
 
-        climbing:      log α += min(0.7, 0.7/√t) s    until m < 0 after step 10: α is halved, and θ goes back to θ̄
+        climbing:      log α += min(0.35, 0.7/√t) s    until m < 0 after step 10: α is halved, and θ goes back to θ̄
         from then on:  log α += β q / max(10, t),    q = min(1, s + 0.3), three times that where it is positive
 
     s is the signal over its noise; 0.3 of it is given to the learning rate, since it is the average that is evaluated, and that bears the
     noise of a larger one. So, but for the returns below, α falls no faster than a power of the time, t^−β.
 
-    A gradient that points back to the average and is suddenly large (2.5 times the largest of late during the climb and for 50 steps after
-    it, 20 times later), or is not finite, takes θ back to θ̄, and α to its fourth part.
+    A gradient that points back to the average and is suddenly large (twice the largest of late during the climb and for 50 steps after it,
+    five times later) takes θ back to θ̄, and halves α; so does a mean cosine below −0.9, which only a loss that runs away has, and a
+    gradient that is not finite. "The largest of late" grows by a tenth a step at most, so that it does not run away too.
 
-    The first step moves the parameters by 1e-4 (1 + ‖θ_0‖), or with the lr that was given, where that is larger.
+    The first step moves the parameters by 1e-3 (1 + ‖θ_0‖). With an lr it is taken with that, where it moves them by more, up to
+    0.03 (1 + ‖θ_0‖): a larger first step may do damage that nothing undoes, such as dead ReLUs.
 
     Args:
         beta: β ≥ 0, the power of the time that the learning rate falls by at most after the climb; it rises by three times that. 0 keeps
@@ -69,12 +71,23 @@ class TuningFree(Rule):
     SHARE: ClassVar = 0.2
     SHORTEST: ClassVar = 10.0
 
+    #: Of the first step, over 1 + ‖θ_0‖: where no lr is given, and at most.
+    FIRST: ClassVar = (1e-3, 0.03)
+
+    #: The largest step of log α in the climb; what of its noise is added to the signal; how much faster α rises than it falls.
+    CLIMB: ClassVar = 0.35
+    BIAS: ClassVar = 0.3
+    RISE: ClassVar = 3.0
+
+    #: How many times the largest gradient of late is suddenly large, in and soon after the climb, and later.
+    SUDDEN: ClassVar = (2.0, 5.0)
+
     def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
         steps = memory["steps"]
         memory = memory | {"steps": steps + 1}
         window = self._window(steps + 1)
         if not (math.isfinite(h) and math.isfinite(g_norm) and math.isfinite(d_norm)):
-            return Move(alpha / 4 if steps else alpha, memory | {"steps": steps}, window, back=True)
+            return Move(alpha / 2 if steps else alpha, memory | {"steps": steps}, window, back=True)
         largest = memory["largest"]
         if steps == 0 or not g_norm * d_norm > 0:  # nothing has moved yet, or again: no signal
             return Move(alpha, memory | {"largest": max(g_norm, 0.99 * largest)}, window)
@@ -84,16 +97,16 @@ class TuningFree(Rule):
         v = 0.99 * memory["power"] + 0.01 * cosine**2
         memory |= {"signals": signals, "signal": m, "power": v}
         climbs = memory["turned"] == 0
-        if cosine < 0 and g_norm > (2.5 if climbs or steps < memory["turned"] + 50 else 20) * largest > 0:
-            return Move(alpha / 4, self._turned(memory, steps), window, back=True)
-        memory |= {"largest": max(g_norm, 0.99 * largest)}
-        if climbs and m < 0 and steps > 10:
+        sudden = self.SUDDEN[0] if climbs or steps < memory["turned"] + 50 else self.SUDDEN[1]
+        runs_away = cosine < 0 and g_norm > sudden * largest > 0
+        if runs_away or m < -0.9 or (climbs and m < 0 and steps > 10):
             return Move(alpha / 2, self._turned(memory, steps), window, back=True)
+        memory |= {"largest": max(min(g_norm, 1.1 * largest), 0.99 * largest)}
         s = (m / (1 - 0.9**signals)) / (math.sqrt(v / (1 - 0.99**signals)) + 1e-8)
         if climbs:
-            return Move(alpha * math.exp(min(0.7, 0.7 / math.sqrt(steps)) * s), memory, window)
-        q = min(1.0, max(-1.0, s + 0.3))
-        return Move(alpha * math.exp(beta * (3 * q if q > 0 else q) / max(10.0, steps)), memory, window)
+            return Move(alpha * math.exp(min(self.CLIMB, 0.7 / math.sqrt(steps)) * s), memory, window)
+        q = min(1.0, max(-1.0, s + self.BIAS))
+        return Move(alpha * math.exp(beta * (self.RISE * q if q > 0 else q) / max(10.0, steps)), memory, window)
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {
@@ -112,8 +125,10 @@ class TuningFree(Rule):
         return memory | {"signal": 0.0, "turned": memory["turned"] or max(1.0, steps)}
 
 
-def safe_start(direction: Direction, ratios: Mapping[Tensor, float], groups: Mapping[Tensor, dict[str, Any]]) -> float:
-    """The learning rate at which the first step moves a scope by 1e-4 (1 + ‖θ_0‖); 0 where its gradients are zero or not finite.
+def safe_starts(direction: Direction, ratios: Mapping[Tensor, float], groups: Mapping[Tensor, dict[str, Any]]) -> tuple[float, float]:
+    """The learning rates at which the first step moves a scope by 1e-3 (1 + ‖θ_0‖), and by 0.03 (1 + ‖θ_0‖).
+
+    Both are 0 where its gradients are zero or not finite.
 
     Args:
         direction: that of the optimizer; d_1 is made with a state that is thrown away.
@@ -128,6 +143,7 @@ def safe_start(direction: Direction, ratios: Mapping[Tensor, float], groups: Map
         terms += [dot(x, x) for x in (real(p.grad), real(p), d)]
     squares = to_floats(terms)
     if not any(squares[::3]):  # weight decay may give a direction yet: torch's distributed checkpoint primes state by such a step
-        return 0.0
+        return 0.0, 0.0
     d_norm = math.sqrt(total(ratio**2 * square for ratio, square in zip(moving.values(), squares[2::3], strict=True)))
-    return 1e-4 * (1 + math.sqrt(total(squares[1::3]))) / d_norm if 0 < d_norm < math.inf else 0.0
+    whole = (1 + math.sqrt(total(squares[1::3]))) / d_norm if 0 < d_norm < math.inf else 0.0
+    return TuningFree.FIRST[0] * whole, TuningFree.FIRST[1] * whole
