@@ -36,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param("train --data nowhere", "--data nowhere: there is no such folder", id="missing-folder"),
         pytest.param("train --data /no/such/folder", "--data /no/such/folder: there is no such folder", id="missing-path"),
-        pytest.param("train --model tree", "--model must be one of logreg, mlp, cnn, vgg16, package", id="model"),
+        pytest.param("train --model tree", "--model must be one of logreg, mlp, cnn, cnn-bn, vgg16", id="model"),
         pytest.param("train --optimizer adagrad", "--optimizer must be one of sgd, sgd-hd, sgdn", id="optimizer"),
         pytest.param("train --optimizer sgd --hypergrad-lr 0.1", "--hypergrad-lr has no meaning for sgd", id="beta-of-a-baseline"),
         pytest.param("train --lr -1", "--lr must be a finite number >= 0, got -1.0", id="negative-lr"),

@@ -14,6 +14,7 @@ from hypergradient.lab.train import Run, evaluate
 FAMILIES = {
     "sgd": [
         Config("digits", "logreg", "sgd", 0.1),
+        Config("digits", "logreg", "sgd", 0.1, schedule="cosine"),
         Config("digits", "logreg", "sgd-hd", 1e-3, 1e-3),
         Config("digits", "logreg", "sgd-hd", 0.1, 1e-2, weight_decay=0.1),
         Config("digits", "logreg", "sgd-hd", 0.01, 0.02, rule="multiplicative"),
@@ -27,6 +28,7 @@ FAMILIES = {
     ],
     "adam": [
         Config("digits", "logreg", "adam", 1e-2),
+        Config("digits", "logreg", "adam", 1e-2, schedule="cosine"),
         Config("digits", "logreg", "adam-hd", 1e-3, 1e-5),
         Config("digits", "logreg", "adam-hd", 1e-3, 1e-6, weight_decay=0.01),
         Config("digits", "logreg", "adam-hd", 1e-4, 0.02, rule="multiplicative"),
@@ -49,7 +51,7 @@ def test_ensemble_equals_single_runs(tmp_path, family: str, model: str, dtype, s
         data = load("digits")
         data = replace(data, train_x=data.train_x.to(dtype), valid_x=data.valid_x.to(dtype))
         configs = [replace(config, model=model, epochs=10) for config in FAMILIES[family]]
-        together = Ensemble(configs, data.train_x.shape[1:], data.classes)
+        together = Ensemble(configs, data.train_x.shape[1:], data.classes, 120)
         singles = [Run(config, data) for config in configs]
     finally:
         torch.set_default_dtype(default)
@@ -69,13 +71,13 @@ def test_ensemble_equals_single_runs(tmp_path, family: str, model: str, dtype, s
 
 def test_runs_that_leave_do_not_disturb_the_others() -> None:
     data = load("digits")
-    whole, parts = (Ensemble(FAMILIES["adam"], data.train_x.shape[1:], data.classes) for _ in range(2))
+    whole, parts = (Ensemble(FAMILIES["adam"], data.train_x.shape[1:], data.classes, 20) for _ in range(2))
     for t in range(20):
         if t == 10:
-            parts.keep([0, 2])
+            parts.keep([0, 3])
         indices = shuffled(1437, 1, 0)[t % 11 * 128 :][:128]
         losses = whole.step(data.train_x[indices], data.train_y[indices])[0]
         some = parts.step(data.train_x[indices], data.train_y[indices])[0]
-    assert some == pytest.approx([losses[0], losses[2]], rel=1e-5)
-    assert parts.alphas == pytest.approx([whole.alphas[0], whole.alphas[2]], rel=1e-5)
+    assert some == pytest.approx([losses[0], losses[3]], rel=1e-5)
+    assert parts.alphas == pytest.approx([whole.alphas[0], whole.alphas[3]], rel=1e-5)
     assert [run.weight_decay for run in parts.runs] == [1e-4, 0.01]

@@ -215,7 +215,7 @@ def test_bad_grid_is_one_line(monkeypatch, capfd, tmp_path: Path, text: str, mes
         pytest.param("sweep nowhere.toml", "nowhere.toml cannot be read as TOML", id="no-grid"),
         pytest.param(
             "tuning --data digits --model logreg,tree",
-            "--model must be one of logreg, mlp, cnn, vgg16, package",
+            "--model must be one of logreg, mlp, cnn, cnn-bn, vgg16, transformer, linear, package",
             id="model",
         ),
         pytest.param("tuning --data a,b", "--data a,b: b is one data set too many", id="two-data-sets"),
@@ -223,7 +223,7 @@ def test_bad_grid_is_one_line(monkeypatch, capfd, tmp_path: Path, text: str, mes
         pytest.param("tuning --data digits", "--model vgg16 needs images of at least 32x32", id="small-images"),
         pytest.param("heatmap --data digits --address auto", "--address has no meaning for --engine auto", id="address"),
         pytest.param(
-            "heatmap --data digits --engine batched --model cnn", "--engine batched takes the models logreg, mlp, got cnn", id="stack"
+            "heatmap --data digits --engine batched --model cnn", "--engine batched takes the models logreg, mlp on labels", id="stack"
         ),
         pytest.param("sensitivity --data digits --seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
         pytest.param("heatmap --data digits --engine magic", "--engine must be one of auto, batched, sequential, ray", id="engine"),

@@ -130,5 +130,5 @@ def test_model_that_cannot_be_made(own: None, tmp_path: Path, model: str, messag
 
 @pytest.mark.parametrize("model", ["tree", "a:b:c", "a b:c", ":f", "own_models:"])
 def test_model_name_that_is_none(model: str) -> None:
-    with pytest.raises(LabError, match=r"--model must be one of logreg, mlp, cnn, vgg16, package\.module:factory"):
+    with pytest.raises(LabError, match=r"--model must be one of logreg, mlp, .*, package\.module:factory"):
         Config("digits", model)

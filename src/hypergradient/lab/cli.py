@@ -269,7 +269,7 @@ def compare(
     from . import compare as room
     from .experiment import run_experiment
 
-    seeds = seeds or (1 if quick else 3)
+    seeds = (1 if quick else 3) if seeds is None else seeds
     at_least_1(seeds=seeds)
     works, places = room.chosen(workload, quick), room.data_of(data)
     configs = [config for own in works.values() for config in room.configs_of(own, places, seeds, quick, device)]
