@@ -186,8 +186,9 @@ def test_table() -> None:
     assert (ours.train, ours.rho_train, ours.rho_valid, ours.rho_cos_train, ours.worst_train) == (3.0, 1.0, 0.5, 2.0, 2.0)
     dog = rows["DoG"]
     assert (dog.train, dog.valid, dog.rho_valid, dog.failures, dog.runs, dog.time) == (6.0, 2.0, 0.25, 1, 3, 1.5)
-    line = next(line for line in compare.overall([*rows.values()]) if line["method"] == "DoG")
-    assert (line["rho_train"], line["rho_valid_worst"]) == (pytest.approx(2.0), 0.25)
+    other = replace(dog, workload="x", rho_train=8.0, failures=2)
+    mean, worst = next(line for line in compare.overall([*rows.values(), other]) if line[0].method == "DoG")
+    assert (mean.rho_train, worst.rho_train, mean.valid, mean.failures, mean.runs) == (pytest.approx(4.0), 8.0, pytest.approx(2.0), 3, 6)
 
 
 def test_every_workload_knows_itself() -> None:

@@ -270,8 +270,8 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
     def eval(self) -> None:
         """Put the running average of a rule that averages into the parameters, to evaluate or save the model; ``train()`` takes it back.
 
-        Other rules have no average, and nothing happens. Statistics of batch norm are those of the iterates: let some training batches
-        through the model in training mode first where they matter.
+        Other rules have no average, and nothing happens. Statistics of batch norm are those of the iterates; after ``eval()``
+        ``torch.optim.swa_utils.update_bn(batches, model)`` gives the model the average's.
         """
         for p, state in self.state.items():
             if self.rule.averages and "trace" in state and "iterate" not in state:

@@ -26,7 +26,7 @@ class SGDHD(HypergradientOptimizer):
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``horizon`` and
             ``scope`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
-            ``TuningFree`` finds and never begins below, or 1e-3 where ``hypergrad_lr`` or another rule is given.
+            ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         momentum: μ >= 0. Default 0.
         dampening: τ, for the momentum buffer. Default 0.
         weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
@@ -116,7 +116,7 @@ class AdamHD(HypergradientOptimizer):
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``horizon`` and
             ``scope`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
-            ``TuningFree`` finds and never begins below, or 1e-3 where ``hypergrad_lr`` or another rule is given.
+            ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
         eps: ε >= 0, added to the denominator. Default 1e-8.
         weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
@@ -197,7 +197,7 @@ class AdamWHD(HypergradientOptimizer):
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``horizon`` and
             ``scope`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
-            ``TuningFree`` finds and never begins below, or 1e-3 where ``hypergrad_lr`` or another rule is given.
+            ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
         eps: ε >= 0, added to the denominator. Default 1e-8.
         weight_decay: decoupled weight decay λ >= 0. Default 1e-2.

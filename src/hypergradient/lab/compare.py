@@ -206,6 +206,10 @@ class Row:
     runs: int
 
 
+#: The columns that are averaged over workloads.
+SPREAD = ("train", "valid", "rho_train", "rho_valid", "rho_cos_train", "rho_cos_valid")
+
+
 def rows(results: Iterable[Result], costs: Mapping[str, Any]) -> list[Row]:
     """The table: for each workload the two bases with their grids, ours, and the others.
 
@@ -304,19 +308,19 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(math.fsum(logs) / len(logs)) if logs else math.nan
 
 
-def overall(table: Sequence[Row]) -> list[dict[str, Any]]:
-    """A line for each method over all workloads: geometric means, the worst, and the failures."""
+def overall(table: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """For each method a row of geometric means over all workloads, and one of the worst; time and bytes are medians in both."""
     lines = []
     for method in dict.fromkeys(row.method for row in table):
         own = [row for row in table if row.method == method]
-        line: dict[str, Any] = {"method": method}
-        for name in ("rho_train", "rho_valid", "rho_cos_train", "rho_cos_valid"):
-            values = [getattr(row, name) for row in own]
-            line |= {name: geometric_mean(values), f"{name}_worst": max(values)}
-        for name in ("worst_train", "worst_valid", "time", "bytes_per_parameter"):
-            known = [value for row in own if (value := getattr(row, name)) is not None]
-            line[name] = (max if name.startswith("worst") else statistics.median)(known) if known else None
-        lines.append(line | {"failures": sum(row.failures for row in own), "runs": sum(row.runs for row in own)})
+        values = {name: [getattr(row, name) for row in own] for name in (field.name for field in fields(Row)[2:])}
+        known = {name: [x for x in column if x is not None] for name, column in values.items()}
+        common: dict[str, Any] = {name: statistics.median(known[name]) if known[name] else None for name in ("time", "bytes_per_parameter")}
+        common |= {name: max(known[name], default=None) for name in ("worst_train", "worst_valid")}
+        common |= {name: sum(values[name]) for name in ("failures", "runs")}
+        common |= {name: geometric_mean(values[name]) for name in SPREAD}
+        mean = Row(workload="all", method=method, **common)
+        lines.append((mean, replace(mean, **{name: max(values[name]) for name in SPREAD})))
     return lines
 
 
@@ -402,32 +406,29 @@ def write_tables(folder: Folder, table: Sequence[Row]) -> list[Path]:
 
 def page(table: Sequence[Row]) -> str:
     """The tables as Markdown: all workloads together, then each."""
-    heads = "ρ | ρ_cos | worst ρ, lr given | time | bytes | failures |"
-    lines = [f"| method | {heads}", "|---|---|---|---|---|---|---|"]
-    for line in overall(table):
-        own = Row("", train=0, valid=0, **{field.name: line[field.name] for field in fields(Row) if field.name in line})
-        at_worst = cells(
-            replace(own, **{name: line[f"{name}_worst"] for name in ("rho_train", "rho_valid", "rho_cos_train", "rho_cos_valid")})
-        )
-        told = [
-            f"{mean} (at worst {worst})" if i in (2, 3) else mean for i, (mean, worst) in enumerate(zip(cells(own), at_worst, strict=True))
-        ]
-        lines.append(f"| {' | '.join([own.method, *told[2:]])} |")
+    heads = "training / validation loss | ρ | ρ_cos | worst ρ, lr given | time | bytes | failures |"
+    lines = [f"| method | {heads}", "|---|---|---|---|---|---|---|---|"]
+    for mean, worst in overall(table):
+        told = [f"{x} (at worst {y})" if i in (2, 3) else x for i, (x, y) in enumerate(zip(cells(mean), cells(worst), strict=True))]
+        lines.append(f"| {' | '.join(told)} |")
     for work in dict.fromkeys(row.workload for row in table):
-        lines += ["", f"## {work}", "", f"| method | training / validation loss | {heads}", "|---|---|---|---|---|---|---|---|"]
-        lines += [f"| {' | '.join([row.method, *cells(row)[1:]])} |" for row in table if row.workload == work]
+        lines += ["", f"## {work}", "", f"| method | {heads}", "|---|---|---|---|---|---|---|---|"]
+        lines += [f"| {' | '.join(cells(row))} |" for row in table if row.workload == work]
     return "\n".join(lines) + "\n"
 
 
 def say(table: Sequence[Row]) -> Table:
     """What the command closes with: a line for each method over all workloads."""
-    told = Table(box=box.SIMPLE_HEAD, title="Final loss over that of the best constant learning rate (ρ) and cosine decay (ρ_cos)")
+    told = Table(
+        box=box.SIMPLE_HEAD, title="Validation loss, and over that of the best constant learning rate (ρ) and cosine decay (ρ_cos)"
+    )
     told.add_column("method", no_wrap=True)
-    for name in ("ρ training", "worst", "ρ validation", "worst", "ρ_cos validation", "worst", "failed"):
+    for name in ("geometric mean", "ρ training", "worst", "ρ validation", "worst", "ρ_cos validation", "worst", "failed"):
         told.add_column(name, justify="right")
-    for line in overall(table):
-        values = [line[name + end] for name in ("rho_train", "rho_valid", "rho_cos_valid") for end in ("", "_worst")]
-        told.add_row(line["method"], *(f"{value:.2f}" for value in values), f"{line['failures']} of {line['runs']}")
+    for mean, worst in overall(table):
+        values = [getattr(row, name) for name in ("rho_train", "rho_valid", "rho_cos_valid") for row in (mean, worst)]
+        shown = [f"{value:.2f}" if value < 100 else f"{value:.2g}" for value in (mean.valid, *values)]
+        told.add_row(mean.method, *shown, f"{mean.failures} of {mean.runs}")
     return told
 
 

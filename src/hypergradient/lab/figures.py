@@ -98,7 +98,7 @@ def compare_figures(runs: Sequence[Run], table: Sequence[compare.Row]) -> tuple[
     bases = {base: Chip(title, plots.COLOURS[base], "solid") for base, title in compare.BASES.items()}
     kinds = {kind: Chip(label, "currentColor", dash) for kind, (label, dash, _) in COMPARED.items() if kind != "given"}
     legend = "".join(chip.html(i) for i, row in enumerate((bases, kinds)) for chip in row.values())
-    methods = [line["method"] for line in sorted(compare.overall(table), key=lambda line: line["rho_valid"])]
+    methods = [mean.method for mean, _ in sorted(compare.overall(table), key=lambda line: line[0].rho_valid)]
     works = list(dict.fromkeys(row.workload for row in table))
     dots = []
     for i, work in enumerate(works):
