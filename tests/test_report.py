@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hypergradient.lab import figures, heatmap, report, stored
+from hypergradient.lab import compare, figures, heatmap, report, stored
 from hypergradient.lab.config import Config, LabError
 from hypergradient.lab.curves import sensitivity, tuning
 from hypergradient.lab.data import load
@@ -26,6 +26,7 @@ GRID = [
     for lr in (1e-3, 0.1)
     for seed in (1, 2)
 ]
+WORKLOAD = compare.Workload("Tiny", "digits", {"model": "logreg", "limit": 64, "epochs": 2, "batch_size": 32})
 HOSTILE = {"model": "x:<img src=x onerror=alert(1)>", "data": "/home/me/</script><script>alert(2)<!--"}
 
 
@@ -52,6 +53,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sensitivity": fill(root / "sensitivity", "sensitivity", sensitivity(SHORT, {"logreg": "digits"}, 1e-3, 1)),
         "heatmap": fill(root / "heatmap", "heatmap", heatmap.grid(capped, 1)),
         "sweep": fill(root / "sweep", "sweep", GRID),
+        "compare": fill(root / "compare", "compare", compare.configs_of(WORKLOAD, {}, 1, True, "cpu")),
         "train": strange(root / "train"),
         "hostile": strange(root / "hostile", **HOSTILE),
     }
@@ -205,6 +207,8 @@ def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
 
 def test_links_are_relative_and_lead_to_the_runs(stores: dict[str, Path]) -> None:
     for kind, root in stores.items():
+        if kind == "compare":  # whose table has methods
+            continue
         links = [text.split('"')[0] for text in page_of(root).split('href="')[1:]]
         assert len(links) == len(list(root.glob("**/config.json"))), kind
         assert all((root / link / "config.json").exists() and link.startswith("./") for link in links), kind
@@ -299,6 +303,26 @@ def test_page(stores: dict[str, Path], visit: Visitor, kind: str, lines: int, ce
         until(page, "plots.every(p => Math.abs(p.querySelector('svg').clientWidth - p.clientWidth) < 2)")  # drawn anew
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("Math.min(...plots.map(plot => plot.clientWidth))") > width / 4
+
+
+@browsed
+def test_page_of_a_comparison(visit: Visitor) -> None:
+    """ρ of 14 methods in two panels, three lines and six marks for each base and loss, α of two runs; 16 methods in the table."""
+    page = visit("compare")
+    captions = page.locator("figcaption").all_inner_texts()
+    assert captions == [
+        "Final loss over that of the best constant learning rate",
+        "logreg: loss over the learning rate",
+        "logreg: α over time",
+    ]
+    lines, marks = page.locator(".scatterlayer path.js-line"), page.locator(".scatterlayer path.point")
+    assert (lines.count(), marks.count()) == (2 * 2 * 3 + 2, 2 * 14 + 2 * 2 * 6)
+    assert page.locator("tbody tr").count() == 16
+    chip = page.get_by_role("button", name="SGD, Nesterov", exact=True)
+    chip.click()
+    until(page, "document.querySelectorAll('.scatterlayer path.js-line').length === 7")
+    chip.click()
+    until(page, "document.querySelectorAll('.scatterlayer path.js-line').length === 14")
 
 
 @browsed

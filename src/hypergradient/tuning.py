@@ -29,9 +29,10 @@ class TuningFree(Rule):
     s is the signal over its noise; 0.3 of it is given to the learning rate, since it is the average that is evaluated, and that bears the
     noise of a larger one. So, but for the returns below, α falls no faster than a power of the time, t^−β.
 
-    A gradient that points back to the average and is suddenly large (twice the largest of late during the climb and for 50 steps after it,
-    five times later) takes θ back to θ̄, and halves α; so does a mean cosine below −0.9, which only a loss that runs away has, and a
-    gradient that is not finite. "The largest of late" grows by a tenth a step at most, so that it does not run away too.
+    A gradient that points back to the average and is suddenly large (twice the largest of late during the climb and for 50 steps after it;
+    later three times, in two steps one after the other, which one odd minibatch is not) takes θ back to θ̄, and halves α; so does a mean
+    cosine below −0.9, which only a loss that runs away has, and a gradient that is not finite. "The largest of late" grows by a tenth a
+    step at most, so that it does not run away too.
 
     The first step moves the parameters by 1e-3 (1 + ‖θ_0‖). With an lr it is taken with that, where it moves them by more, up to
     0.03 (1 + ‖θ_0‖): a larger first step may do damage that nothing undoes, such as dead ReLUs.
@@ -65,7 +66,7 @@ class TuningFree(Rule):
 
     reads_norms = True
     averages = True
-    remembers: ClassVar = ("steps", "signals", "signal", "power", "largest", "turned")
+    remembers: ClassVar = ("steps", "signals", "signal", "power", "largest", "sudden", "turned")
 
     #: Share of the run, and steps at least, that the average looks over.
     SHARE: ClassVar = 0.2
@@ -79,8 +80,8 @@ class TuningFree(Rule):
     BIAS: ClassVar = 0.3
     RISE: ClassVar = 3.0
 
-    #: How many times the largest gradient of late is suddenly large, in and soon after the climb, and later.
-    SUDDEN: ClassVar = (2.0, 5.0)
+    #: How many times the largest gradient of late is suddenly large: in and soon after the climb, and later, twice in succession.
+    SUDDEN: ClassVar = (2.0, 3.0)
 
     def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
         steps = memory["steps"]
@@ -97,8 +98,10 @@ class TuningFree(Rule):
         v = 0.99 * memory["power"] + 0.01 * cosine**2
         memory |= {"signals": signals, "signal": m, "power": v}
         climbs = memory["turned"] == 0
-        sudden = self.SUDDEN[0] if climbs or steps < memory["turned"] + 50 else self.SUDDEN[1]
-        runs_away = cosine < 0 and g_norm > sudden * largest > 0
+        early = climbs or steps < memory["turned"] + 50
+        sudden = cosine < 0 and g_norm > self.SUDDEN[0 if early else 1] * largest > 0
+        runs_away = sudden and (early or memory["sudden"] > 0)
+        memory |= {"sudden": float(sudden)}
         if runs_away or m < -0.9 or (climbs and m < 0 and steps > 10):
             return Move(alpha / 2, self._turned(memory, steps), window, back=True)
         memory |= {"largest": max(min(g_norm, 1.1 * largest), 0.99 * largest)}
