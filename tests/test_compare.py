@@ -109,6 +109,13 @@ def test_tuning_free_history_tells_what_the_rule_sees(tmp_path: Path) -> None:
     assert table.iterations == history.iterations
 
 
+def test_train_without_a_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--optimizer", "sgdn-hd", "--rule", "tuning-free", "--limit", "256", "--epochs", "2", "--output"]
+    assert call(monkeypatch, "train", *options, str(tmp_path)) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["lr"] == 0
+    assert json.loads((tmp_path / "status.json").read_text())["alpha"] > 0
+
+
 def test_made_data() -> None:
     text, quadratic, regression = (load(name) for name in ("text", "quadratic", "regression"))
     assert torch.equal(text.train_x[:, 1:], text.train_y[:, :-1])

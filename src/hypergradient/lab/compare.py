@@ -427,7 +427,7 @@ def say(table: Sequence[Row]) -> Table:
         told.add_column(name, justify="right")
     for mean, worst in overall(table):
         values = [getattr(row, name) for name in ("rho_train", "rho_valid", "rho_cos_valid") for row in (mean, worst)]
-        shown = [f"{value:.2f}" if value < 100 else f"{value:.2g}" for value in (mean.valid, *values)]
+        shown = [f"{value:.2f}" if value < 100 else f"{value:.3g}" for value in (mean.valid, *values)]
         told.add_row(mean.method, *shown, f"{mean.failures} of {mean.runs}")
     return told
 
@@ -436,7 +436,7 @@ def cells(row: Row) -> list[str]:
     """A row's values as text: method, losses, ρ, ρ_cos, worst ρ, time, bytes, failures."""
 
     def pair(x: float | None, y: float | None, form: str) -> str:
-        shown = ("–" if math.isnan(value) else format(value, ".2g" if value >= 100 else form) for value in (x, y) if value is not None)
+        shown = ("–" if math.isnan(value) else format(value, ".3g" if value >= 100 else form) for value in (x, y) if value is not None)
         return " / ".join(shown) or "–"
 
     return [
