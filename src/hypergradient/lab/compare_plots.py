@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -52,12 +53,10 @@ def rho(table: Sequence[Row]) -> Figure:
 
 
 def loss_over_lr(works: Mapping[str, Sequence[OverLr]]) -> Figure:
-    """A column a workload: final training loss above final validation loss, over the learning rate."""
-    figure = grid(len(works), 2)
-    axes = figure.axes
-    for column, (title, curves) in enumerate(works.items()):
-        for row, name in enumerate(("train", "valid")):
-            axis = axes[row * len(works) + column]
+    """Final training loss above final validation loss of each workload, over the learning rate."""
+    figure, places = grid(len(works), 2)
+    for (title, curves), place in zip(works.items(), places, strict=True):
+        for axis, name, label in zip(place, ("train", "valid"), ("training", "validation"), strict=True):
             axis.set_xscale("log")
             axis.set_yscale("log")
             finite = [y for curve in curves if curve.kind != "constant" for y in getattr(curve, name) if math.isfinite(y) and y > 0]
@@ -65,47 +64,51 @@ def loss_over_lr(works: Mapping[str, Sequence[OverLr]]) -> Figure:
                 axis.set_ylim(min(finite) / 1.2, min(max(finite), 1e4 * min(finite)) * 1.2)
             for curve in curves:
                 given = curve.kind == "given"
-                look: dict[str, Any] = {
-                    "linestyle": "none" if given else STYLES[curve.kind][0],
-                    "marker": "o" if given else "none",
-                    "markersize": 4,
-                }
-                axis.plot(curve.lr, getattr(curve, name), color=plots.COLOURS[curve.base], linewidth=1.5, **look)
+                look: dict[str, Any] = {"linestyle": "none" if given else STYLES[curve.kind][0], "marker": "o" if given else "none"}
+                axis.plot(curve.lr, getattr(curve, name), color=plots.COLOURS[curve.base], linewidth=1.5, markersize=4, **look)
+            plots.fix_ticks(axis)
             axis.grid(alpha=0.3)
-            if row == 0:
-                axis.set_title(title, fontsize=10)
-            else:
-                axis.set_xlabel("learning rate")
-            if column == 0:
-                axis.set_ylabel(f"final {'training' if row == 0 else 'validation'} loss")
+            axis.set_ylabel(f"final {label} loss")
+        place[0].set_title(title, fontsize=10)
+        place[1].set_xlabel("learning rate")
     marks: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4}
-    styles = {
-        text: Line2D([], [], color="black", **(marks if kind == "given" else {"linestyle": line})) for kind, (line, text) in STYLES.items()
-    }
-    legend(figure, styles)
+    legend(
+        figure,
+        {
+            text: Line2D([], [], color="black", **(marks if kind == "given" else {"linestyle": line}))
+            for kind, (line, text) in STYLES.items()
+        },
+    )
     return figure
 
 
 def alpha_over_time(works: Mapping[str, Sequence[tuple[str, History]]]) -> Figure:
     """A panel a workload: the learning rate of each step of the tuning-free runs without lr, a line a seed."""
-    figure = grid(len(works), 1)
-    for axis, (title, runs) in zip(figure.axes, works.items(), strict=True):
+    figure, places = grid(len(works), 1)
+    for (axis,), (title, runs) in zip(places, works.items(), strict=True):
         axis.set_xscale("log")
         axis.set_yscale("log")
         for base, history in runs:
             axis.plot(history.iterations["iteration"], history.iterations["alpha"], color=plots.COLOURS[base], linewidth=1, alpha=0.7)
+        plots.fix_ticks(axis)
         axis.grid(alpha=0.3)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("iteration")
-    figure.axes[0].set_ylabel("learning rate α")
+        axis.set_ylabel("learning rate α")
     legend(figure, {})
     return figure
 
 
-def grid(columns: int, rows: int) -> Figure:
-    figure = Figure(figsize=(3.2 * columns + 0.6, 2.9 * rows + 0.6), layout="constrained")
-    figure.subplots(rows, columns, squeeze=False)
-    return figure
+def grid(works: int, panels: int) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with so many panels for each workload, one below the other, at most four workloads side by side; the panels of each."""
+    columns = min(4, works)
+    blocks = math.ceil(works / columns)
+    figure = Figure(figsize=(3.4 * columns + 0.6, 2.6 * panels * blocks + 0.6), layout="constrained")
+    axes = figure.subplots(panels * blocks, columns, squeeze=False)
+    places = [[axes[panels * (i // columns) + row, i % columns] for row in range(panels)] for i in range(blocks * columns)]
+    for axis in (axis for place in places[works:] for axis in place):
+        axis.remove()
+    return figure, places[:works]
 
 
 def legend(figure: Figure, styles: Mapping[str, Line2D]) -> None:
