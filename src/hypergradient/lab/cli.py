@@ -258,7 +258,7 @@ def compare(
     ] = None,
     workload: Annotated[str | None, typer.Option(help="Some of them, with commas: digits, logreg, text ...", show_default="all")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds, from 1; losses are medians.", show_default="3; 1 with --quick")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One seed, half the grid, three workloads that need no file: a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, half the grid, three workloads without files: two minutes.")] = False,
     device: Device = "cpu",
     engine: Engine = "auto",
     address: Address = None,
