@@ -245,3 +245,11 @@ def test_second_start_runs_nothing_and_a_lost_run_alone(compared: Path, monkeypa
 
 def test_cnn_needs_no_bias_before_batch_norm() -> None:
     assert [name for name, _ in cnn_bn((3, 32, 32), 10).named_parameters() if "bias" in name] == ["1.bias", "5.bias", "9.bias", "13.bias"]
+
+
+def test_the_rule_of_an_optimizer_without_one_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGD has no rule: it starts from lr = 1e-3 as ever, and diverges where its loss is not finite."""
+    assert finish(replace(SHORT, optimizer="sgd", hypergrad_lr=None, rule="tuning-free", lr=1e38), load("digits")).status == "diverged"
+    options = ["--optimizer", "sgd", "--rule", "tuning-free", "--limit", "64", "--epochs", "1", "--output", str(tmp_path)]
+    assert call(monkeypatch, "train", *options) == 0
+    assert json.loads((tmp_path / "status.json").read_text())["alpha"] == 1e-3

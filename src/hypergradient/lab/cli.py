@@ -104,7 +104,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one model. The defaults are the paper's settings."""
-    from .config import PEERS, Config
+    from .config import HYPERGRAD_LR, PEERS, Config
     from .data import load
     from .engine import StoppedError, flush_denormals
     from .report import write as write_report
@@ -114,7 +114,7 @@ def train(
 
     flush_denormals()
     if lr is None:
-        lr = 0.0 if rule == "tuning-free" or optimizer in PEERS else Config.lr
+        lr = 0.0 if optimizer in PEERS or (optimizer in HYPERGRAD_LR and rule == "tuning-free") else Config.lr
     config = Config(
         data, model, optimizer, lr, hypergrad_lr, momentum, weight_decay, batch_size, epochs, seed, device, rule, limit, hidden=hidden
     )

@@ -140,8 +140,9 @@ class Result:
         return math.isinf(self.train)
 
 
-#: Kinds of results: the grids, ours without and with a learning rate, and the others.
-KINDS = ("constant", "cosine", "ours", "given", "other")
+#: Kinds of results, and what legends call them: the grids, ours without and with a learning rate, and the others.
+LABELS = {"constant": "constant", "cosine": "cosine decay", "ours": "tuning-free, no lr", "given": "tuning-free from that lr"}
+KINDS = (*LABELS, "other")
 
 
 def result(options: Mapping[str, Any], summary: Mapping[str, Any]) -> Result:
@@ -336,7 +337,7 @@ def measure(configs: Sequence[Config], data: Data, rounds: int = 15) -> dict[str
     for config in configs:
         found = result(config.as_dict(), {})
         method = "Adam, lr = 0.001" if found.method == "Adam, constant" and found.lr == 1e-3 else found.method
-        if found.kind != "given" and config.seed == 1 and (config.lr not in (0.1, 0.3, 1.0) or found.kind == "other"):
+        if found.kind != "given":
             firsts.setdefault(method, config)
     runs = {method: Run(config, data) for method, config in firsts.items()}
     spent: dict[str, list[float]] = {method: [] for method in runs}

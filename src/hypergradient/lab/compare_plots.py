@@ -10,15 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from . import plots
-from .compare import BASES, ENDS, OverLr, Row, geometric_mean, inside
+from .compare import BASES, ENDS, LABELS, OverLr, Row, geometric_mean, inside
 from .store import History
 
-#: How the kinds of ``over_lr`` are drawn, and what the legend says.
-STYLES = {
-    "constant": (plots.DASHED, "constant"),
-    "cosine": (plots.DOTTED, "cosine decay"),
-    "ours": (plots.SOLID, "tuning-free, no lr"),
-    "given": (plots.SOLID, "tuning-free from that lr"),
+#: How the kinds of ``over_lr`` are drawn: a line, or marks alone.
+MARKS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4}
+STYLES: dict[str, dict[str, Any]] = {
+    "constant": {"linestyle": plots.DASHED},
+    "cosine": {"linestyle": plots.DOTTED},
+    "ours": {"linestyle": plots.SOLID},
+    "given": MARKS,
 }
 
 
@@ -63,22 +64,13 @@ def loss_over_lr(works: Mapping[str, Sequence[OverLr]]) -> Figure:
             if finite:
                 axis.set_ylim(min(finite) / 1.2, min(max(finite), 1e4 * min(finite)) * 1.2)
             for curve in curves:
-                given = curve.kind == "given"
-                look: dict[str, Any] = {"linestyle": "none" if given else STYLES[curve.kind][0], "marker": "o" if given else "none"}
-                axis.plot(curve.lr, getattr(curve, name), color=plots.COLOURS[curve.base], linewidth=1.5, markersize=4, **look)
+                axis.plot(curve.lr, getattr(curve, name), color=plots.COLOURS[curve.base], linewidth=1.5, **STYLES[curve.kind])
             plots.fix_ticks(axis)
             axis.grid(alpha=0.3)
             axis.set_ylabel(f"final {label} loss")
         place[0].set_title(title, fontsize=10)
         place[1].set_xlabel("learning rate")
-    marks: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4}
-    legend(
-        figure,
-        {
-            text: Line2D([], [], color="black", **(marks if kind == "given" else {"linestyle": line}))
-            for kind, (line, text) in STYLES.items()
-        },
-    )
+    legend(figure, {LABELS[kind]: Line2D([], [], color="black", **look) for kind, look in STYLES.items()})
     return figure
 
 

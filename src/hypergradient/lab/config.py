@@ -107,7 +107,7 @@ class Config:
         if self.schedule != "constant" and (self.adapts or self.optimizer in PEERS):
             raise LabError(f"--schedule {self.schedule} has no meaning for {self.optimizer}, which finds its learning rates: leave it out")
         if self.hypergrad_lr is None:
-            beta = TuningFree.beta if self.adapts and self.rule == "tuning-free" else HYPERGRAD_LR.get(self.optimizer)
+            beta = TuningFree.beta if self.tuning_free else HYPERGRAD_LR.get(self.optimizer)
             object.__setattr__(self, "hypergrad_lr", beta)
         elif self.optimizer not in HYPERGRAD_LR:
             raise LabError(f"--hypergrad-lr has no meaning for {self.optimizer}: leave it out, or choose one of {', '.join(HYPERGRAD_LR)}")
@@ -133,9 +133,14 @@ class Config:
         return self.optimizer in HYPERGRAD_LR
 
     @property
+    def tuning_free(self) -> bool:
+        """Whether the learning rate is adapted by the tuning-free rule."""
+        return self.adapts and self.rule == "tuning-free"
+
+    @property
     def averages(self) -> bool:
         """Whether the optimizer has an average of its iterates, which is evaluated (``opt.eval()``)."""
-        return (self.adapts and self.rule == "tuning-free") or self.optimizer in ("dog", "schedule-free-adamw")
+        return self.tuning_free or self.optimizer in ("dog", "schedule-free-adamw")
 
     @property
     def family(self) -> str:

@@ -94,7 +94,7 @@ def summarise(config: Config, history: History, status: str, alpha: float, secon
 
 def ending(config: Config, iteration: int, loss: float, skipped: bool) -> str | None:
     """The status that ``loss``, the minibatch loss of ``iteration``, ends a run with; None where it goes on."""
-    if (not math.isfinite(loss) or skipped) and config.rule != "tuning-free":  # which goes back to its average, and on
+    if (not math.isfinite(loss) or skipped) and not config.tuning_free:  # which goes back to its average, and on
         return "diverged"
     if config.threshold is not None and loss <= config.threshold:
         return "reached"

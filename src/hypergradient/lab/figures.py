@@ -84,19 +84,14 @@ def curve_figures(kind: str, runs: Sequence[Run], chips: Sequence[Sequence[Chip]
     return figures
 
 
-#: How the report draws the kinds of ``compare.over_lr``: label, dash, whether by marks.
-COMPARED = {
-    "constant": ("constant", "dash", False),
-    "cosine": ("cosine decay", "dot", False),
-    "ours": ("tuning-free, no lr", "solid", False),
-    "given": ("tuning-free from that lr", "solid", True),
-}
+#: The dashes of the kinds of ``compare.over_lr`` that are lines; "given" is marks.
+LINES = {"constant": "dash", "cosine": "dot", "ours": "solid"}
 
 
 def compare_figures(runs: Sequence[Run], table: Sequence[compare.Row]) -> tuple[list[dict[str, Any]], str]:
     """What the page draws: ρ of each method, and for each workload final losses over the learning rate and α over time; the legend."""
     bases = {base: Chip(title, plots.COLOURS[base], "solid") for base, title in compare.BASES.items()}
-    kinds = {kind: Chip(label, "currentColor", dash) for kind, (label, dash, _) in COMPARED.items() if kind != "given"}
+    kinds = {kind: Chip(compare.LABELS[kind], "currentColor", dash) for kind, dash in LINES.items()}
     legend = "".join(chip.html(i) for i, row in enumerate((bases, kinds)) for chip in row.values())
     methods = [mean.method for mean, _ in sorted(compare.overall(table), key=lambda line: line[0].rho_valid)]
     works = list(dict.fromkeys(row.workload for row in table))
@@ -117,11 +112,11 @@ def compare_figures(runs: Sequence[Run], table: Sequence[compare.Row]) -> tuple[
     for work in works:
         lines = []
         for curve in compare.over_lr([result for _, result in ended if result.workload == work]):
-            label, dash, marks = COMPARED[curve.kind]
-            labels = [bases[curve.base].label, COMPARED["ours" if curve.kind == "given" else curve.kind][0]]
+            dash = LINES.get(curve.kind)
+            labels = [bases[curve.base].label, kinds[curve.kind if dash else "ours"].label]
             losses = {name: [finite(y) for y in getattr(curve, name)] for name in ("train", "valid")}
-            text = escape(f"{bases[curve.base].label}, {label}", quote=False)
-            lines.append(drawn(text, labels, bases[curve.base].colour, dash, marks, {"learning rate": curve.lr} | losses))
+            text = escape(f"{bases[curve.base].label}, {compare.LABELS[curve.kind]}", quote=False)
+            lines.append(drawn(text, labels, bases[curve.base].colour, dash or "solid", not dash, {"learning rate": curve.lr} | losses))
         panels = [("Final training loss", "train"), ("Final validation loss", "valid")]
         found.append({"title": f"{work}: loss over the learning rate", "x": "learning rate", "panels": panels, "runs": lines})
         lines = []
@@ -130,7 +125,7 @@ def compare_figures(runs: Sequence[Run], table: Sequence[compare.Row]) -> tuple[
                 look = bases[result.base]
                 steps = series(run.path, "history", ["iteration", "alpha"], POINTS)
                 text = f"{look.label}<br>seed = {result.seed}"
-                lines.append(drawn(text, [look.label, COMPARED["ours"][0]], look.colour, "solid", False, steps))
+                lines.append(drawn(text, [look.label, kinds["ours"].label], look.colour, "solid", False, steps))
         panels = [("Learning rate α, without lr", "alpha")]
         found.append({"title": f"{work}: α over time", "x": "iteration", "panels": panels, "runs": lines})
     return found, legend

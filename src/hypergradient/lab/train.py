@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from .config import PEERS, Config
@@ -176,8 +176,9 @@ class Run:
         self.steps, self.best = self.steps + 1, min(self.best, value)
         row = {"iteration": self.iteration + 1, "epoch": self.epoch + 1, "loss": value, "alpha": self.alpha}
         if self.config.adapts:
-            seen = self.opt.summary() or [{"hypergradient": math.nan}]  # type: ignore[attr-defined]
-            row |= seen[0] | {"h": seen[0]["hypergradient"]}
+            row["h"] = next(iter(self.opt.hypergradients), math.nan)  # type: ignore[attr-defined]
+        if self.config.tuning_free:
+            row |= next(iter(self.opt.summary()), {})  # type: ignore[attr-defined]
         for name, column in self.history.iterations.items():
             column.append(row.get(name))
         return value
@@ -211,10 +212,9 @@ class Run:
         """The average in the model's parameters, with batch norm's statistics of it, from the first REFRESH batches of an epoch."""
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self.opt.eval()  # type: ignore[attr-defined]
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
-            order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
-            seed_step(self.config, self.iteration)
-            update_bn((self.data.batch(part)[0] for part in torch.split(order, self.config.batch_size)[:REFRESH]), self.model)
+        order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
+        seed_step(self.config, self.iteration)
+        update_bn((self.data.batch(part)[0] for part in torch.split(order, self.config.batch_size)[:REFRESH]), self.model)
         yield
         self.opt.train()  # type: ignore[attr-defined]
         with torch.no_grad():
