@@ -17,13 +17,13 @@ def check_number(name: str, value: Any, *, low: float = 0.0) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
-def check_bounds(bounds: Any) -> Bounds:
+def check_bounds(bounds: Any, name: str = "lr_bounds") -> Bounds:
     """``bounds`` as a tuple; ValueError where it is not a pair (low, high) with low <= high, None for no bound."""
     if isinstance(bounds, tuple | list) and len(bounds) == 2 and all(bound is None or isinstance(bound, Real) for bound in bounds):
         low, high = ends(tuple(bounds))
         if low <= high:
             return bounds[0], bounds[1]
-    raise ValueError(f"lr_bounds must be (low, high) with low <= high, None for no bound, got {bounds!r}")
+    raise ValueError(f"{name} must be (low, high) with low <= high, None for no bound, got {bounds!r}")
 
 
 def ends(bounds: Bounds) -> tuple[float, float]:

@@ -12,7 +12,7 @@ Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam,
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any, final
 
@@ -33,6 +33,14 @@ class Direction(ABC):
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError where an option of a param group is out of its range."""
 
+    def begin(self, moving: Mapping[Tensor, dict[str, Any]]) -> None:  # noqa: B027 - closed forms need no step as a whole
+        """Called once a step, before ``advance`` is called for each of the tensors that move, given with their param groups."""
+
+    def first(self, moving: Mapping[Tensor, dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """d_1 of each of some tensors, given with their param groups, made with a state that is thrown away."""
+        for p, group in moving.items():
+            yield p, self.advance(self.gradient(p, group), p, {}, group)
+
     @abstractmethod
     def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
         """The real view of the gradient that is minimised along; ``p.grad`` itself or a new tensor, never ``p.grad`` changed."""
@@ -50,7 +58,7 @@ class Direction(ABC):
 class SGD(Direction):
     """Stochastic gradient descent, with momentum or Nesterov momentum where the group says so."""
 
-    remembers = ("momentum", "nesterov")
+    remembers = ("momentum", "nesterov", "weight_decay")
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("momentum", "weight_decay"):
@@ -105,11 +113,8 @@ class Adam(Direction):
         decay = last["weight_decay"]
         if not self.decoupled or decay == 0:
             return d
-        # d_s = a + λ θ_{s-1}, where θ_s = θ_{s-1} − α_s d_s gives θ_{s-1} back: d_s = (a + λ θ_s) / (1 − α_s λ).
-        kept = 1 - state["lr"] * decay
-        if kept == 0:  # the decay has wiped θ_{s-1} out: its part of the direction is not known any more
-            return d
-        return d.add_(real(p), alpha=decay).div_(kept)
+        # d_s = a + λ θ_{s-1} = (a + λ θ_s) / (1 − α_s λ), since θ_s = θ_{s-1} − α_s d_s.
+        return d.add_(real(p), alpha=decay).div_(what_decay_leaves(state["lr"], decay))
 
     def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
         beta1, beta2 = group["betas"]
@@ -122,12 +127,31 @@ class Adam(Direction):
 
 def adam(m: Tensor, s: Tensor, step: int, betas: tuple[float, float], eps: float) -> Tensor:
     """m̂ / (√ŝ + ε) as a new tensor of float32 or wider, with m̂ = m / (1 − β1^t) and ŝ = s / (1 − β2^t) (Algorithm 3)."""
+    denominator = adam_denominator(s, step, betas, eps)
+    return torch.div(m, denominator, out=denominator)
+
+
+def adam_denominator(s: Tensor, step: int, betas: tuple[float, float], eps: float) -> Tensor:
+    """(1 − β1^t) (√ŝ + ε) as a new tensor of float32 or wider."""
     c1 = 1 - betas[0] ** step
     c2 = 1 - betas[1] ** step
     # In float16 ε = 1e-8 is 0, and an element without gradient 0 / 0.
     wide = s.to(torch.promote_types(s.dtype, torch.float32))
-    denominator = wide.sqrt().mul_(c1 / math.sqrt(c2)).add_(c1 * eps)
-    return torch.div(m, denominator, out=denominator)
+    return wide.sqrt().mul_(c1 / math.sqrt(c2)).add_(c1 * eps)
+
+
+def what_decay_leaves(alpha: float | Tensor, decay: float) -> float | Tensor:
+    """1 − αλ, the part of the parameters that a step of decoupled decay keeps; 1 where it has wiped them out, and they are not known."""
+    kept = 1 - (real(alpha) if isinstance(alpha, Tensor) else alpha) * decay
+    if isinstance(kept, Tensor):
+        return kept.masked_fill_(kept == 0, 1.0)
+    return kept or 1.0
+
+
+def before(p: Tensor, d: Tensor, alpha: float | Tensor, decay: float = 0.0) -> Tensor:
+    """θ_{s-1} = (θ_s + α d) / (1 − αλ) as a new tensor: the parameters before a step along d + λ θ_{s-1}."""
+    theta = add_scaled(real(p), alpha, d)
+    return theta if decay == 0 else theta.div_(what_decay_leaves(alpha, decay))
 
 
 def signed(p: Tensor, group: Mapping[str, Any]) -> Tensor:

@@ -1,8 +1,8 @@
-"""The one loop: every dot product, then every learning rate, then every update.
+"""The one loop: every dot product, then every hyperparameter, then every update.
 
     g_t ──► d_{t-1} ──► h_t = −g_t · d_{t-1} ──► rule(α_{t-1}, h_t) ──► α_t ──► θ_t = θ_{t-1} − α_t d_t
 
-Nothing is written before all learning rates of the step are known. So all tensors of a scope move with one learning rate, and a step
+Nothing is written before all hyperparameters of the step are known. So all tensors of a scope move with one learning rate, and a step
 that cannot be made (a gradient that is not finite) leaves no trace.
 
 With a horizon the hypergradient is taken against a trace z of past directions instead of the last alone; under a rule that averages, z is
@@ -12,7 +12,7 @@ the way from the parameters to their running average.
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,29 +20,47 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .checks import Bounds, check_bounds, check_lr, check_number
-from .directions import Direction
-from .rules import Additive, Move, Rule
+from .checks import Bounds, check_bounds, check_lr, check_number, ends
+from .directions import Direction, signed
+from .hyperparameters import HYPERPARAMETERS, check_adapt, check_values, derivatives, kept_gradient, spread
+from .rules import Additive, Level, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName
-from .tensors import buffer, dot, finite_zero, real, to_floats, total
-from .tuning import TuningFree, safe_starts
+from .tensors import buffer, clip, dot, finite_zero, real, to_floats, total
+from .tuning import TuningFree, first_steps, safe_starts
+
+Given = Mapping[Tensor, Tensor] | None
+"""The gradients that adapt() was given; None for those of step(), in p.grad."""
 
 
 @dataclass(frozen=True)
 class Products:
-    """What one tensor adds to its scope: g · d_{t-1}, and the squared norms of both where the rule reads norms."""
+    """What one tensor adds to a hypergradient: g · x, and the squared norms of both where the rule reads norms; −x is the derivative."""
 
-    gd: float = 0.0
+    gx: float = 0.0
     gg: float = 0.0
-    dd: float = 0.0
+    xx: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step makes of the hyperparameters: of the learning rates scope by scope, of all others group by group."""
+
+    scopes: list[Members]
+    h: list[float]
+    moves: list[Move]
+    others_h: list[dict[str, float]]
+    others: list[dict[str, Move]]
+    finite: bool
 
 
 class HypergradientOptimizer(torch.optim.Optimizer, ABC):
     """The loop, the scopes and the checkpoints of an optimizer; a final class adds its direction and its signature.
 
     Attributes:
-        hypergradients: h_t of the last step, a float for each scope: one a param group ("group"), one in all ("global"), one a
-            tensor in the order of the param groups ("tensor"). Empty before the first step.
+        hypergradients: h_t of the learning rates in the last step, a float for each scope: one a param group ("group"), one in all
+            ("global"), one a tensor in the order of the param groups ("tensor", "element"). Empty before the first step.
+        other_hypergradients: ∂f/∂φ of the other hyperparameters in ``adapt``, a dict for each param group, by name: "momentum",
+            "weight_decay", "beta1", "beta2", "eps".
         skipped: how many steps were not applied because a gradient or hypergradient was not finite.
     """
 
@@ -54,15 +72,26 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         hypergrad_lr: float | None,
         default_hypergrad_lr: float,
         rule: Rule | None,
+        adapt: Mapping[str, Any] | None = None,
+        bounds: Mapping[str, Any] | None = None,
         horizon: float | None,
         scope: ScopeName,
         lr_bounds: Bounds,
     ) -> None:
         params = params if isinstance(params, Tensor) else cast(ParamsT, list(params))
+        rules = spread("adapt", {} if adapt is None else adapt, self.direction, type(self).__name__)
         if rule is not None and hypergrad_lr is not None:
             raise ValueError(f"give hypergrad_lr or rule, not both: got hypergrad_lr={hypergrad_lr!r} and rule={rule!r}")
-        if rule is None and hypergrad_lr is None and not any("hypergrad_lr" in group for group in params if isinstance(group, dict)):
-            rule = TuningFree()
+        if "lr" in rules and (rule is not None or hypergrad_lr is not None):
+            raise ValueError(
+                f'give the rule of the learning rate once, by rule, hypergrad_lr or adapt["lr"], got adapt["lr"]={rules["lr"]!r} too'
+            )
+        rule = rules.pop("lr", rule)
+        if rule is None and hypergrad_lr is None:
+            if adapt is not None:  # which names what moves
+                rule = Additive(0.0)
+            elif not any("hypergrad_lr" in group for group in params if isinstance(group, dict)):
+                rule = TuningFree()
         if rule is None:
             beta = default_hypergrad_lr if hypergrad_lr is None else hypergrad_lr
             check_number("hypergrad_lr", beta)
@@ -70,17 +99,22 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         if not isinstance(rule, Rule):
             raise TypeError(f"rule must be a Rule such as Additive(1e-6) or Multiplicative(0.01), got {rule!r}")
         if not isinstance(scope, str) or scope not in SCOPES:
-            raise ValueError(f'scope must be "group", "global" or "tensor", got {scope!r}')
+            raise ValueError(f'scope must be "group", "global", "tensor" or "element", got {scope!r}')
+        if scope == "element" and (not isinstance(rule, Level) or rule.fresh()):
+            raise ValueError(f'scope="element" takes Additive or Multiplicative with a constant beta, got {rule!r}')
         if horizon is not None:
             check_number("horizon", horizon, low=2 if rule.averages else 1)
         self.rule = rule
+        self.adapted: dict[str, Level] = rules
+        self.bounds = check_adapt(rules, spread("bounds", {} if bounds is None else bounds, self.direction, type(self).__name__))
         self.scope = scope
         self.horizon = horizon
         self.skipped = 0
         self.hypergradients: list[float] = []
+        self.other_hypergradients: list[dict[str, float]] = []
         if options["lr"] is None:
             options["lr"] = 0.0 if rule.averages else 1e-3
-        super().__init__(params, {**options, "hypergrad_lr": rule.beta, "lr_bounds": lr_bounds})
+        super().__init__(params, {**options, "hypergrad_lr": rule.first_beta, "lr_bounds": lr_bounds})
         if isinstance(options["lr"], Tensor):
             self.defaults["lr"] = options["lr"].clone()  # the first group's own is updated in place; later groups start from this one
 
@@ -93,14 +127,14 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         """Add a param group, which starts with a learning rate of its own and no last direction.
 
         Args:
-            param_group: ``{"params": tensors, option: value, ...}``; any option of the constructor but ``rule``,
-                ``horizon`` and ``scope``.
+            param_group: ``{"params": tensors, option: value, ...}``; any option of the constructor but ``rule``, ``adapt``,
+                ``bounds``, ``horizon`` and ``scope``.
 
         Raises:
-            ValueError: an option is out of its range, or is ``rule``, ``horizon`` or ``scope``.
+            ValueError: an option is out of its range, or is one of those.
         """
         options = {**self.defaults, **param_group}
-        for name in ("rule", "horizon", "scope"):
+        for name in ("rule", "adapt", "bounds", "horizon", "scope"):
             if name in param_group:
                 raise ValueError(f"{name} holds for the whole optimizer: give it to the constructor, not to a param group")
         param_group["lr_bounds"] = check_bounds(options["lr_bounds"])
@@ -109,6 +143,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         check_number("hypergrad_lr", options["hypergrad_lr"])
         self.rule.check_lr(float(options["lr"]))
         self.direction.check(options)
+        check_values(self.bounds, options)
         if self.param_groups and options["lr"] is self.defaults["lr"] and isinstance(options["lr"], Tensor):
             param_group["lr"] = options["lr"].clone()
         super().add_param_group(param_group)
@@ -124,8 +159,10 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         for group in self.param_groups:
             for name in ("hypergrad_lr", "lr_bounds"):
                 group.setdefault(name, self.defaults[name])
-            if self.rule.remembers:
-                group.setdefault("memory", dict.fromkeys(self.rule.remembers, 0.0))
+            group.setdefault("step_adapts", True)
+            for name, fresh in (("memory", self.rule.fresh()), ("adapted", self._fresh())):
+                if fresh:
+                    group[name] = fresh | {key: value for key, value in group.get(name, {}).items() if key in fresh}
             if self.scope == "global":
                 group.setdefault("lr_ratio", float(group["lr"]))
             if isinstance(group["lr"], Tensor):
@@ -133,8 +170,16 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                     group["lr"] = group["lr"].clone()
                 seen.append(group["lr"])
 
+    def _fresh(self) -> dict[str, float]:
+        """What the rules of the other hyperparameters keep in a param group: β and memory of each, by "name.key"."""
+        return {
+            f"{name}.{key}": value
+            for name, rule in self.adapted.items()
+            for key, value in ({"hypergrad_lr": rule.first_beta} | rule.fresh()).items()
+        }
+
     def __getstate__(self) -> Group:
-        own = ("rule", "scope", "horizon", "skipped", "hypergradients")
+        own = ("rule", "adapted", "bounds", "scope", "horizon", "skipped", "hypergradients", "other_hypergradients")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: Group) -> None:
@@ -143,7 +188,10 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Adapt the learning rates by their hypergradients, then update the parameters with them.
+        """Adapt the hyperparameters by their hypergradients, then update the parameters with them.
+
+        Once ``adapt()`` has been called it is that which adapts them, and this updates the parameters alone, until
+        ``group["step_adapts"]`` is set to True again.
 
         Args:
             closure: evaluates the model again and returns the loss; called once, with gradients enabled.
@@ -155,105 +203,268 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             TypeError: a gradient is sparse; nothing has moved then.
             RuntimeError: ``eval()`` was called, and ``train()`` not yet.
         """
-        if any("iterate" in state for state in self.state.values()):
-            raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
+        self._check_training()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        products = self._products()
-        scopes = SCOPES[self.scope].read(self.param_groups, self.state)
-        hypergradients = [self._hypergradient(members, products) for members in scopes]
-        finite = all(math.isfinite(x) for x in [*(product.gd for product in products.values()), *(h for h, _, _ in hypergradients)])
-        if not finite and self.rule.averages:
-            hypergradients = [(math.nan, norm, norm) for _, norm, _ in hypergradients]
-        groups = {p: group for group in self.param_groups for p in group["params"]}
-        moves = [self._move(members, groups, *h) for members, h in zip(scopes, hypergradients, strict=True)]
-        finite = finite and all(math.isfinite(move.alpha) for move in moves)
-        if finite:
-            self.hypergradients = [h for h, _, _ in hypergradients]
+        plan = self._plan(None)
+        if plan.finite:
+            self._adapt_others(plan)
+            self._move_elements(None)
         else:
             self._skip()
-        if finite or self.rule.averages:
-            self._apply(scopes, moves)
+        if plan.finite or self.rule.averages:
+            self._apply(plan)
         return loss
 
-    def _products(self) -> dict[Tensor, Products]:
-        """The dot products of all tensors that have a gradient, brought to the host together."""
-        terms: dict[Tensor, list[Tensor]] = {}
+    @torch.no_grad()
+    def adapt(self, loss_or_grads: Tensor | Sequence[Tensor | None]) -> None:
+        """Adapt the hyperparameters by the hypergradient of another quantity than the training loss, such as the loss on validation data.
+
+            h = ∇F(θ_t) · ∂θ_t/∂φ
+
+        Call it between two steps. From the first call on ``step()`` leaves the hyperparameters to it; they stay where it is not called.
+
+        Args:
+            loss_or_grads: a scalar F, made of the parameters as they are now, or its gradients, one a parameter in the order of the
+                param groups, None where F does not depend on it. ``p.grad`` is neither read nor written. F is minimised; where a param
+                group has ``maximize=True``, maximised.
+
+        Raises:
+            ValueError: there is no gradient in it, or not one of a parameter's shape for each.
+            TypeError: the rule averages (``TuningFree``), and so must see the gradients that steps are made of.
+            RuntimeError: ``eval()`` was called, and ``train()`` not yet.
+
+        Examples:
+            >>> import torch
+            >>> from hypergradient import Additive, SGDHD
+            >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+            >>> opt = SGDHD([w], lr=0.1, weight_decay=0.1, adapt={"weight_decay": Additive(1.0)})
+            >>> for _ in range(10):
+            ...     opt.adapt(((w - 0.2) ** 2).sum())  # on validation data
+            ...     opt.zero_grad()
+            ...     (w**2).sum().backward()  # on training data
+            ...     opt.step()
+            >>> opt.param_groups[0]["lr"], opt.param_groups[0]["weight_decay"] != 0.1
+            (0.1, True)
+        """
+        self._check_training()
+        if self.rule.averages:
+            raise TypeError(
+                f"adapt() takes Additive or Multiplicative; {self.rule!r} must see the gradients of the steps: leave adapt() out"
+            )
+        given = self._given(loss_or_grads)
+        plan = self._plan(given)
+        if plan.finite:
+            self._adapt_others(plan)
+            self._move_elements(given)
+            SCOPES[self.scope].write(self.param_groups, self.state, plan.moves)
+        else:
+            self._skip()
+        for group in self.param_groups:
+            group["step_adapts"] = False
+
+    def _check_training(self) -> None:
+        if any("iterate" in state for state in self.state.values()):
+            raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
+
+    def _given(self, loss_or_grads: Tensor | Sequence[Tensor | None]) -> dict[Tensor, Tensor]:
+        """The gradients that adapt() takes, as real views, with the sign of what is minimised."""
+        params = [(p, group) for group in self.param_groups for p in group["params"]]
+        grads: Sequence[Tensor | None]
+        if isinstance(loss_or_grads, Tensor):
+            if loss_or_grads.numel() != 1 or not loss_or_grads.requires_grad:
+                raise ValueError(
+                    "adapt() takes a scalar loss that has been computed from the parameters with gradients enabled, or gradients, got "
+                    f"a tensor of shape {tuple(loss_or_grads.shape)} with requires_grad={loss_or_grads.requires_grad}"
+                )
+            leaves = [p for p, _ in params if p.requires_grad]
+            found = dict(zip(leaves, torch.autograd.grad(loss_or_grads.sum(), leaves, allow_unused=True), strict=True))
+            grads = [found.get(p) for p, _ in params]
+        else:
+            grads = list(loss_or_grads)
+        shapes = [None if g is None else tuple(g.shape) for g in grads]
+        if len(grads) != len(params) or any(shape not in (None, tuple(p.shape)) for shape, (p, _) in zip(shapes, params, strict=True)):
+            raise ValueError(f"adapt() takes a gradient or None for each of {len(params)} parameters, in their shapes, got shapes {shapes}")
+        if all(g is None for g in grads):
+            raise ValueError("adapt() got no gradient: the loss depends on no parameter of this optimizer")
+        kept = {p: (g, group) for (p, group), g in zip(params, grads, strict=True) if g is not None}
+        return {p: -real(g) if group.get("maximize") else real(g) for p, (g, group) in kept.items()}
+
+    def _plan(self, given: Given) -> Plan:
+        """The new hyperparameters; nothing is written. Without gradients of its own a step after adapt() only asks whether it is finite."""
+        adapts = given is not None or all(group["step_adapts"] for group in self.param_groups)
+        products = self._products(given, adapts)
+        scopes = SCOPES[self.scope].read(self.param_groups, self.state)
+        found = [self._hypergradient(members, products["lr"]) for members in scopes]
+        h = [row[0] for row in found]
+        finite = all(math.isfinite(x.gx) for rows in products.values() for x in rows.values()) and all(map(math.isfinite, h))
+        if not adapts:
+            stay = [Move(members.alpha, members.memory) for members in scopes]
+            return Plan(scopes, self.hypergradients, stay, [], [], finite)
+        if not finite and self.rule.averages:
+            found = [(math.nan, norm, norm) for _, norm, _ in found]
+        starts = self._starts(scopes)
+        moves = [self._move(members, starts, *row) for members, row in zip(scopes, found, strict=True)]
+        others = [self._others(group, products) for group in self.param_groups]
+        others_h = [{name: row[0] for name, (row, _) in both.items()} for both in others]
+        other_moves = [{name: move for name, (_, move) in both.items()} for both in others]
+        finite = finite and all(move.finite for move in [*moves, *(move for group in other_moves for move in group.values())])
+        return Plan(scopes, h, moves, others_h, other_moves, finite)
+
+    def _tensors(self, given: Given) -> Iterator[tuple[Tensor, Group]]:
+        """The parameters that have a gradient, with their param groups."""
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p.grad.layout is not torch.strided:
-                    raise TypeError(
-                        f"{type(self).__name__} takes dense gradients, got {p.grad.layout} for a parameter of shape "
-                        f"{tuple(p.shape)}: build its layer with sparse=False"
-                    )
-                terms[p] = self._terms(p, group)
-        values = iter(to_floats([term for row in terms.values() for term in row]))
-        return {p: Products(*[next(values) for _ in row]) for p, row in terms.items()}
+                if p in given if given is not None else p.grad is not None:
+                    yield p, group
 
-    def _terms(self, p: Tensor, group: Group) -> list[Tensor]:
-        g = self.direction.gradient(p, group)
+    def _products(self, given: Given, adapts: bool) -> dict[str, dict[Tensor, Products]]:
+        """The dot products of all tensors that have a gradient, for each hyperparameter, brought to the host together."""
+        terms: dict[tuple[str, Tensor], list[Tensor]] = {}
+        for p, group in self._tensors(given):
+            g = p.grad if given is None else given[p]
+            assert g is not None
+            if g.layout is not torch.strided:
+                raise TypeError(
+                    f"{type(self).__name__} takes dense gradients, got {g.layout} for a parameter of shape "
+                    f"{tuple(p.shape)}: build its layer with sparse=False"
+                )
+            terms |= {(name, p): row for name, row in self._terms(p, group, given, adapts)}
+        values = iter(to_floats([term for row in terms.values() for term in row]))
+        products: dict[str, dict[Tensor, Products]] = {name: {} for name in ("lr", *self.adapted)}
+        for (name, p), row in terms.items():
+            products[name][p] = Products(*[next(values) for _ in row])
+        return products
+
+    def _terms(self, p: Tensor, group: Group, given: Given, adapts: bool) -> Iterator[tuple[str, list[Tensor]]]:
+        """For each hyperparameter g · x of one tensor, and g · g and x · x where its rule reads norms."""
+        g = self._gradient(p, group, given)
+        d = self._last_direction(p, group) if adapts else None
+        if d is None:  # no last direction: ∇αu_{t-1} = 0
+            yield "lr", [finite_zero(g), dot(g, g)] if self.rule.reads_norms else [finite_zero(g)]
+            return
+        yield "lr", [dot(g, d), dot(g, g), dot(d, d)] if self.rule.reads_norms else [dot(g, d)]
+        if self.adapted and self.state[p]["applied"]:
+            for name, x in derivatives(self.direction, list(self.adapted), p, self.state[p], group["last"]).items():
+                # What weight decay is to minimise is the loss without the penalty that it makes.
+                own = signed(p, group) if name == "weight_decay" and given is None else g
+                yield name, [dot(own, x), dot(own, own), dot(x, x)] if self.adapted[name].reads_norms else [dot(own, x)]
+
+    def _gradient(self, p: Tensor, group: Group, given: Given) -> Tensor:
+        return self.direction.gradient(p, group) if given is None else given[p]
+
+    def _last_direction(self, p: Tensor, group: Group) -> Tensor | None:
+        """d_{t-1}, or the trace of several; None where the last step did not move the tensor."""
         state = self.state.get(p, {})
         if "trace" in state:
-            d = real(state["trace"])
-        elif state.get("applied", False):
-            d = self.direction.previous(p, state, group["last"])
-        else:  # no last direction: ∇αu_{t-1} = 0
-            return [finite_zero(g), dot(g, g)] if self.rule.reads_norms else [finite_zero(g)]
-        return [dot(g, d), dot(g, g), dot(d, d)] if self.rule.reads_norms else [dot(g, d)]
+            return real(state["trace"])
+        return self.direction.previous(p, state, group["last"]) if state.get("applied", False) else None
 
     def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[float, float, float]:
         """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moved by −r α d."""
         whole = self.rule.averages  # the way to the average is that of the whole update already
-        own = [(1.0 if whole else r, products[p]) for p, r in members.last.items() if p in products]
-        h = 0.0 - total(r * x.gd for r, x in own)  # 0, not −0, at the first step
-        return h, math.sqrt(total(x.gg for _, x in own)), math.sqrt(total(r**2 * x.dd for r, x in own))
+        return weigh([(1.0 if whole else r, products[p]) for p, r in members.last.items() if p in products])
 
-    def _move(self, members: Members, groups: Mapping[Tensor, Group], h: float, g_norm: float, d_norm: float) -> Move:
+    def _starts(self, scopes: Sequence[Members]) -> dict[Tensor, tuple[float, float, float]] | None:
+        """What a safe first learning rate is computed from, where a rule asks for one."""
+        if not self.rule.averages or all(members.memory["steps"] for members in scopes):
+            return None
+        return first_steps(self.direction, {p: group for group in self.param_groups for p in group["params"]})
+
+    def _move(
+        self, members: Members, starts: Mapping[Tensor, tuple[float, float, float]] | None, h: float, g_norm: float, d_norm: float
+    ) -> Move:
         """What the rule makes of one scope, α_t inside its bounds; what was found there stays where the rule leaves it."""
         alpha, memory = members.alpha, members.memory
-        if self.rule.averages and memory["steps"] == 0 and math.isfinite(h):
-            low, high = safe_starts(self.direction, members.ratios, groups)
+        if self.scope == "element":
+            return Move(alpha, memory)
+        if starts is not None and memory["steps"] == 0 and math.isfinite(h):
+            low, high = safe_starts(starts, members.ratios)
             if low == 0:  # no gradient yet
                 return Move(alpha, memory)
             alpha = min(max(alpha, low), high)
         move = self.rule.move(memory, alpha, members.beta, h, g_norm, d_norm)
-        low, high = members.bounds
-        return move if move.alpha == members.alpha else replace(move, alpha=min(max(move.alpha, low), high))
+        return move if move.alpha == members.alpha else replace(move, alpha=clip(move.alpha, *members.bounds))
 
-    def _apply(self, scopes: Sequence[Members], moves: Sequence[Move]) -> None:
+    def _others(self, group: Group, products: dict[str, dict[Tensor, Products]]) -> dict[str, tuple[tuple[float, float, float], Move]]:
+        """For each other hyperparameter of a param group h, ‖g‖ and ‖∂θ/∂φ‖, and what its rule makes of them: ∂θ/∂φ = −α ∂d/∂φ."""
+        found = {}
+        for name, rule in self.adapted.items():
+            rows = [(p, products[name][p]) for p in group["params"] if p in products[name]]
+            own = weigh([(1.0 if self.scope == "element" else self.state[p]["lr"], x) for p, x in rows])
+            kept = {key.removeprefix(f"{name}."): value for key, value in group["adapted"].items() if key.startswith(f"{name}.")}
+            beta = kept.pop("hypergrad_lr")
+            value = HYPERPARAMETERS[name].read(group)
+            found[name] = own, HYPERPARAMETERS[name].move(rule, kept, value, beta, *own, self.bounds[name])
+        return found
+
+    def _adapt_others(self, plan: Plan) -> None:
+        """Write what was planned for the other hyperparameters."""
+        self.hypergradients = plan.h
+        if not plan.others:
+            return
+        self.other_hypergradients = plan.others_h if self.adapted else []
+        for group, moves in zip(self.param_groups, plan.others, strict=True):
+            for name, move in moves.items():
+                HYPERPARAMETERS[name].write(group, move.alpha)
+                kept = move.memory | ({} if move.beta is None else {"hypergrad_lr": move.beta})
+                group["adapted"] = group["adapted"] | {f"{name}.{key}": value for key, value in kept.items()}
+
+    def _move_elements(self, given: Given) -> None:
+        """α of each element, of its own h = −g d: the product of two numbers, whose cosine is its sign."""
+        if self.scope != "element" or (given is None and not all(group["step_adapts"] for group in self.param_groups)):
+            return
+        rule = cast(Any, self.rule)  # elementwise, tensors stand for floats
+        for p, group in self._tensors(given):
+            d = self._last_direction(p, group)
+            if d is not None:
+                h = -(self._gradient(p, group, given) * d)
+                lr = real(self.state[p]["lr"])
+                moved = rule(lr, group["hypergrad_lr"], h.sign() if rule.reads_norms else h, 1.0, 1.0)
+                lr.copy_(clip(moved, *ends(group["lr_bounds"])))
+
+    def _apply(self, plan: Plan) -> None:
         """Update the parameters, the learning rates, and what the rule keeps."""
         alphas: dict[Tensor, float] = {}
         windows: dict[Tensor, float] = {}
         back: set[Tensor] = set()
-        for members, move in zip(scopes, moves, strict=True):
+        for members, move in zip(plan.scopes, plan.moves, strict=True):
             alphas |= {p: r * move.alpha for p, r in members.ratios.items()}
             windows |= dict.fromkeys(members.ratios, self.horizon or move.window)
             back |= set(members.ratios) if move.back else set()
         self._update(alphas, windows, back)
-        SCOPES[self.scope].write(self.param_groups, self.state, [move.alpha for move in moves])
-        if self.rule.remembers:
-            SCOPES[self.scope].remember(self.param_groups, self.state, [move.memory for move in moves])
+        SCOPES[self.scope].write(self.param_groups, self.state, plan.moves)
 
     def _update(self, alphas: dict[Tensor, float], windows: dict[Tensor, float], back: set[Tensor]) -> None:
         """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it; tensors in ``back`` return to their average."""
+        moving = {p: group for p, group in self._tensors(None) if p not in back}
+        self.direction.begin(moving)
         for group in self.param_groups:
+            keeps = kept_gradient(self.direction, list(self.adapted), group)
             for p in group["params"]:
-                if p in back:
-                    if "trace" in self.state.get(p, {}):
-                        trace = real(self.state[p]["trace"])
-                        real(p).add_(trace)
-                        trace.zero_()
-                elif p.grad is not None:
+                if p in moving:
                     state = self.state[p]
-                    d = self.direction.advance(self.direction.gradient(p, group), p, state, group)
-                    real(p).add_(d, alpha=-alphas[p])
+                    g = self.direction.gradient(p, group)
+                    d = self.direction.advance(g, p, state, group)
+                    if keeps:
+                        buffer(state, "gradient", p).copy_(g)
+                    if self.scope == "element":
+                        lr = buffer(state, "lr", p) if "lr" in state else buffer(state, "lr", p).fill_(alphas[p])
+                        real(p).addcmul_(d, lr, value=-1)
+                    else:
+                        state["lr"] = alphas[p]
+                        real(p).add_(d, alpha=-alphas[p])
                     self._trace(p, d, alphas[p], windows[p])
+                elif p in back and "trace" in self.state.get(p, {}):
+                    trace = real(self.state[p]["trace"])
+                    real(p).add_(trace)
+                    trace.zero_()
                 if p in self.state:
-                    self.state[p].update(lr=alphas[p], applied=p.grad is not None and p not in back)
+                    self.state[p]["applied"] = p in moving
+                    if self.scope != "element":
+                        self.state[p]["lr"] = alphas[p]
             group["last"] = {name: group[name] for name in self.direction.remembers}
 
     def _trace(self, p: Tensor, d: Tensor, alpha: float, window: float) -> None:
@@ -308,3 +519,9 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 + "; opt.skipped counts such steps, and this is the only warning",
                 stacklevel=5,  # the caller of step(), seen through torch's two wrappers
             )
+
+
+def weigh(rows: Sequence[tuple[float, Products]]) -> tuple[float, float, float]:
+    """h = −Σ w g·x, ‖g‖ and ‖w x‖ of tensors that moved by −w x for each unit of a hyperparameter."""
+    h = 0.0 - total(w * x.gx for w, x in rows)  # 0, not −0, at the first step
+    return h, math.sqrt(total(x.gg for _, x in rows)), math.sqrt(total(w**2 * x.xx for w, x in rows))

@@ -1,6 +1,7 @@
 """The published optimizers: each a direction, its defaults and its signature."""
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -23,8 +24,8 @@ class SGDHD(HypergradientOptimizer):
     (Algorithm 5). ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
-        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``horizon`` and
-            ``scope`` may differ by group.
+        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
+            ``bounds``, ``horizon`` and ``scope`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
             ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         momentum: μ >= 0. Default 0.
@@ -35,15 +36,20 @@ class SGDHD(HypergradientOptimizer):
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. 1e-6 is a start for its choice.
         rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
             ``Multiplicative(beta)``. Default ``TuningFree()``.
-        horizon: how many past directions the hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default 1, under
-            ``TuningFree`` a fifth of the run so far.
+        adapt: the hyperparameters that move, each with its rule, instead of ``rule``: ``{"lr": rule, "momentum": rule, "weight_decay":
+            rule}``; what is not named stays. ``Additive`` moves log μ/(1−μ) and log λ, ``Multiplicative`` μ/(1−μ) and λ. One value a param
+            group, in ``group["momentum"]`` and ``group["weight_decay"]``. Default: the learning rate alone.
+        bounds: what they are held inside, ``{"momentum": (low, high)}``, None for the default. Default momentum (1e-3, 0.9999),
+            weight_decay (1e-8, 1).
+        horizon: how many past directions the learning rate's hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default
+            1, under ``TuningFree`` a fifth of the run so far.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
-            ``"tensor"``, one a tensor, of which ``group["lr"]`` is the mean. Default ``"group"``.
+            ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
     State:
         one buffer of the parameters' size for SGD and for plain momentum, two for Nesterov momentum; one more under ``TuningFree`` or a
-        horizon above 1.
+        horizon above 1, one more where each element has a learning rate, and one more where plain momentum is adapted.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
@@ -80,6 +86,8 @@ class SGDHD(HypergradientOptimizer):
         maximize: bool = False,
         hypergrad_lr: float | None = None,
         rule: Rule | None = None,
+        adapt: Mapping[str, Any] | None = None,
+        bounds: Mapping[str, Any] | None = None,
         horizon: float | None = None,
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
@@ -97,6 +105,8 @@ class SGDHD(HypergradientOptimizer):
             hypergrad_lr=hypergrad_lr,
             default_hypergrad_lr=1e-6,
             rule=rule,
+            adapt=adapt,
+            bounds=bounds,
             horizon=horizon,
             scope=scope,
             lr_bounds=lr_bounds,
@@ -113,8 +123,8 @@ class AdamHD(HypergradientOptimizer):
     recomputed from the moments before they move on: no state beyond Adam's own. ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
-        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``horizon`` and
-            ``scope`` may differ by group.
+        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
+            ``bounds``, ``horizon`` and ``scope`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
             ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
@@ -124,14 +134,21 @@ class AdamHD(HypergradientOptimizer):
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. 1e-8 is a start for its choice.
         rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
             ``Multiplicative(beta)``. Default ``TuningFree()``.
-        horizon: how many past directions the hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default 1, under
-            ``TuningFree`` a fifth of the run so far.
+        adapt: the hyperparameters that move, each with its rule, instead of ``rule``: ``{"lr": rule, "betas": (rule, rule), "eps": rule,
+            "weight_decay": rule}``; what is not named stays, and None in the pair too. ``Additive`` moves log β1/(1−β1), log β2/(1−β2),
+            log ε and log λ, ``Multiplicative`` what they are the logarithms of. One value a param group, in ``group["betas"]`` and so on.
+            Default: the learning rate alone.
+        bounds: what they are held inside, ``{"betas": ((low, high), (low, high))}``, None for the default. Default betas (1e-3, 0.9999)
+            and (1e-3, 0.999999), eps (1e-16, 1), weight_decay (1e-8, 1).
+        horizon: how many past directions the learning rate's hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default
+            1, under ``TuningFree`` a fifth of the run so far.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
-            ``"tensor"``, one a tensor, of which ``group["lr"]`` is the mean. Default ``"group"``.
+            ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
     State:
-        two buffers of the parameters' size, as Adam; one more under ``TuningFree`` or a horizon above 1.
+        two buffers of the parameters' size, as Adam; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
+        learning rate, and one more where betas or weight decay are adapted.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
@@ -167,6 +184,8 @@ class AdamHD(HypergradientOptimizer):
         maximize: bool = False,
         hypergrad_lr: float | None = None,
         rule: Rule | None = None,
+        adapt: Mapping[str, Any] | None = None,
+        bounds: Mapping[str, Any] | None = None,
         horizon: float | None = None,
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
@@ -177,6 +196,8 @@ class AdamHD(HypergradientOptimizer):
             hypergrad_lr=hypergrad_lr,
             default_hypergrad_lr=1e-8,
             rule=rule,
+            adapt=adapt,
+            bounds=bounds,
             horizon=horizon,
             scope=scope,
             lr_bounds=lr_bounds,
@@ -194,8 +215,8 @@ class AdamWHD(HypergradientOptimizer):
     on and from θ_{t-1}: no state beyond Adam's own. ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
-        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``horizon`` and
-            ``scope`` may differ by group.
+        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
+            ``bounds``, ``horizon`` and ``scope`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
             ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
@@ -205,14 +226,21 @@ class AdamWHD(HypergradientOptimizer):
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. 1e-8 is a start for its choice.
         rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
             ``Multiplicative(beta)``. Default ``TuningFree()``.
-        horizon: how many past directions the hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default 1, under
-            ``TuningFree`` a fifth of the run so far.
+        adapt: the hyperparameters that move, each with its rule, instead of ``rule``: ``{"lr": rule, "betas": (rule, rule), "eps": rule,
+            "weight_decay": rule}``; what is not named stays, and None in the pair too. ``Additive`` moves log β1/(1−β1), log β2/(1−β2),
+            log ε and log λ, ``Multiplicative`` what they are the logarithms of. One value a param group, in ``group["betas"]`` and so on.
+            Default: the learning rate alone.
+        bounds: what they are held inside, ``{"betas": ((low, high), (low, high))}``, None for the default. Default betas (1e-3, 0.9999)
+            and (1e-3, 0.999999), eps (1e-16, 1), weight_decay (1e-8, 1).
+        horizon: how many past directions the learning rate's hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default
+            1, under ``TuningFree`` a fifth of the run so far.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
-            ``"tensor"``, one a tensor, of which ``group["lr"]`` is the mean. Default ``"group"``.
+            ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
     State:
-        two buffers of the parameters' size, as AdamW; one more under ``TuningFree`` or a horizon above 1.
+        two buffers of the parameters' size, as AdamW; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
+        learning rate, and one more where betas are adapted.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
@@ -248,6 +276,8 @@ class AdamWHD(HypergradientOptimizer):
         maximize: bool = False,
         hypergrad_lr: float | None = None,
         rule: Rule | None = None,
+        adapt: Mapping[str, Any] | None = None,
+        bounds: Mapping[str, Any] | None = None,
         horizon: float | None = None,
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
@@ -258,6 +288,8 @@ class AdamWHD(HypergradientOptimizer):
             hypergrad_lr=hypergrad_lr,
             default_hypergrad_lr=1e-8,
             rule=rule,
+            adapt=adapt,
+            bounds=bounds,
             horizon=horizon,
             scope=scope,
             lr_bounds=lr_bounds,

@@ -1,11 +1,15 @@
-"""Rules: how a learning rate follows its hypergradient. (α_{t-1}, β, h_t, ‖g_t‖, ‖∇αu_{t-1}‖) → α_t, in Python floats."""
+"""Rules: how a hyperparameter follows its hypergradient. (α_{t-1}, β, h_t, ‖g_t‖, ‖∇αu_{t-1}‖) → α_t, in Python floats.
+
+They are written for the learning rate, and move every other hyperparameter too, in the coordinates of hyperparameters.py.
+"""
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, final
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
 
 from .checks import check_number
+from .tensors import clip
 
 Memory = dict[str, float]
 """What a rule keeps of the steps so far, for one scope."""
@@ -20,23 +24,30 @@ class Move:
         memory: what it keeps.
         window: how many steps the average of a rule that ``averages`` looks over.
         back: whether the step is not taken, and the parameters go back to that average.
+        beta: β_t, where it is adapted too.
     """
 
     alpha: float
     memory: Memory
     window: float = 1.0
     back: bool = False
+    beta: float | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step can be taken."""
+        return all(math.isfinite(x) for x in (self.alpha, self.beta or 0.0, *self.memory.values()))
 
 
 @dataclass(frozen=True)
 class Rule(ABC):
     """What every rule is: its β, and a pure function from the last learning rate to the next.
 
-    The optimizer copies ``beta`` to ``group["hypergrad_lr"]``, where it may be read and changed; the value found there is the one
-    that a step uses.
+    The optimizer copies ``first_beta`` to ``group["hypergrad_lr"]``, where it may be read and changed; the value found there is the
+    one that a step uses.
     """
 
-    beta: float
+    beta: "float | Adapted"
 
     #: Whether the rule reads ``g_norm`` and ``d_norm``; they are not computed where it does not.
     reads_norms: ClassVar[bool] = False
@@ -44,11 +55,17 @@ class Rule(ABC):
     #: Whether the hypergradient is that of log α along the way to the average of the iterates, which the optimizer keeps then.
     averages: ClassVar[bool] = False
 
-    #: The names of what it keeps, all 0 at the start.
-    remembers: ClassVar[tuple[str, ...]] = ()
-
     def __post_init__(self) -> None:
         check_number("beta", self.beta)
+
+    @property
+    def first_beta(self) -> float:
+        """β_0."""
+        return self.beta.value if isinstance(self.beta, Adapted) else self.beta
+
+    def fresh(self) -> Memory:
+        """What it keeps before the first step."""
+        return {}
 
     def check_lr(self, lr: float) -> None:  # noqa: B027 - most rules start from any learning rate
         """Raise ValueError where the rule cannot start from ``lr``."""
@@ -72,26 +89,73 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
-class Memoryless(Rule):
-    """A rule that keeps nothing: a function of this step alone."""
+class Level(Rule):
+    """A rule that moves in proportion to its β: α_t = α_{t-1} − β s_t. Such rules can be stacked into towers (see ``Adapted``).
+
+    s_t = −∂α_t/∂β is a function of this step alone, so such a rule keeps nothing but what the levels above it need.
+    """
+
+    #: Whether it moves by a factor, so that it can neither leave 0 nor change a sign.
+    scales: ClassVar[bool] = False
 
     @abstractmethod
+    def speed(self, alpha: float, h: float, bound: float) -> float:
+        """s_t, from α_{t-1}, h_t and the bound that the norms set to h_t: |h_t| ≤ ‖g_t‖ ‖∇αu_{t-1}‖. Elementwise for tensors."""
+
+    @abstractmethod
+    def reach(self, alpha: float, bound: float) -> float:
+        """The bound that those set to |s_t|."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.beta, Adapted):
+            object.__setattr__(self, "reads_norms", self.reads_norms or self.beta.rule.reads_norms)
+        else:
+            super().__post_init__()
+
     def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
-        """The learning rate α_t."""
+        """α_t, where β stays."""
+        return alpha - beta * self.speed(alpha, h, g_norm * d_norm)
+
+    def fresh(self) -> Memory:
+        rule, level, memory = self, 1, Memory()
+        while isinstance(rule.beta, Adapted):
+            memory |= {f"speed_{level}": 0.0, f"reach_{level}": 0.0}
+            memory |= {f"hypergrad_lr_{level}": rule.beta.value} if level > 1 else {}  # the first is group["hypergrad_lr"]
+            rule, level = rule.beta.rule, level + 1
+        return memory
+
+    def summary(self, memory: Memory) -> dict[str, float]:
+        return {name: value for name, value in memory.items() if name.startswith("hypergrad_lr")}
 
     def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
-        return Move(self(alpha, beta, h, g_norm, d_norm), memory)
+        memory = dict(memory)
+        found, beta = self._climb(memory, 1, alpha, beta, h, g_norm * d_norm)
+        return Move(found, memory, beta=beta if isinstance(self.beta, Adapted) else None)
+
+    def _climb(self, memory: Memory, level: int, alpha: float, beta: float, h: float, bound: float) -> tuple[float, float]:
+        """This level's α_t and β_t, the highest level first; what the levels above keep is written to ``memory``.
+
+        H^(k+1)_t = −H^(k)_t s^(k)_{t-1}: the derivative of the loss by β, through the α_{t-1} that it has made.
+        """
+        s = self.speed(alpha, h, bound)
+        if isinstance(self.beta, Adapted):
+            speed, reach, name = f"speed_{level}", f"reach_{level}", f"hypergrad_lr_{level + 1}"
+            above = self.beta.rule
+            own = memory.get(name, above.first_beta)
+            beta, own = above._climb(memory, level + 1, beta, own, -h * memory[speed], bound * memory[reach])
+            memory |= {speed: s, reach: self.reach(alpha, bound)} | ({name: own} if name in memory else {})
+        return alpha - beta * s, beta
 
 
 @final
 @dataclass(frozen=True)
-class Additive(Memoryless):
+class Additive(Level):
     """The additive rule: α_t = α_{t-1} − β h_t.
 
     The learning rate may fall below zero, as the paper observes; ``lr_bounds=(0, None)`` forbids it.
 
     Args:
-        beta: β ≥ 0, in units of lr / (loss / lr); 0 keeps the learning rate.
+        beta: β ≥ 0, in units of lr / (loss / lr); 0 keeps the learning rate. ``Adapted(β_0, rule)`` adapts it too.
 
     Raises:
         ValueError: ``beta`` is negative or not finite.
@@ -105,19 +169,22 @@ class Additive(Memoryless):
         Baydin et al., *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018, Algorithms 4 to 6.
     """
 
-    def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
-        return alpha - beta * h
+    def speed(self, alpha: float, h: float, bound: float) -> float:
+        return h
+
+    def reach(self, alpha: float, bound: float) -> float:
+        return bound
 
 
 @final
 @dataclass(frozen=True)
-class Multiplicative(Memoryless):
+class Multiplicative(Level):
     """The multiplicative rule: α_t = α_{t-1} (1 − β h_t / (‖g_t‖ ‖∇αu_{t-1}‖)).
 
     A step changes the learning rate by at most the factor 1 ± β, whatever the scale of the loss and of the parameters.
 
     Args:
-        beta: β ≥ 0, without unit; 0 keeps the learning rate, below 1 the learning rate stays positive.
+        beta: β ≥ 0, without unit; 0 keeps the learning rate, below 1 the learning rate stays positive. ``Adapted(β_0, rule)`` adapts it too.
 
     Raises:
         ValueError: ``beta`` is negative or not finite; later, the optimizer's lr is 0, which no factor can move.
@@ -132,6 +199,7 @@ class Multiplicative(Memoryless):
     """
 
     reads_norms = True
+    scales = True
 
     def check_lr(self, lr: float) -> None:
         if lr == 0:
@@ -140,9 +208,63 @@ class Multiplicative(Memoryless):
                 "start from lr > 0, or use Additive, which climbs from 0"
             )
 
-    def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
-        norms = g_norm * d_norm
-        if not 0 < norms < math.inf:  # no gradient, no last direction, or norms beyond the numbers: no cosine
-            return alpha
-        cosine = min(1.0, max(-1.0, h / norms))  # beyond 1 by rounding alone
-        return alpha * (1 - beta * cosine)
+    def speed(self, alpha: float, h: float, bound: float) -> float:
+        if not 0 < bound < math.inf:  # no gradient, no last direction, or norms beyond the numbers: no cosine
+            return 0.0
+        return alpha * clip(h / bound, -1.0, 1.0)  # beyond 1 by rounding alone
+
+    def reach(self, alpha: float, bound: float) -> float:
+        return abs(alpha)
+
+
+@final
+@dataclass(frozen=True)
+class Adapted:
+    """A β that a rule adapts, for one more level of order: ``Additive(beta=Adapted(1e-4, Additive(1e-10)))``, to any depth.
+
+        H_t = ∂f_t/∂β = −h_t s_{t-1},    β_t = β_{t-1} − β' H_t,    α_t = α_{t-1} − β_t s_t
+
+    where s = h under ``Additive``. It costs no tensor and no dot product, but three numbers. β' counts in units of the loss squared, and
+    minibatches give H a bias: h_t and h_{t-1} share g_{t-1}, so that noise pushes β up by about ∇fᵀΣ∇f. ``Multiplicative`` above is the
+    form that is safe against both: H over the product of the norms is a product of two cosines, in which independent noise in many
+    dimensions cancels, and a step changes β by at most the factor 1 ± β'.
+
+    Args:
+        value: β_0 ≥ 0.
+        rule: ``Additive(β')`` or ``Multiplicative(β')``, whose β' may be adapted in turn.
+
+    Raises:
+        ValueError: ``value`` is negative or not finite, or 0 where the rule cannot leave 0.
+        TypeError: ``rule`` is another rule, which cannot stand in a tower.
+
+    Examples:
+        >>> import torch
+        >>> from hypergradient import SGDHD, Adapted, Additive, Multiplicative
+        >>> w = torch.nn.Parameter(torch.tensor([5.0, -3.0]))
+        >>> opt = SGDHD([w], lr=1e-3, rule=Additive(Adapted(1e-6, Multiplicative(0.1))))
+        >>> for _ in range(20):
+        ...     opt.zero_grad()
+        ...     (w**2).sum().backward()
+        ...     opt.step()
+        >>> opt.param_groups[0]["hypergrad_lr"] > 1e-6
+        True
+
+    References:
+        Baydin et al., ICLR 2018, section 7, name higher-order hypergradients as future work; Chandra et al., *Gradient Descent: The Ultimate
+        Optimizer*, NeurIPS 2022, build such towers with automatic differentiation. docs/hypergradients.md derives the closed form.
+    """
+
+    value: float
+    rule: Level = field()
+
+    def __post_init__(self) -> None:
+        check_number("value", self.value)
+        check_level("Adapted", self.rule)
+        if self.value == 0 and self.rule.scales:
+            raise ValueError("Multiplicative scales β by a factor, so it can never leave 0: start from value > 0, or use Additive")
+
+
+def check_level(name: str, rule: Any) -> None:
+    """Raise TypeError where ``rule`` cannot adapt anything but a learning rate."""
+    if not isinstance(rule, Level):
+        raise TypeError(f"{name} takes a rule such as Additive(1e-6) or Multiplicative(0.01), got {rule!r}")

@@ -3,11 +3,11 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from .checks import check_number
-from .rules import Memory, Move, Rule
+from .rules import Adapted, Memory, Move, Rule
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,13 @@ class Schedule(Rule):
     """
 
     rule: Rule
-    beta: float = field(init=False, default=0.0)
+    beta: float | Adapted = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, Rule):
             raise TypeError(f"rule must be a Rule such as Additive(1e-6) or TuningFree(), got {self.rule!r}")
-        own = tuple(f"{type(self).__name__.lower()}_{name}" for name in ("steps", "alpha", "applied"))
         for name in ("beta", "reads_norms", "averages"):
             object.__setattr__(self, name, getattr(self.rule, name))
-        object.__setattr__(self, "remembers", (*own, *self.rule.remembers))
 
     @abstractmethod
     def applied(self, alpha: float, t: int) -> float:
@@ -35,17 +33,26 @@ class Schedule(Rule):
     def check_lr(self, lr: float) -> None:
         self.rule.check_lr(lr)
 
+    @property
+    def _own(self) -> tuple[str, str, str]:
+        """The names of its memory: how many steps, what is adapted, what was applied of it."""
+        name = type(self).__name__.lower()
+        return f"{name}_steps", f"{name}_alpha", f"{name}_applied"
+
+    def fresh(self) -> Memory:
+        return dict.fromkeys(self._own, 0.0) | self.rule.fresh()
+
     def summary(self, memory: Memory) -> dict[str, float]:
-        return {"adapted lr": memory[self.remembers[1]], **self.rule.summary(memory)}
+        return {"adapted lr": memory[self._own[1]], **self.rule.summary(memory)}
 
     def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
-        steps, kept, applied = self.remembers[:3]
+        steps, kept, applied = self._own
         if memory[steps] and math.isclose(alpha, memory[applied], rel_tol=1e-6):  # a tensor lr is rounded
             alpha = memory[kept]
         move = self.rule.move(memory, alpha, beta, h, g_norm, d_norm)
         t = memory[steps] + 1
         found = self.applied(move.alpha, int(t))
-        return Move(found, {**move.memory, steps: t, kept: move.alpha, applied: found}, move.window, move.back)
+        return replace(move, alpha=found, memory={**move.memory, steps: t, kept: move.alpha, applied: found})
 
 
 def inverse_square(t: int) -> float:

@@ -5,19 +5,19 @@ of a single tensor stands in ``state[p]["lr"]``, which the update writes for eve
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
 from .checks import Bounds, ends
-from .rules import Memory
-from .tensors import total
+from .rules import Memory, Move
+from .tensors import real, to_floats, total
 
 Group = dict[str, Any]
-ScopeName = Literal["group", "global", "tensor"]
+ScopeName = Literal["group", "global", "tensor", "element"]
 State = Mapping[Tensor, dict[str, Any]]
 
 
@@ -51,12 +51,8 @@ class Scope(ABC):
         """The parts, each with its α_{t-1}."""
 
     @abstractmethod
-    def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
-        """Put α_t of each part, in the order of ``read``, into the groups."""
-
-    @abstractmethod
-    def remember(self, groups: Sequence[Group], state: dict[Tensor, dict[str, Any]], memories: Sequence[Memory]) -> None:
-        """Put what the rule keeps of each part where ``read`` finds it."""
+    def write(self, groups: Sequence[Group], state: State, moves: Sequence[Move]) -> None:
+        """Put α_t of each part, in the order of ``read``, where ``read`` finds it, and what the rule keeps: its memory, and β_t."""
 
 
 @final
@@ -66,13 +62,10 @@ class ByGroup(Scope):
     def read(self, groups: Sequence[Group], state: State) -> list[Members]:
         return [alone(float(group["lr"]), group, group["params"], group.get("memory", {})) for group in groups]
 
-    def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
-        for group, alpha in zip(groups, alphas, strict=True):
-            write_lr(group, alpha)
-
-    def remember(self, groups: Sequence[Group], state: dict[Tensor, dict[str, Any]], memories: Sequence[Memory]) -> None:
-        for group, memory in zip(groups, memories, strict=True):
-            group["memory"] = memory
+    def write(self, groups: Sequence[Group], state: State, moves: Sequence[Move]) -> None:
+        for group, move in zip(groups, moves, strict=True):
+            write_lr(group, move.alpha)
+            write_memory(group, move)
 
 
 @final
@@ -93,14 +86,11 @@ class Global(Scope):
             Members(alpha, groups[0]["hypergrad_lr"], self._bounds(groups[0]["lr_bounds"], ratios), now, last, groups[0].get("memory", {}))
         ]
 
-    def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
+    def write(self, groups: Sequence[Group], state: State, moves: Sequence[Move]) -> None:
         for group, ratio in zip(groups, ratios_of(groups), strict=True):
             group["lr_ratio"] = ratio
-            write_lr(group, ratio * alphas[0])
-
-    def remember(self, groups: Sequence[Group], state: dict[Tensor, dict[str, Any]], memories: Sequence[Memory]) -> None:
-        for group in groups:
-            group["memory"] = dict(memories[0])
+            write_lr(group, ratio * moves[0].alpha)
+            write_memory(group, moves[0])
 
     def _bounds(self, bounds: Bounds, ratios: Sequence[float]) -> tuple[float, float]:
         """What the largest learning rate must keep to, so that all lie inside ``bounds``; where they cannot, below the upper bound."""
@@ -112,41 +102,77 @@ class Global(Scope):
 
 @final
 class ByTensor(Scope):
-    """One learning rate a tensor; ``group["lr"]`` is their mean, and writing it scales them all."""
+    """One learning rate a tensor; ``group["lr"]`` is their mean, and writing it scales them all. So it is with β where that is adapted."""
 
     def read(self, groups: Sequence[Group], state: State) -> list[Members]:
-        def memory(p: Tensor, group: Group) -> Memory:
+        return [members for group in groups for members in self._members(group, state)]
+
+    def _members(self, group: Group, state: State) -> Iterator[Members]:
+        lrs, betas = (self._values(name, group, state) for name in ("lr", "hypergrad_lr"))
+        for p in group["params"]:
             own = state.get(p, {})
-            return {name: own.get(f"memory_{name}", start) for name, start in group.get("memory", {}).items()}
+            memory = {name: own.get(f"memory_{name}", start) for name, start in group.get("memory", {}).items()}
+            yield replace(alone(lrs[p], group, [p], memory), beta=betas[p])
 
-        return [alone(alpha, group, [p], memory(p, group)) for group in groups for p, alpha in self._alphas(group, state)]
-
-    def write(self, groups: Sequence[Group], state: State, alphas: Sequence[float]) -> None:
-        for group in groups:
-            left = self._left(group, state)
-            if left is not None:
-                write_lr(group, left)
-
-    def remember(self, groups: Sequence[Group], state: dict[Tensor, dict[str, Any]], memories: Sequence[Memory]) -> None:
+    def write(self, groups: Sequence[Group], state: State, moves: Sequence[Move]) -> None:
         params = (p for group in groups for p in group["params"])
-        for p, memory in zip(params, memories, strict=True):
+        for p, move in zip(params, moves, strict=True):
             if p in state:  # as numbers by themselves: torch 2.6 cannot flatten a dict in a tensor's state
-                state[p].update({f"memory_{name}": value for name, value in memory.items()})
+                own = state[p]
+                own["lr"] = move.alpha
+                own.update({f"memory_{name}": value for name, value in move.memory.items()})
+                if move.beta is not None:
+                    own["hypergrad_lr"] = move.beta
+        for group in groups:
+            lr, beta = (self._left(name, group, state) for name in ("lr", "hypergrad_lr"))
+            if lr is not None:
+                write_lr(group, lr)
+            if beta is not None:
+                group["hypergrad_lr"] = beta
 
-    def _alphas(self, group: Group, state: State) -> list[tuple[Tensor, float]]:
-        found, left = float(group["lr"]), self._left(group, state)
-        own = {p: state[p]["lr"] for p in group["params"] if "lr" in state.get(p, {})}
-        if left is not None and found != as_stored(group, left):  # somebody wrote group["lr"]
-            own = {p: alpha * (found / left) if left != 0 else found for p, alpha in own.items()}
-        return [(p, own.get(p, found)) for p in group["params"]]
+    def _values(self, name: str, group: Group, state: State) -> dict[Tensor, float]:
+        """Those of the tensors, scaled where somebody wrote the group's."""
+        found, left = float(group[name]), self._left(name, group, state)
+        own = {p: state[p][name] for p in group["params"] if name in state.get(p, {})}
+        if left is not None and found != as_stored(group[name], left):
+            own = {p: value * (found / left) if left != 0 else found for p, value in own.items()}
+        return {p: own.get(p, found) for p in group["params"]}
 
-    def _left(self, group: Group, state: State) -> float | None:
-        """The mean learning rate of the tensors that have moved so far; None where none has."""
-        moved: list[float] = [state[p]["lr"] for p in group["params"] if "lr" in state.get(p, {})]
+    def _left(self, name: str, group: Group, state: State) -> float | None:
+        """The mean of the tensors that have moved so far; None where none has."""
+        moved: list[float] = [state[p][name] for p in group["params"] if name in state.get(p, {})]
         if not moved:
             return None
         lowest = min(moved)
-        return lowest + total(alpha - lowest for alpha in moved) / len(moved)  # exact where all are equal
+        return lowest + total(value - lowest for value in moved) / len(moved)  # exact where all are equal
+
+
+@final
+class ByElement(Scope):
+    """One learning rate an element, a tensor in ``state[p]["lr"]``; ``group["lr"]`` is their mean, and writing it scales them all.
+
+    The rule moves them elementwise in the loop, so its moves say nothing of them.
+    """
+
+    def read(self, groups: Sequence[Group], state: State) -> list[Members]:
+        for group in groups:
+            found, left = float(group["lr"]), group.get("lr_left")
+            if left is not None and found != as_stored(group["lr"], left):
+                for lr in self._own(group, state):
+                    lr.mul_(found / left) if left != 0 else lr.fill_(found)
+                group["lr_left"] = found
+        return [alone(float(group["lr"]), group, [p], {}) for group in groups for p in group["params"]]
+
+    def write(self, groups: Sequence[Group], state: State, moves: Sequence[Move]) -> None:
+        for group in groups:
+            own = self._own(group, state)
+            if own:
+                sums = to_floats([lr.sum(dtype=torch.promote_types(lr.dtype, torch.float32)) for lr in own])
+                group["lr_left"] = total(sums) / sum(lr.numel() for lr in own)
+                write_lr(group, group["lr_left"])
+
+    def _own(self, group: Group, state: State) -> list[Tensor]:
+        return [real(state[p]["lr"]) for p in group["params"] if "lr" in state.get(p, {})]
 
 
 def ratios_of(groups: Sequence[Group]) -> list[float]:
@@ -163,10 +189,17 @@ def over_largest(values: Sequence[float]) -> list[float]:
     return [value / largest for value in values] if largest != 0 else [1.0] * len(values)
 
 
-def as_stored(group: Group, alpha: float) -> float:
-    """``alpha`` rounded as ``group["lr"]`` would hold it."""
-    lr = group["lr"]
-    return torch.tensor(alpha, dtype=lr.dtype).item() if isinstance(lr, Tensor) else alpha
+def as_stored(there: float | Tensor, value: float) -> float:
+    """``value`` rounded as the option that is ``there`` would hold it."""
+    return torch.tensor(value, dtype=there.dtype).item() if isinstance(there, Tensor) else value
+
+
+def write_memory(group: Group, move: Move) -> None:
+    """Keep what the rule keeps in the group, and β where it is adapted."""
+    if "memory" in group:
+        group["memory"] = dict(move.memory)
+    if move.beta is not None:
+        group["hypergrad_lr"] = move.beta
 
 
 def write_lr(group: Group, alpha: float) -> None:
@@ -177,4 +210,4 @@ def write_lr(group: Group, alpha: float) -> None:
         group["lr"] = alpha
 
 
-SCOPES: dict[ScopeName, Scope] = {"group": ByGroup(), "global": Global(), "tensor": ByTensor()}
+SCOPES: dict[ScopeName, Scope] = {"group": ByGroup(), "global": Global(), "tensor": ByTensor(), "element": ByElement()}

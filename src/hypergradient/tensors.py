@@ -29,6 +29,11 @@ def add_scaled(y: Tensor, a: float | Tensor, x: Tensor, *, out: Tensor | None = 
     return torch.addcmul(y, x, a, out=out) if isinstance(a, Tensor) else torch.add(y, x, alpha=a, out=out)
 
 
+def clip(x: float, low: float, high: float) -> float:
+    """``x`` between ``low`` and ``high``; elementwise for a tensor."""
+    return x.clamp(low, high) if isinstance(x, Tensor) else min(high, max(low, x))
+
+
 def is_zero(a: float | Tensor) -> bool:
     """Whether ``a`` is the number 0; a tensor of numbers is taken to hold others."""
     return not isinstance(a, Tensor) and a == 0

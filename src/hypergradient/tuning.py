@@ -66,7 +66,6 @@ class TuningFree(Rule):
 
     reads_norms = True
     averages = True
-    remembers: ClassVar = ("steps", "signals", "signal", "power", "largest", "sudden", "turned")
 
     #: Share of the run, and steps at least, that the average looks over.
     SHARE: ClassVar = 0.2
@@ -82,6 +81,9 @@ class TuningFree(Rule):
 
     #: How many times the largest gradient of late is suddenly large: in and soon after the climb, and later, twice in succession.
     SUDDEN: ClassVar = (2.0, 3.0)
+
+    def fresh(self) -> Memory:
+        return dict.fromkeys(("steps", "signals", "signal", "power", "largest", "sudden", "turned"), 0.0)
 
     def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
         steps = memory["steps"]
@@ -128,25 +130,31 @@ class TuningFree(Rule):
         return memory | {"signal": 0.0, "turned": memory["turned"] or max(1.0, steps)}
 
 
-def safe_starts(direction: Direction, ratios: Mapping[Tensor, float], groups: Mapping[Tensor, dict[str, Any]]) -> tuple[float, float]:
+def first_steps(direction: Direction, groups: Mapping[Tensor, dict[str, Any]]) -> dict[Tensor, tuple[float, float, float]]:
+    """‖g_1‖², ‖θ_0‖² and ‖d_1‖² of each tensor with a gradient; ``groups`` has the param group of each tensor."""
+    moving = {p: group for p, group in groups.items() if p.grad is not None}
+    terms: dict[Tensor, list[Tensor]] = {}
+    for p, d in direction.first(moving):
+        assert p.grad is not None
+        terms[p] = [dot(x, x) for x in (real(p.grad), real(p), d)]
+    values = iter(to_floats([term for row in terms.values() for term in row]))
+    return {p: (next(values), next(values), next(values)) for p in terms}
+
+
+def safe_starts(first: Mapping[Tensor, tuple[float, float, float]], ratios: Mapping[Tensor, float]) -> tuple[float, float]:
     """The learning rates at which the first step moves a scope by 1e-3 (1 + ‖θ_0‖), and by 0.03 (1 + ‖θ_0‖).
 
     Both are 0 where its gradients are zero or not finite.
 
     Args:
-        direction: that of the optimizer; d_1 is made with a state that is thrown away.
+        first: the squares that ``first_steps`` has found.
         ratios: the scope's tensors, each moving with its ratio to the learning rate.
-        groups: the param group of each tensor.
     """
-    terms: list[Tensor] = []
-    moving = {p: ratio for p, ratio in ratios.items() if p.grad is not None}
-    for p in moving:
-        assert p.grad is not None
-        d = direction.advance(direction.gradient(p, groups[p]), p, {}, groups[p])
-        terms += [dot(x, x) for x in (real(p.grad), real(p), d)]
-    squares = to_floats(terms)
-    if not any(squares[::3]):  # weight decay may give a direction yet: torch's distributed checkpoint primes state by such a step
+    rows = [(ratio, *first[p]) for p, ratio in ratios.items() if p in first]
+    if not any(
+        gg for _, gg, _, _ in rows
+    ):  # weight decay may give a direction yet: torch's distributed checkpoint primes state by such a step
         return 0.0, 0.0
-    d_norm = math.sqrt(total(ratio**2 * square for ratio, square in zip(moving.values(), squares[2::3], strict=True)))
-    whole = (1 + math.sqrt(total(squares[1::3]))) / d_norm if 0 < d_norm < math.inf else 0.0
+    d_norm = math.sqrt(total(ratio**2 * dd for ratio, _, _, dd in rows))
+    whole = (1 + math.sqrt(total(theta for _, _, theta, _ in rows))) / d_norm if 0 < d_norm < math.inf else 0.0
     return TuningFree.FIRST[0] * whole, TuningFree.FIRST[1] * whole

@@ -1,0 +1,232 @@
+"""Any optimizer, with its learning rate adapted: the direction is read from a step that the optimizer takes at learning rate 1."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from .checks import Bounds
+from .directions import Direction, decayed, signed
+from .optimizer import HypergradientOptimizer
+from .rules import Rule
+from .scopes import Group, ScopeName
+from .tensors import real
+
+#: Why the step of these is not θ − α d with a d that does not depend on α.
+NOT_LINEAR = {
+    "ASGD": "its step size decays by a formula with lr inside, and lr also enters the decay of the parameters",
+    "Rprop": "lr is only the first of step sizes that it adapts itself, one an element",
+    "Adafactor": "its step size is the smaller of lr and a function of the time",
+    "LBFGS": "it evaluates the loss several times a step, and searches along its direction",
+}
+
+#: torch's optimizers that add λθ to the gradient, so that it is part of what they minimise.
+COUPLED = ("SGD", "Adam", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax")
+
+#: What the loop keeps of a tensor, in the state that it shares with the base.
+OURS = {"direction", "lr", "applied", "trace", "iterate", "hypergrad_lr"}
+
+
+@final
+class BaseStep(Direction):
+    """The direction that another optimizer steps along, d = θ_before − θ_after of its step at learning rate 1.
+
+    Where its step is θ − α d with a d that does not depend on α that is exact at any learning rate, which the difference over α of a
+    step at learning rate α is not: in float32 it is off by 18 % at α = 1e-6.
+    """
+
+    remembers = ()
+
+    def __init__(self, base: torch.optim.Optimizer) -> None:
+        self.base = base
+        decoupled = isinstance(base, torch.optim.AdamW)
+        self.coupled = type(base).__module__.startswith("torch.optim") and type(base).__name__ in COUPLED and not decoupled
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """The base has checked its options when it was made."""
+
+    def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+        group = {"maximize": False, "weight_decay": 0.0, **group}
+        return decayed(p, group) if self.coupled and not group.get("decoupled_weight_decay", False) else signed(p, group)
+
+    def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
+        return real(state["direction"])
+
+    def begin(self, moving: Mapping[Tensor, Group]) -> None:
+        """The base's step at learning rate 1; each tensor's parameters before it lie in its "direction" until ``advance``."""
+        if not moving:
+            return
+        state = self.base.state
+        before = {p: state[p]["direction"].copy_(p) if "direction" in state.get(p, {}) else p.clone() for p in moving}
+        new = [p for p in moving if p not in state or "direction" not in state[p]]
+        try:
+            unit_step(self.base, moving)
+            taken = OURS & {key for p in new for key in state[p]}
+            if taken:
+                raise ValueError(
+                    f"{type(self.base).__name__} keeps {', '.join(map(repr, sorted(taken)))} in its state, where Hypergradient keeps its own: "
+                    "it cannot be wrapped"
+                )
+        except BaseException:
+            for p, value in before.items():
+                p.copy_(value)
+                if "applied" in state.get(p, {}):  # its direction is gone
+                    state[p]["applied"] = False
+            raise
+        for p, value in before.items():
+            state[p]["direction"] = value
+
+    def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
+        before = state["direction"]
+        d = before - p
+        p.copy_(before)
+        before.copy_(d)
+        return real(before)
+
+    def first(self, moving: Mapping[Tensor, Group]) -> Iterator[tuple[Tensor, Tensor]]:
+        """By a copy of the base and of its parameters, which is thrown away."""
+        params = [p for group in self.base.param_groups for p in group["params"]]
+        base = copy.deepcopy(self.base)
+        copies = dict(zip(params, (p for group in base.param_groups for p in group["params"]), strict=True))
+        for p, twin in copies.items():
+            twin.grad = p.grad
+        unit_step(base, {copies[p]: group for p, group in moving.items()})
+        for p in moving:
+            yield p, real(p - copies[p])
+
+
+def unit_step(base: torch.optim.Optimizer, moving: Mapping[Tensor, Any]) -> None:
+    """A step of ``base`` at learning rate 1, of the tensors in ``moving`` alone."""
+    lrs = [group["lr"] for group in base.param_groups]
+    still = {p: p.grad for group in base.param_groups for p in group["params"] if p.grad is not None and p not in moving}
+    try:
+        for group in base.param_groups:
+            group["lr"] = torch.ones_like(group["lr"]) if isinstance(group["lr"], Tensor) else 1.0
+        for p in still:
+            p.grad = None
+        base.step()
+    finally:
+        for group, lr in zip(base.param_groups, lrs, strict=True):
+            group["lr"] = lr
+        for p, grad in still.items():
+            p.grad = grad
+
+
+@final
+class Hypergradient(HypergradientOptimizer):
+    """Any optimizer with its learning rate adapted: torch.optim's, or of another package.
+
+        h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t d_t,    ∇αu_t = −d_t
+
+    under ``hypergrad_lr``; without it there is neither β nor learning rate to choose (see ``TuningFree``). d_t is read from a step that the
+    base takes at learning rate 1. That asks for a base whose step is linear in its learning rate, as that of SGD, Adam, AdamW, NAdam,
+    RAdam, RMSprop, Adagrad, Adadelta, Adamax, Muon, Lion and most others is. It is exactly SGDHD, AdamHD or AdamWHD around their bases, but for
+    rounding; those cost less, and are the ones to take.
+
+    It is an Optimizer that shares ``param_groups`` and ``state`` with the base: schedulers, hooks, GradScaler and param groups are given to
+    it, not to the base. The gradient in h is that of the loss; for torch's optimizers with coupled weight decay λθ is part of it.
+
+    Args:
+        base: the optimizer, with its learning rate to start from. It takes its steps through this one from now on.
+        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``.
+        rule: how the learning rate follows the hypergradient: any. Default ``TuningFree()``.
+        horizon: how many past directions the hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default 1, under
+            ``TuningFree`` a fifth of the run so far.
+        scope: ``"group"``, ``"global"``, ``"tensor"`` or ``"element"`` (see ``SGDHD``). Default ``"group"``.
+        lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
+
+    State:
+        one buffer of the parameters' size beside the base's own; one more under ``TuningFree`` or a horizon above 1. In float16 and bfloat16
+        d is rounded as the parameters are.
+
+    Raises:
+        ValueError: the base's step is not linear in lr (ASGD, Rprop, Adafactor, LBFGS); it adapts its learning rate already, or keeps state
+            under the names that this uses; an option is out of its range.
+        TypeError: ``base`` is no optimizer; at ``step()``, a gradient is sparse.
+
+    Examples:
+        >>> import torch
+        >>> from hypergradient import Hypergradient
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> opt = Hypergradient(torch.optim.NAdam([w], lr=1e-3), hypergrad_lr=1e-5)
+        >>> for _ in range(10):
+        ...     opt.zero_grad()
+        ...     (w**2).sum().backward()
+        ...     opt.step()
+        >>> opt.param_groups[0]["lr"] > 1e-3
+        True
+
+    References:
+        Baydin et al., ICLR 2018, section 3: the technique is general, https://openreview.net/forum?id=BkrsAzWAb
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        hypergrad_lr: float | None = None,
+        rule: Rule | None = None,
+        horizon: float | None = None,
+        scope: ScopeName = "group",
+        lr_bounds: Bounds = (None, None),
+    ) -> None:
+        check_base(base)
+        self.base = base
+        self._direction = BaseStep(base)
+        groups = base.param_groups
+        before = [dict(group) for group in groups]
+        try:
+            super().__init__(
+                groups,
+                dict(base.defaults),
+                hypergrad_lr=hypergrad_lr,
+                default_hypergrad_lr=1e-6,
+                rule=rule,
+                horizon=horizon,
+                scope=scope,
+                lr_bounds=lr_bounds,
+            )
+        except BaseException:
+            for group, options in zip(groups, before, strict=True):
+                group.clear()
+                group.update(options)
+            raise
+        self._share(groups)
+
+    def _share(self, groups: list[Group]) -> None:
+        """One list of param groups and one state for both."""
+        self.param_groups = self.base.param_groups = groups
+        self.state = self.base.state
+
+    @property
+    def direction(self) -> Direction:
+        return self._direction
+
+    def __getstate__(self) -> Group:
+        return {**super().__getstate__(), "base": self.base, "_direction": self._direction}
+
+    def load_state_dict(self, state_dict: Group) -> None:
+        """Go on from the state of such an optimizer, or of the base's own; the base reads it as it reads its own."""
+        super().load_state_dict(state_dict)
+        self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        self._share(self.param_groups)
+
+
+def check_base(base: Any) -> None:
+    """Raise TypeError or ValueError where ``base`` cannot be wrapped."""
+    if not isinstance(base, torch.optim.Optimizer):
+        raise TypeError(f"base must be an optimizer such as torch.optim.Adam(params), got {base!r}")
+    name = type(base).__name__
+    if isinstance(base, HypergradientOptimizer) or any("hypergrad_lr" in group for group in base.param_groups):
+        raise ValueError(f"{name} adapts its learning rate already: give Hypergradient an optimizer that does not")
+    if name in NOT_LINEAR:
+        raise ValueError(f"{name} cannot be wrapped, since its step is not linear in lr: {NOT_LINEAR[name]}")
+    if any("lr" not in group for group in base.param_groups):
+        raise ValueError(f"{name} cannot be wrapped: its param groups have no lr")
+    taken = OURS & {key for state in base.state.values() for key in state}
+    if taken:
+        raise ValueError(
+            f"{name} keeps {', '.join(map(repr, sorted(taken)))} in its state, where Hypergradient keeps its own: it cannot be wrapped"
+        )
