@@ -63,7 +63,7 @@ WRONG_TYPES = [
 
 # What holds for the whole optimizer.
 WHOLE = [
-    ({"scope": "layer"}, ValueError, """scope must be "group", "global" or "tensor", got 'layer'"""),
+    ({"scope": "layer"}, ValueError, """scope must be "group", "global", "tensor" or "element", got 'layer'"""),
     ({"scope": None}, ValueError, "scope must be .*got None"),
     ({"horizon": 0.5, "hypergrad_lr": 1e-3}, ValueError, r"horizon must be a finite number >= 1, got 0\.5"),
     ({"horizon": NAN, "hypergrad_lr": 1e-3}, ValueError, "horizon must be a finite number >= 1, got nan"),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypergradient import AdamHD, Additive, Multiplicative
+from hypergradient.rules import Move
 from hypergradient.scopes import ByTensor, Global, as_stored, ratios_of, write_lr
 from hypergradient.tensors import dot, finite_zero, real, to_floats, total
 
@@ -151,7 +152,7 @@ def test_ratios_outlive_a_learning_rate_of_0(lrs: list, alpha: float) -> None:
     groups = [{"lr": lr, "params": [], "hypergrad_lr": 0.1, "lr_bounds": (None, None)} for lr in lrs]
     ratios = ratios_of(groups)
     for value in (0.0, 0.0, alpha):
-        Global().write(groups, {}, [value])
+        Global().write(groups, {}, [Move(value, {})])
     assert [group["lr"] for group in groups] == pytest.approx([alpha * r for r in ratios], rel=1e-12)
 
 
@@ -162,7 +163,7 @@ def test_a_tensor_lr_reads_as_stored(dtype: torch.dtype, alpha: float) -> None:
     group = {"lr": lr}
     write_lr(group, alpha)
     assert group["lr"] is lr
-    assert lr.item() == as_stored(group, alpha) == pytest.approx(alpha, rel=torch.finfo(dtype).eps, abs=1e-7)
+    assert lr.item() == as_stored(group["lr"], alpha) == pytest.approx(alpha, rel=torch.finfo(dtype).eps, abs=1e-7)
 
 
 @given(alphas=st.lists(st.floats(1e-6, 10), min_size=1, max_size=5), factor=st.floats(0.01, 100))
@@ -170,7 +171,7 @@ def test_tensor_scope_scales_by_what_was_written(alphas: list, factor: float) ->
     params = [torch.zeros(1) for _ in alphas]
     state = {p: {"lr": alpha} for p, alpha in zip(params, alphas, strict=True)}
     group: dict[str, Any] = {"params": params, "lr": 0.0, "hypergrad_lr": 0.1, "lr_bounds": (None, None)}
-    ByTensor().write([group], state, alphas)
+    ByTensor().write([group], state, [Move(alpha, {}) for alpha in alphas])
     assert [members.alpha for members in ByTensor().read([group], state)] == alphas
     group["lr"] *= factor
     assert [members.alpha for members in ByTensor().read([group], state)] == pytest.approx([a * factor for a in alphas], rel=1e-9)

@@ -325,7 +325,7 @@ def test_does_not_run_away_where_there_is_no_noise(ours: Any, options: dict, con
 def test_a_slow_runaway_halves_the_learning_rate() -> None:
     """Each gradient points back to the average, and is a twentieth larger than the last: never suddenly large."""
     rule, alpha = TuningFree(), 1.0
-    memory = dict.fromkeys(rule.remembers, 0.0) | {"steps": 1_000.0, "turned": 100.0, "largest": 1.0}
+    memory = rule.fresh() | {"steps": 1_000.0, "turned": 100.0, "largest": 1.0}
     back = []
     for t in range(40):
         move = rule.move(memory, alpha, rule.beta, h=(g := 1.05**t), g_norm=g, d_norm=1.0)
@@ -339,7 +339,7 @@ def test_a_slow_runaway_halves_the_learning_rate() -> None:
 def test_one_odd_minibatch_changes_nothing() -> None:
     """A gradient ten times the largest of late that points back to the average: once it is let be, twice in succession it is a runaway."""
     rule = TuningFree()
-    memory = dict.fromkeys(rule.remembers, 0.0) | {"steps": 1_000.0, "turned": 100.0, "largest": 1.0, "signals": 500.0, "power": 0.01}
+    memory = rule.fresh() | {"steps": 1_000.0, "turned": 100.0, "largest": 1.0, "signals": 500.0, "power": 0.01}
     once = rule.move(memory, 1.0, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0)
     assert not once.back
     calm = rule.move(once.memory, once.alpha, rule.beta, h=0.2, g_norm=1.0, d_norm=1.0)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .checks import Bounds, check_bounds, ends
 from .directions import SGD, Adam, Direction, adam_denominator, before
 from .rules import Level, Memory, Move, check_level
-from .tensors import add_scaled, clip, real
+from .tensors import clip, real
 
 State = Mapping[str, Any]
 
@@ -66,7 +66,7 @@ class LastSGD(LastStep):
 
     def momentum(self) -> Tensor:
         """∂d/∂μ = v_{t-1}; with Nesterov momentum v_t + μ v_{t-1} = 2 v_t − g_t."""
-        v, mu = real(self.state["momentum_buffer"]), self.last["momentum"]
+        v, mu = real(self.state["momentum_buffer"]), float(self.last["momentum"])
         if self.last["nesterov"]:
             return (2 + mu) * v - self.d  # g = d − μ v
         return (v - self.g).div_(mu)
@@ -92,13 +92,13 @@ class LastAdam(LastStep):
         super().__init__(direction, p, state, last)
         assert isinstance(direction, Adam)
         self.decoupled = direction.decoupled
-        self.t = state["step"]
-        self.b1, self.b2 = last["betas"]
+        self.t, self.epsilon = int(state["step"]), float(last["eps"])
+        self.b1, self.b2 = (float(beta) for beta in last["betas"])
         self.c1, self.c2 = 1 - self.b1**self.t, 1 - self.b2**self.t
 
     @cached_property
     def w(self) -> Tensor:
-        return adam_denominator(real(self.state["exp_avg_sq"]), self.t, self.last["betas"], self.last["eps"])
+        return adam_denominator(real(self.state["exp_avg_sq"]), self.t, self.last["betas"], self.epsilon)
 
     @cached_property
     def d(self) -> Tensor:
@@ -108,7 +108,7 @@ class LastAdam(LastStep):
     @cached_property
     def root(self) -> Tensor:
         """√ŝ, but never 0, which is only divided where the gradients that it is made of are 0 too."""
-        root = self.w / self.c1 - self.last["eps"]
+        root = self.w / self.c1 - self.epsilon
         return root.clamp_min_(torch.finfo(root.dtype).tiny ** 0.5)
 
     @cached_property
@@ -251,7 +251,7 @@ def check_adapt(rules: Mapping[str, Level], bounds: Mapping[str, Bounds]) -> dic
 
 
 def check_values(names: Mapping[str, tuple[float, float]], group: Mapping[str, Any]) -> None:
-    """Raise ValueError where a param group starts a hyperparameter that is adapted outside its bounds, such as at 0, which none can leave."""
+    """Raise ValueError where a param group starts an adapted hyperparameter outside its bounds, such as at 0, which none can leave."""
     for name, (low, high) in names.items():
         value = HYPERPARAMETERS[name].read(group)
         if not low <= value <= high:
@@ -268,9 +268,12 @@ def kept_gradient(direction: Direction, names: Sequence[str], group: Mapping[str
 
 
 def derivatives(direction: Direction, names: Sequence[str], p: Tensor, state: State, last: Mapping[str, Any]) -> dict[str, Tensor]:
-    """∂d_{t-1}/∂φ for each of ``names`` that the last step tells it of; elementwise learning rates are multiplied in."""
+    """∂d_{t-1}/∂φ of those ``names`` for which it is known and not 0; elementwise learning rates are multiplied in."""
     if kept_gradient(direction, names, last) and "gradient" not in state:  # a checkpoint of a run that did not keep it
         return {}
+    names = [name for name in names if HYPERPARAMETERS[name].inside(HYPERPARAMETERS[name].read(last))]
+    if state.get("step") == 1:  # bias correction takes the betas out of Adam's first step; what is left of them is rounding
+        names = [name for name in names if name not in ("beta1", "beta2")]
     step = LAST_STEPS[type(direction)](direction, p, state, last)
-    found = {name: getattr(step, name)() for name in names if HYPERPARAMETERS[name].inside(HYPERPARAMETERS[name].read(last))}
+    found = {name: getattr(step, name)() for name in names}
     return {name: x * step.alpha if isinstance(step.alpha, Tensor) else x for name, x in found.items()}

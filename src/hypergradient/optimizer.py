@@ -280,7 +280,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                     f"a tensor of shape {tuple(loss_or_grads.shape)} with requires_grad={loss_or_grads.requires_grad}"
                 )
             leaves = [p for p, _ in params if p.requires_grad]
-            found = dict(zip(leaves, torch.autograd.grad(loss_or_grads.sum(), leaves, allow_unused=True), strict=True))
+            found = dict(zip(leaves, torch.autograd.grad(loss_or_grads, leaves, allow_unused=True), strict=True))
             grads = [found.get(p) for p, _ in params]
         else:
             grads = list(loss_or_grads)

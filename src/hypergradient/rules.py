@@ -184,7 +184,8 @@ class Multiplicative(Level):
     A step changes the learning rate by at most the factor 1 ± β, whatever the scale of the loss and of the parameters.
 
     Args:
-        beta: β ≥ 0, without unit; 0 keeps the learning rate, below 1 the learning rate stays positive. ``Adapted(β_0, rule)`` adapts it too.
+        beta: β ≥ 0, without unit; 0 keeps the learning rate, below 1 the learning rate stays positive.
+            ``Adapted(β_0, rule)`` adapts it too.
 
     Raises:
         ValueError: ``beta`` is negative or not finite; later, the optimizer's lr is 0, which no factor can move.
@@ -250,8 +251,8 @@ class Adapted:
         True
 
     References:
-        Baydin et al., ICLR 2018, section 7, name higher-order hypergradients as future work; Chandra et al., *Gradient Descent: The Ultimate
-        Optimizer*, NeurIPS 2022, build such towers with automatic differentiation. docs/hypergradients.md derives the closed form.
+        Baydin et al., ICLR 2018, name higher-order hypergradients as future work; Chandra et al., *Gradient Descent: The Ultimate
+        Optimizer*, NeurIPS 2022, build such towers by automatic differentiation. docs/hypergradients.md derives the closed form.
     """
 
     value: float

@@ -7,9 +7,12 @@ product. Dot products accumulate in float32 or wider, whatever the dtype of the 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Number = TypeVar("Number", float, Tensor)
 
 
 def real(x: Tensor) -> Tensor:
@@ -29,9 +32,9 @@ def add_scaled(y: Tensor, a: float | Tensor, x: Tensor, *, out: Tensor | None = 
     return torch.addcmul(y, x, a, out=out) if isinstance(a, Tensor) else torch.add(y, x, alpha=a, out=out)
 
 
-def clip(x: float, low: float, high: float) -> float:
+def clip(x: Number, low: float, high: float) -> Number:
     """``x`` between ``low`` and ``high``; elementwise for a tensor."""
-    return x.clamp(low, high) if isinstance(x, Tensor) else min(high, max(low, x))
+    return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)  # in this order NaN stays
 
 
 def is_zero(a: float | Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Any optimizer, with its learning rate adapted: the direction is read from a step that the optimizer takes at learning rate 1."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -63,12 +63,7 @@ class BaseStep(Direction):
         new = [p for p in moving if p not in state or "direction" not in state[p]]
         try:
             unit_step(self.base, moving)
-            taken = OURS & {key for p in new for key in state[p]}
-            if taken:
-                raise ValueError(
-                    f"{type(self.base).__name__} keeps {', '.join(map(repr, sorted(taken)))} in its state, where Hypergradient keeps its own: "
-                    "it cannot be wrapped"
-                )
+            check_state(self.base, [state[p] for p in new])
         except BaseException:
             for p, value in before.items():
                 p.copy_(value)
@@ -122,8 +117,8 @@ class Hypergradient(HypergradientOptimizer):
 
     under ``hypergrad_lr``; without it there is neither β nor learning rate to choose (see ``TuningFree``). d_t is read from a step that the
     base takes at learning rate 1. That asks for a base whose step is linear in its learning rate, as that of SGD, Adam, AdamW, NAdam,
-    RAdam, RMSprop, Adagrad, Adadelta, Adamax, Muon, Lion and most others is. It is exactly SGDHD, AdamHD or AdamWHD around their bases, but for
-    rounding; those cost less, and are the ones to take.
+    RAdam, RMSprop, Adagrad, Adadelta, Adamax, Muon, Lion and most others is. Around SGD, Adam and AdamW it is SGDHD, AdamHD and AdamWHD,
+    but for rounding; those cost less, and are the ones to take.
 
     It is an Optimizer that shares ``param_groups`` and ``state`` with the base: schedulers, hooks, GradScaler and param groups are given to
     it, not to the base. The gradient in h is that of the loss; for torch's optimizers with coupled weight decay λθ is part of it.
@@ -138,8 +133,8 @@ class Hypergradient(HypergradientOptimizer):
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
     State:
-        one buffer of the parameters' size beside the base's own; one more under ``TuningFree`` or a horizon above 1. In float16 and bfloat16
-        d is rounded as the parameters are.
+        one buffer of the parameters' size beside the base's own; one more under ``TuningFree`` or a horizon above 1. In float16 and
+        bfloat16 d is rounded as the parameters are.
 
     Raises:
         ValueError: the base's step is not linear in lr (ASGD, Rprop, Adafactor, LBFGS); it adapts its learning rate already, or keeps state
@@ -225,8 +220,13 @@ def check_base(base: Any) -> None:
         raise ValueError(f"{name} cannot be wrapped, since its step is not linear in lr: {NOT_LINEAR[name]}")
     if any("lr" not in group for group in base.param_groups):
         raise ValueError(f"{name} cannot be wrapped: its param groups have no lr")
-    taken = OURS & {key for state in base.state.values() for key in state}
+    check_state(base, base.state.values())
+
+
+def check_state(base: torch.optim.Optimizer, states: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError where the base's state of a tensor has a key that is used here."""
+    taken = sorted(OURS & {key for state in states for key in state})
     if taken:
         raise ValueError(
-            f"{name} keeps {', '.join(map(repr, sorted(taken)))} in its state, where Hypergradient keeps its own: it cannot be wrapped"
+            f"{type(base).__name__} cannot be wrapped: it keeps {', '.join(map(repr, taken))} in its state, where Hypergradient keeps its own"
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from hypergradient import directions
-from hypergradient.rules import Memoryless
+from hypergradient.rules import Level
 from hypergradient.tensors import total
 
 from .config import RULES, Config
@@ -39,9 +39,9 @@ def stackable(config: Config, data: Data) -> bool:
     return config.model in MODELS and config.family in DIRECTIONS and labels and not config.averages
 
 
-def memoryless(config: Config) -> Memoryless:
+def level(config: Config) -> Level:
     rule = RULES[config.rule](config.hypergrad_lr or 0.0)
-    assert isinstance(rule, Memoryless)
+    assert isinstance(rule, Level)
     return rule
 
 
@@ -54,7 +54,7 @@ class Ensemble:
         self.runs = list(configs)
         self.total = total
         self.alphas = [config.lr for config in configs]
-        self.rules = [memoryless(config) for config in configs]
+        self.rules = [level(config) for config in configs]
         model = make_model(first.model, shape, classes, first.seed, hidden=first.hidden).to(first.device)
         self.params = [p.detach().expand(len(configs), *p.shape).clone().requires_grad_() for p in model.parameters()]
         self.layers = [layer for layer in model.children() if isinstance(layer, nn.Linear | nn.ReLU)]
@@ -110,7 +110,7 @@ class Ensemble:
                 if not config.adapts:
                     self.alphas[i] = config.lr_at(self.steps, self.total)
                 else:
-                    self.alphas[i] = rule(self.alphas[i], rule.beta, h[i], norms[0][i], norms[1][i])
+                    self.alphas[i] = rule(self.alphas[i], rule.first_beta, h[i], norms[0][i], norms[1][i])
             self._update()
         self.steps += 1
         return losses.tolist(), h
