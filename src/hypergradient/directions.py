@@ -1,7 +1,8 @@
 """Directions: d_t = −∂θ_t/∂α_t = −∇αu_t in closed form, the step that θ_t = θ_{t-1} − α_t d_t takes at learning rate 1.
 
 Each direction says three things of a parameter: the gradient that its algorithm uses, the direction of the last step, recomputed
-from the optimizer's state before that is advanced, and the next direction. The tensors it is given are real views (see tensors.py).
+from the optimizer's state before that is advanced, and the next direction. The tensors it is given are real views (see tensors.py),
+whole or in pieces; ``prepare``, which makes buffers, is given the parameter itself.
 
 An option may be a tensor instead of a number where the parameters are stacked, [R, ...], and each of R runs has its own (see
 lab/ensemble.py): momentum, dampening and weight decay that broadcast, [R, 1, ...].
@@ -14,13 +15,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from numbers import Real
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
 from .checks import check_number
-from .tensors import add_scaled, buffer, is_zero, real
+from .tensors import add_scaled, is_zero, make_buffer, real
 
 
 class Direction(ABC):
@@ -39,19 +40,27 @@ class Direction(ABC):
     def first(self, moving: Mapping[Tensor, dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
         """d_1 of each of some tensors, given with their param groups, made with a state that is thrown away."""
         for p, group in moving.items():
-            yield p, self.advance(self.gradient(p, group), p, {}, group)
+            assert p.grad is not None
+            state: dict[str, Any] = {}
+            self.prepare(p, state, group)
+            whole = {key: real(x) if isinstance(x, Tensor) else x for key, x in state.items()}
+            yield p, self.advance(self.gradient(real(p.grad), real(p), group), real(p), whole, group)
 
     @abstractmethod
-    def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
-        """The real view of the gradient that is minimised along; ``p.grad`` itself or a new tensor, never ``p.grad`` changed."""
+    def gradient(self, g: Tensor, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+        """What is minimised along, from the gradient g of the loss; g itself or a new tensor, never g changed."""
 
     @abstractmethod
     def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
         """d_{t-1}, from the state as the last step left it and the options that it used; not to be written to."""
 
     @abstractmethod
+    def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        """Make the buffers that ``advance`` needs, and count the step: all that is not elementwise."""
+
+    @abstractmethod
     def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
-        """d_t, with the state moved on to step t; not to be written to."""
+        """d_t, with the buffers of the state moved on to step t; not to be written to. Elementwise, so that it may be done in pieces."""
 
 
 @final
@@ -69,23 +78,28 @@ class SGD(Direction):
                 f"nesterov=True needs momentum > 0 and dampening = 0, got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
             )
 
-    def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
-        return decayed(p, group)
+    def gradient(self, g: Tensor, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+        return decayed(g, p, group)
 
     def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
         # Plain momentum's direction is its buffer, which is still that of the last step.
         key = "direction" if is_zero(last["momentum"]) or last["nesterov"] else "momentum_buffer"
         return real(state[key])
 
+    def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        if not is_zero(group["momentum"]):
+            state["first"] = state.get("momentum_buffer") is None
+            make_buffer(state, "momentum_buffer", p)
+        if is_zero(group["momentum"]) or group["nesterov"]:
+            make_buffer(state, "direction", p)
+
     def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
-        mu = group["momentum"]
+        mu, d = group["momentum"], cast(Tensor, state.get("direction"))
         if is_zero(mu):
-            return buffer(state, "direction", p).copy_(g)  # d_t = g_t
-        first = state.get("momentum_buffer") is None
-        v = buffer(state, "momentum_buffer", p).mul_(mu).add_(g, alpha=1 if first else 1 - group["dampening"])  # v_t = μ v + (1 − τ) g
-        if not group["nesterov"]:
-            return v  # d_t = v_t
-        return add_scaled(g, mu, v, out=buffer(state, "direction", p))  # d_t = g_t + μ v_t
+            return d.copy_(g)  # d_t = g_t
+        v = cast(Tensor, state["momentum_buffer"])
+        v.mul_(mu).add_(g, alpha=1 if state["first"] else 1 - group["dampening"])  # v_t = μ v + (1 − τ) g
+        return add_scaled(g, mu, v, out=d) if group["nesterov"] else v  # d_t = g_t + μ v_t, or v_t
 
 
 @final
@@ -105,8 +119,8 @@ class Adam(Direction):
         if not pair or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
 
-    def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
-        return signed(p, group) if self.decoupled else decayed(p, group)
+    def gradient(self, g: Tensor, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+        return signed(g, group) if self.decoupled else decayed(g, p, group)
 
     def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
         d = adam(real(state["exp_avg"]), real(state["exp_avg_sq"]), state["step"], last["betas"], last["eps"])
@@ -116,28 +130,36 @@ class Adam(Direction):
         # d_s = a + λ θ_{s-1} = (a + λ θ_s) / (1 − α_s λ), since θ_s = θ_{s-1} − α_s d_s.
         return d.add_(real(p), alpha=decay).div_(what_decay_leaves(state["lr"], decay))
 
+    def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        state["step"] = int(state.get("step", 0)) + 1
+        make_buffer(state, "exp_avg", p)
+        make_buffer(state, "exp_avg_sq", p)
+
     def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
         beta1, beta2 = group["betas"]
-        step = state["step"] = int(state.get("step", 0)) + 1
-        m = buffer(state, "exp_avg", p).lerp_(g, 1 - beta1)  # m_t = β1 m_{t-1} + (1 − β1) g_t
-        s = buffer(state, "exp_avg_sq", p).mul_(beta2).addcmul_(g, g, value=1 - beta2)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
-        d = adam(m, s, step, group["betas"], group["eps"])
-        return d.add_(real(p), alpha=group["weight_decay"]) if self.decoupled else d
+        m = state["exp_avg"].lerp_(g, 1 - beta1)  # m_t = β1 m_{t-1} + (1 − β1) g_t
+        s = state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
+        d = adam(m, s, state["step"], group["betas"], group["eps"])
+        return d.add_(p, alpha=group["weight_decay"]) if self.decoupled else d
 
 
 def adam(m: Tensor, s: Tensor, step: int, betas: tuple[float, float], eps: float) -> Tensor:
     """m̂ / (√ŝ + ε) as a new tensor of float32 or wider, with m̂ = m / (1 − β1^t) and ŝ = s / (1 − β2^t) (Algorithm 3)."""
-    denominator = adam_denominator(s, step, betas, eps)
+    root = adam_root(s)
+    denominator = adam_denominator(root, step, betas, eps, out=root)
     return torch.div(m, denominator, out=denominator)
 
 
-def adam_denominator(s: Tensor, step: int, betas: tuple[float, float], eps: float) -> Tensor:
-    """(1 − β1^t) (√ŝ + ε) as a new tensor of float32 or wider."""
+def adam_root(s: Tensor) -> Tensor:
+    """√s as a new tensor of float32 or wider: in float16 ε = 1e-8 is 0, and an element without gradient 0 / 0."""
+    return s.to(torch.promote_types(s.dtype, torch.float32)).sqrt()
+
+
+def adam_denominator(root: Tensor, step: int, betas: tuple[float, float], eps: float, *, out: Tensor | None = None) -> Tensor:
+    """(1 − β1^t) (√ŝ + ε), from √s."""
     c1 = 1 - betas[0] ** step
     c2 = 1 - betas[1] ** step
-    # In float16 ε = 1e-8 is 0, and an element without gradient 0 / 0.
-    wide = s.to(torch.promote_types(s.dtype, torch.float32))
-    return wide.sqrt().mul_(c1 / math.sqrt(c2)).add_(c1 * eps)
+    return torch.mul(root, c1 / math.sqrt(c2), out=out).add_(c1 * eps)
 
 
 def what_decay_leaves(alpha: float | Tensor, decay: float) -> float | Tensor:
@@ -154,14 +176,12 @@ def before(p: Tensor, d: Tensor, alpha: float | Tensor, decay: float = 0.0) -> T
     return theta if decay == 0 else theta.div_(what_decay_leaves(alpha, decay))
 
 
-def signed(p: Tensor, group: Mapping[str, Any]) -> Tensor:
+def signed(g: Tensor, group: Mapping[str, Any]) -> Tensor:
     """The gradient of what is minimised: that of the loss, or of its negative under maximize."""
-    assert p.grad is not None
-    g = real(p.grad)
     return -g if group["maximize"] else g
 
 
-def decayed(p: Tensor, group: Mapping[str, Any]) -> Tensor:
+def decayed(g: Tensor, p: Tensor, group: Mapping[str, Any]) -> Tensor:
     """The gradient with coupled weight decay, g + λ θ."""
-    g = signed(p, group)
-    return g if is_zero(group["weight_decay"]) else add_scaled(g, group["weight_decay"], real(p))
+    g = signed(g, group)
+    return g if is_zero(group["weight_decay"]) else add_scaled(g, group["weight_decay"], p)

@@ -3,7 +3,7 @@
     h = g_t · ∂θ_{t-1}/∂φ = −α g_t · ∂d_{t-1}/∂φ
 
 The derivative is taken through the last step alone, whose state was given, as that of the learning rate is. Symbols as in directions.py,
-and W = (1 − β1^t)(√ŝ + ε), so that d = m/W; c1 = 1 − β1^t, c2 = 1 − β2^t.
+and S = √s, c1 = 1 − β1^t, c2 = 1 − β2^t, W = c1 (S/√c2 + ε): Adam's direction is d = m/W.
 """
 
 import math
@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from .checks import Bounds, check_bounds, ends
-from .directions import SGD, Adam, Direction, adam_denominator, before
+from .directions import SGD, Adam, Direction, adam_denominator, adam_root, before
 from .rules import Level, Memory, Move, check_level
-from .tensors import clip, real
+from .tensors import add_scaled, clip, real
 
 State = Mapping[str, Any]
+Scaled = tuple[float, Tensor]
+"""A number and a tensor, whose product is meant: a dot product with it need not make it."""
 
 
 class LastStep(ABC):
@@ -49,6 +51,16 @@ class LastStep(ABC):
         """g_{t-1}, as the step used it."""
         return real(self.state["gradient"])
 
+    @cached_property
+    @abstractmethod
+    def d(self) -> Tensor:
+        """d_{t-1}."""
+
+    def by(self, name: str) -> Scaled:
+        """∂d_{t-1}/∂φ, times the learning rates where each element has its own."""
+        k, x = getattr(self, name)()
+        return k, x * self.alpha if isinstance(self.alpha, Tensor) else x
+
 
 @final
 class LastSGD(LastStep):
@@ -64,17 +76,16 @@ class LastSGD(LastStep):
     def d(self) -> Tensor:
         return self.direction.previous(self.p, dict(self.state), self.last)
 
-    def momentum(self) -> Tensor:
-        """∂d/∂μ = v_{t-1}; with Nesterov momentum v_t + μ v_{t-1} = 2 v_t − g_t."""
+    def momentum(self) -> Scaled:
+        """∂d/∂μ = v_{t-1} = (v_t − g_t)/μ; with Nesterov momentum v_t + μ v_{t-1} = 2 v_t − g_t, where g_t = d_t − μ v_t."""
         v, mu = real(self.state["momentum_buffer"]), float(self.last["momentum"])
         if self.last["nesterov"]:
-            return (2 + mu) * v - self.d  # g = d − μ v
-        return (v - self.g).div_(mu)
+            return 2 + mu, torch.sub(v, self.d, alpha=1 / (2 + mu))
+        return 1 / mu, v - self.g
 
-    def weight_decay(self) -> Tensor:
+    def weight_decay(self) -> Scaled:
         """∂d/∂λ = θ_{t-1}, since g = ∇f + λ θ_{t-1}; with Nesterov momentum (1 + μ) θ_{t-1}."""
-        theta = before(self.p, self.d, self.alpha)
-        return theta.mul_(1 + self.last["momentum"]) if self.last["nesterov"] else theta
+        return 1 + self.last["momentum"] if self.last["nesterov"] else 1.0, before(self.p, self.d, self.alpha)
 
 
 @final
@@ -97,46 +108,58 @@ class LastAdam(LastStep):
         self.c1, self.c2 = 1 - self.b1**self.t, 1 - self.b2**self.t
 
     @cached_property
-    def w(self) -> Tensor:
-        return adam_denominator(real(self.state["exp_avg_sq"]), self.t, self.last["betas"], self.epsilon)
+    def root(self) -> Tensor:
+        """S; no less than 1e-19, and it is that where only gradients of 0 are divided by it."""
+        root = adam_root(real(self.state["exp_avg_sq"]))
+        return root.clamp_min_(torch.finfo(root.dtype).tiny ** 0.5)
 
     @cached_property
-    def d(self) -> Tensor:
+    def w(self) -> Tensor:
+        return adam_denominator(self.root, self.t, (self.b1, self.b2), self.epsilon)
+
+    @cached_property
+    def a(self) -> Tensor:
         """m/W."""
         return real(self.state["exp_avg"]) / self.w
 
     @cached_property
-    def root(self) -> Tensor:
-        """√ŝ, but never 0, which is only divided where the gradients that it is made of are 0 too."""
-        root = self.w / self.c1 - self.epsilon
-        return root.clamp_min_(torch.finfo(root.dtype).tiny ** 0.5)
+    def by_w(self) -> Tensor:
+        """m/W² = −∂(m/W)/∂W."""
+        return self.a / self.w
 
     @cached_property
-    def by_denominator(self) -> Tensor:
-        """∂d/∂(√ŝ + ε), negative: d/(√ŝ + ε) = c1 d/W."""
-        return torch.mul(self.d, self.c1).div_(self.w)
+    def d(self) -> Tensor:
+        if not self.decoupled or self.last["weight_decay"] == 0:
+            return self.a
+        return add_scaled(self.a, self.last["weight_decay"], self.theta)
 
-    def beta1(self) -> Tensor:
-        """∂d/∂β1 = [(m − g)/β1 + m t β1^{t-1}/c1]/W: m_{t-1} − g_t = (m_t − g_t)/β1, and the derivative of 1/c1."""
-        return torch.sub(self.d * (1 / self.b1 + self.t * self.b1 ** (self.t - 1) / self.c1), self.g / self.w, alpha=1 / self.b1)
+    @cached_property
+    def theta(self) -> Tensor:
+        """θ_{t-1}."""
+        return before(self.p, self.a, self.alpha, self.last["weight_decay"] if self.decoupled else 0.0)
 
-    def beta2(self) -> Tensor:
-        """∂d/∂β2 = −d/(√ŝ + ε) · ∂ŝ/∂β2 / (2√ŝ), where ∂ŝ/∂β2 = (s − g²)/(β2 c2) + s t β2^{t-1}/c2²."""
-        slope = self.root * (1 / self.b2 + self.t * self.b2 ** (self.t - 1) / self.c2)
-        slope.sub_((self.g * self.g).div_(self.root), alpha=1 / (self.b2 * self.c2))  # ∂ŝ/∂β2 / √ŝ
-        return slope.mul_(self.by_denominator).mul_(-0.5)
+    def beta1(self) -> Scaled:
+        """∂d/∂β1 = [(m − g)/β1 + m t β1^{t-1}/c1]/W, since m_{t-1} − g_t = (m_t − g_t)/β1 and ∂c1/∂β1 = −t β1^{t-1}."""
+        k = 1 / self.b1 + self.t * self.b1 ** (self.t - 1) / self.c1
+        return k, torch.addcdiv(self.a, self.g, self.w, value=-1 / (self.b1 * k))
 
-    def eps(self) -> Tensor:
-        """∂d/∂ε = −d/(√ŝ + ε)."""
-        return -self.by_denominator
+    def beta2(self) -> Scaled:
+        """∂d/∂β2 = −m/W² ∂W/∂β2, and ∂W/∂β2 = c1/(2√c2) [(s − g²)/β2 + s t β2^{t-1}/c2]/S."""
+        k = 1 / self.b2 + self.t * self.b2 ** (self.t - 1) / self.c2
+        x = torch.addcdiv(self.root, self.g * self.g, self.root, value=-1 / (self.b2 * k))
+        return -self.c1 * k / (2 * math.sqrt(self.c2)), x.mul_(self.by_w)
 
-    def weight_decay(self) -> Tensor:
-        """∂d/∂λ = θ_{t-1} for AdamW; else, since g = ∇f + λ θ_{t-1}, (1 − β1) θ_{t-1}/W − d/(√ŝ + ε) (1 − β2) g θ_{t-1}/(c2 √ŝ)."""
+    def eps(self) -> Scaled:
+        """∂d/∂ε = −c1 m/W²."""
+        return -self.c1, self.by_w
+
+    def weight_decay(self) -> Scaled:
+        """∂d/∂λ = θ_{t-1} for AdamW; else, since g = ∇f + λ θ_{t-1}, (1 − β1) θ_{t-1}/W − m/W² c1/√c2 (1 − β2) g θ_{t-1}/S."""
         if self.decoupled:
-            return before(self.p, self.d, self.alpha, self.last["weight_decay"])
-        theta = before(self.p, self.d, self.alpha)
-        second = (self.g * theta).div_(self.root).mul_(self.by_denominator)
-        return torch.sub(theta * (1 - self.b1) / self.w, second, alpha=(1 - self.b2) / self.c2)
+            return 1.0, self.theta
+        k = self.c1 * (1 - self.b2) / (math.sqrt(self.c2) * (1 - self.b1))
+        x = (self.g * self.by_w).div_(self.root).mul_(-k)
+        return 1 - self.b1, torch.addcdiv(x.mul_(self.theta), self.theta, self.w)
 
 
 LAST_STEPS: dict[type[Direction], type[LastStep]] = {SGD: LastSGD, Adam: LastAdam}
@@ -267,13 +290,16 @@ def kept_gradient(direction: Direction, names: Sequence[str], group: Mapping[str
     return bool(names) and LAST_STEPS[type(direction)].keeps(names, group, direction)
 
 
-def derivatives(direction: Direction, names: Sequence[str], p: Tensor, state: State, last: Mapping[str, Any]) -> dict[str, Tensor]:
-    """∂d_{t-1}/∂φ of those ``names`` for which it is known and not 0; elementwise learning rates are multiplied in."""
+def last_step(direction: Direction, p: Tensor, state: State, last: Mapping[str, Any]) -> LastStep:
+    """What the last step, whose state and options are given, tells of its derivatives."""
+    return LAST_STEPS[type(direction)](direction, p, state, last)
+
+
+def known(direction: Direction, names: Sequence[str], state: State, last: Mapping[str, Any]) -> list[str]:
+    """Those of ``names`` whose derivative the last step tells, and that is not 0."""
     if kept_gradient(direction, names, last) and "gradient" not in state:  # a checkpoint of a run that did not keep it
-        return {}
+        return []
     names = [name for name in names if HYPERPARAMETERS[name].inside(HYPERPARAMETERS[name].read(last))]
     if state.get("step") == 1:  # bias correction takes the betas out of Adam's first step; what is left of them is rounding
         names = [name for name in names if name not in ("beta1", "beta2")]
-    step = LAST_STEPS[type(direction)](direction, p, state, last)
-    found = {name: getattr(step, name)() for name in names}
-    return {name: x * step.alpha if isinstance(step.alpha, Tensor) else x for name, x in found.items()}
+    return names

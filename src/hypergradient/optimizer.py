@@ -22,10 +22,10 @@ from torch.optim.optimizer import ParamsT
 
 from .checks import Bounds, check_bounds, check_lr, check_number, ends
 from .directions import Direction, signed
-from .hyperparameters import HYPERPARAMETERS, check_adapt, check_values, derivatives, kept_gradient, spread
+from .hyperparameters import HYPERPARAMETERS, LastStep, check_adapt, check_values, kept_gradient, known, last_step, spread
 from .rules import Additive, Level, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName
-from .tensors import buffer, clip, dot, finite_zero, real, to_floats, total
+from .tensors import blocks, clip, dot, finite_zero, make_buffer, real, split_state, to_floats, total
 from .tuning import TuningFree, first_steps, safe_starts
 
 Given = Mapping[Tensor, Tensor] | None
@@ -43,13 +43,14 @@ class Products:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step makes of the hyperparameters: of the learning rates scope by scope, of all others group by group."""
+    """What a step makes of the hyperparameters: of the learning rates scope by scope or element by element, of all others by group."""
 
     scopes: list[Members]
     h: list[float]
     moves: list[Move]
     others_h: list[dict[str, float]]
     others: list[dict[str, Move]]
+    elements: dict[Tensor, Tensor]
     finite: bool
 
 
@@ -160,6 +161,8 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             for name in ("hypergrad_lr", "lr_bounds"):
                 group.setdefault(name, self.defaults[name])
             group.setdefault("step_adapts", True)
+            if "last" in group:  # of the wrapper's checkpoint, which remembers nothing
+                group["last"] = {name: group[name] for name in self.direction.remembers} | group["last"]
             for name, fresh in (("memory", self.rule.fresh()), ("adapted", self._fresh())):
                 if fresh:
                     group[name] = fresh | {key: value for key, value in group.get(name, {}).items() if key in fresh}
@@ -211,7 +214,6 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         plan = self._plan(None)
         if plan.finite:
             self._adapt_others(plan)
-            self._move_elements(None)
         else:
             self._skip()
         if plan.finite or self.rule.averages:
@@ -258,7 +260,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         plan = self._plan(given)
         if plan.finite:
             self._adapt_others(plan)
-            self._move_elements(given)
+            self._write_elements(plan)
             SCOPES[self.scope].write(self.param_groups, self.state, plan.moves)
         else:
             self._skip()
@@ -302,7 +304,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         finite = all(math.isfinite(x.gx) for rows in products.values() for x in rows.values()) and all(map(math.isfinite, h))
         if not adapts:
             stay = [Move(members.alpha, members.memory) for members in scopes]
-            return Plan(scopes, self.hypergradients, stay, [], [], finite)
+            return Plan(scopes, self.hypergradients, stay, [], [], {}, finite)
         if not finite and self.rule.averages:
             found = [(math.nan, norm, norm) for _, norm, _ in found]
         starts = self._starts(scopes)
@@ -310,8 +312,12 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         others = [self._others(group, products) for group in self.param_groups]
         others_h = [{name: row[0] for name, (row, _) in both.items()} for both in others]
         other_moves = [{name: move for name, (_, move) in both.items()} for both in others]
-        finite = finite and all(move.finite for move in [*moves, *(move for group in other_moves for move in group.values())])
-        return Plan(scopes, h, moves, others_h, other_moves, finite)
+        largest = min(torch.finfo(p.dtype).max for group in self.param_groups for p in group["params"])
+        finite = finite and all(abs(move.alpha) <= largest and move.finite for move in moves)
+        finite = finite and all(move.finite for group in other_moves for move in group.values())
+        elements = self._elements(given) if self.scope == "element" else {}
+        finite = finite and all(map(math.isfinite, to_floats([finite_zero(lr) for lr in elements.values()])))
+        return Plan(scopes, h, moves, others_h, other_moves, elements, finite)
 
     def _tensors(self, given: Given) -> Iterator[tuple[Tensor, Group]]:
         """The parameters that have a gradient, with their param groups."""
@@ -322,7 +328,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
     def _products(self, given: Given, adapts: bool) -> dict[str, dict[Tensor, Products]]:
         """The dot products of all tensors that have a gradient, for each hyperparameter, brought to the host together."""
-        terms: dict[tuple[str, Tensor], list[Tensor]] = {}
+        terms: dict[tuple[str, Tensor], list[tuple[float, list[Tensor]]]] = {}
         for p, group in self._tensors(given):
             g = p.grad if given is None else given[p]
             assert g is not None
@@ -331,36 +337,44 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                     f"{type(self).__name__} takes dense gradients, got {g.layout} for a parameter of shape "
                     f"{tuple(p.shape)}: build its layer with sparse=False"
                 )
-            terms |= {(name, p): row for name, row in self._terms(p, group, given, adapts)}
-        values = iter(to_floats([term for row in terms.values() for term in row]))
+            for name, scale, row in self._terms(p, group, given, adapts):
+                terms.setdefault((name, p), []).append((scale, row))
+        values = iter(to_floats([x for pieces in terms.values() for _, row in pieces for x in row]))
         products: dict[str, dict[Tensor, Products]] = {name: {} for name in ("lr", *self.adapted)}
-        for (name, p), row in terms.items():
-            products[name][p] = Products(*[next(values) for _ in row])
+        for (name, p), pieces in terms.items():
+            scale = pieces[0][0]
+            sums = [total(column) for column in zip(*([next(values) for _ in row] for _, row in pieces), strict=True)]
+            products[name][p] = Products(scale * sums[0], *(x * k for x, k in zip(sums[1:], (1.0, scale**2), strict=False)))
         return products
 
-    def _terms(self, p: Tensor, group: Group, given: Given, adapts: bool) -> Iterator[tuple[str, list[Tensor]]]:
-        """For each hyperparameter g · x of one tensor, and g · g and x · x where its rule reads norms."""
-        g = self._gradient(p, group, given)
-        d = self._last_direction(p, group) if adapts else None
-        if d is None:  # no last direction: ∇αu_{t-1} = 0
-            yield "lr", [finite_zero(g), dot(g, g)] if self.rule.reads_norms else [finite_zero(g)]
-            return
-        yield "lr", [dot(g, d), dot(g, g), dot(d, d)] if self.rule.reads_norms else [dot(g, d)]
-        if self.adapted and self.state[p]["applied"]:
-            for name, x in derivatives(self.direction, list(self.adapted), p, self.state[p], group["last"]).items():
+    def _terms(self, p: Tensor, group: Group, given: Given, adapts: bool) -> Iterator[tuple[str, float, list[Tensor]]]:
+        """For each hyperparameter k and g · x, piece by piece, and g · g and x · x where its rule reads norms: ∂θ/∂φ = −α k x."""
+        tensors, numbers = self._split(p, given)
+        moved = adapts and ("trace" in tensors or numbers.get("applied", False))
+        names = known(self.direction, list(self.adapted), self.state[p], group["last"]) if self.adapted and moved else []
+        for piece in blocks(tensors):
+            g, state = self._gradient(piece, group, given), numbers | piece
+            if not moved:  # no last direction: ∇αu_{t-1} = 0
+                yield "lr", 1.0, [finite_zero(g), dot(g, g)] if self.rule.reads_norms else [finite_zero(g)]
+                continue
+            step = last_step(self.direction, piece["p"], state, group["last"]) if names else None
+            d = piece["trace"] if "trace" in piece else step.d if step else self.direction.previous(piece["p"], state, group["last"])
+            yield "lr", 1.0, inner(g, d, self.rule.reads_norms)
+            for name in names:
+                k, x = cast(LastStep, step).by(name)
                 # What weight decay is to minimise is the loss without the penalty that it makes.
-                own = signed(p, group) if name == "weight_decay" and given is None else g
-                yield name, [dot(own, x), dot(own, own), dot(x, x)] if self.adapted[name].reads_norms else [dot(own, x)]
+                own = signed(piece["g"], group) if name == "weight_decay" and given is None else g
+                yield name, k, inner(own, x, self.adapted[name].reads_norms)
 
-    def _gradient(self, p: Tensor, group: Group, given: Given) -> Tensor:
-        return self.direction.gradient(p, group) if given is None else given[p]
+    def _split(self, p: Tensor, given: Given = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors of a parameter's shape: itself "p", its gradient "g", its buffers; and all else of its state."""
+        tensors, numbers = split_state(p, self.state.get(p, {}))
+        g = p.grad if given is None else given[p]
+        assert g is not None
+        return tensors | {"g": real(g)}, numbers
 
-    def _last_direction(self, p: Tensor, group: Group) -> Tensor | None:
-        """d_{t-1}, or the trace of several; None where the last step did not move the tensor."""
-        state = self.state.get(p, {})
-        if "trace" in state:
-            return real(state["trace"])
-        return self.direction.previous(p, state, group["last"]) if state.get("applied", False) else None
+    def _gradient(self, piece: Mapping[str, Tensor], group: Group, given: Given) -> Tensor:
+        return self.direction.gradient(piece["g"], piece["p"], group) if given is None else piece["g"]
 
     def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[float, float, float]:
         """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moved by −r α d."""
@@ -412,18 +426,25 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 kept = move.memory | ({} if move.beta is None else {"hypergrad_lr": move.beta})
                 group["adapted"] = group["adapted"] | {f"{name}.{key}": value for key, value in kept.items()}
 
-    def _move_elements(self, given: Given) -> None:
+    def _elements(self, given: Given) -> dict[Tensor, Tensor]:
         """α of each element, of its own h = −g d: the product of two numbers, whose cosine is its sign."""
-        if self.scope != "element" or (given is None and not all(group["step_adapts"] for group in self.param_groups)):
-            return
         rule = cast(Any, self.rule)  # elementwise, tensors stand for floats
+        found = {}
         for p, group in self._tensors(given):
-            d = self._last_direction(p, group)
-            if d is not None:
-                h = -(self._gradient(p, group, given) * d)
-                lr = real(self.state[p]["lr"])
-                moved = rule(lr, group["hypergrad_lr"], h.sign() if rule.reads_norms else h, 1.0, 1.0)
-                lr.copy_(clip(moved, *ends(group["lr_bounds"])))
+            tensors, numbers = self._split(p, given)
+            if "trace" not in tensors and not numbers.get("applied", False):
+                continue
+            found[p] = tensors["lr"].clone()
+            for piece in blocks(tensors | {"new": found[p]}):
+                d = piece["trace"] if "trace" in piece else self.direction.previous(piece["p"], numbers | piece, group["last"])
+                h = -(self._gradient(piece, group, given) * d)
+                moved = rule(piece["lr"], group["hypergrad_lr"], h.sign() if rule.reads_norms else h, 1.0, 1.0)
+                piece["new"].copy_(clip(moved, *ends(group["lr_bounds"])))
+        return found
+
+    def _write_elements(self, plan: Plan) -> None:
+        for p, lr in plan.elements.items():
+            real(self.state[p]["lr"]).copy_(lr)
 
     def _apply(self, plan: Plan) -> None:
         """Update the parameters, the learning rates, and what the rule keeps."""
@@ -434,29 +455,18 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             alphas |= {p: r * move.alpha for p, r in members.ratios.items()}
             windows |= dict.fromkeys(members.ratios, self.horizon or move.window)
             back |= set(members.ratios) if move.back else set()
-        self._update(alphas, windows, back)
+        self._update(plan, alphas, windows, back)
         SCOPES[self.scope].write(self.param_groups, self.state, plan.moves)
 
-    def _update(self, alphas: dict[Tensor, float], windows: dict[Tensor, float], back: set[Tensor]) -> None:
+    def _update(self, plan: Plan, alphas: dict[Tensor, float], windows: dict[Tensor, float], back: set[Tensor]) -> None:
         """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it; tensors in ``back`` return to their average."""
         moving = {p: group for p, group in self._tensors(None) if p not in back}
         self.direction.begin(moving)
+        self._write_elements(plan)
         for group in self.param_groups:
-            keeps = kept_gradient(self.direction, list(self.adapted), group)
             for p in group["params"]:
                 if p in moving:
-                    state = self.state[p]
-                    g = self.direction.gradient(p, group)
-                    d = self.direction.advance(g, p, state, group)
-                    if keeps:
-                        buffer(state, "gradient", p).copy_(g)
-                    if self.scope == "element":
-                        lr = buffer(state, "lr", p) if "lr" in state else buffer(state, "lr", p).fill_(alphas[p])
-                        real(p).addcmul_(d, lr, value=-1)
-                    else:
-                        state["lr"] = alphas[p]
-                        real(p).add_(d, alpha=-alphas[p])
-                    self._trace(p, d, alphas[p], windows[p])
+                    self._advance(p, group, alphas[p], windows[p])
                 elif p in back and "trace" in self.state.get(p, {}):
                     trace = real(self.state[p]["trace"])
                     real(p).add_(trace)
@@ -467,15 +477,33 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                         self.state[p]["lr"] = alphas[p]
             group["last"] = {name: group[name] for name in self.direction.remembers}
 
-    def _trace(self, p: Tensor, d: Tensor, alpha: float, window: float) -> None:
-        """z_t = (1 − 1/n) z_{t-1} + d_t; under a rule that averages z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1} + (θ_t − θ̄_{t-1}) / n."""
-        if window == 1 and not self.rule.averages:
-            return
-        z = buffer(self.state[p], "trace", p)
-        if self.rule.averages:
-            z.add_(d, alpha=alpha).mul_(1 - 1 / window)
-        else:
-            z.mul_(1 - 1 / window).add_(d)
+    def _advance(self, p: Tensor, group: Group, alpha: float, window: float) -> None:
+        """θ_t = θ_{t-1} − α d_t of one tensor, piece by piece, with its buffers and its trace.
+
+        z_t = (1 − 1/n) z_{t-1} + d_t; under a rule that averages z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1} + (θ_t − θ̄_{t-1}) / n.
+        """
+        state, elements = self.state[p], self.scope == "element"
+        self.direction.prepare(p, state, group)
+        if kept_gradient(self.direction, list(self.adapted), group):
+            make_buffer(state, "gradient", p)
+        if window != 1 or self.rule.averages:
+            make_buffer(state, "trace", p)
+        if elements:
+            make_buffer(state, "lr", p, alpha)
+        tensors, numbers = self._split(p)
+        for piece in blocks(tensors):
+            theta, g, z = piece["p"], self._gradient(piece, group, None), piece.get("trace")
+            d = self.direction.advance(g, theta, numbers | piece, group)
+            if "gradient" in piece:
+                piece["gradient"].copy_(g)
+            if elements:
+                theta.addcmul_(d, piece["lr"], value=-1)
+            else:
+                theta.add_(d, alpha=-alpha)
+            if z is not None and self.rule.averages:
+                z.add_(d, alpha=alpha).mul_(1 - 1 / window)
+            elif z is not None and window != 1:
+                z.mul_(1 - 1 / window).add_(d)
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -525,3 +553,8 @@ def weigh(rows: Sequence[tuple[float, Products]]) -> tuple[float, float, float]:
     """h = −Σ w g·x, ‖g‖ and ‖w x‖ of tensors that moved by −w x for each unit of a hyperparameter."""
     h = 0.0 - total(w * x.gx for w, x in rows)  # 0, not −0, at the first step
     return h, math.sqrt(total(x.gg for _, x in rows)), math.sqrt(total(w**2 * x.xx for w, x in rows))
+
+
+def inner(g: Tensor, x: Tensor, norms: bool) -> list[Tensor]:
+    """g · x, and with ``norms`` also g · g and x · x."""
+    return [dot(g, x), dot(g, g), dot(x, x)] if norms else [dot(g, x)]

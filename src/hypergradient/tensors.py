@@ -6,13 +6,16 @@ product. Dot products accumulate in float32 or wider, whatever the dtype of the 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Number = TypeVar("Number", float, Tensor)
+
+#: Elements of a piece: ten tensors of so many float32 fit into the second-level cache of two cores.
+BLOCK = 65_536
 
 
 def real(x: Tensor) -> Tensor:
@@ -20,11 +23,18 @@ def real(x: Tensor) -> Tensor:
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
-def buffer(state: dict, key: str, like: Tensor) -> Tensor:
-    """The real view of ``state[key]``, which is made of zeros shaped as ``like`` where there is none."""
+def make_buffer(state: dict[str, Any], key: str, like: Tensor, value: float = 0.0) -> None:
+    """Fill ``state[key]`` with a tensor of one value, shaped as ``like``, where there is none."""
     if state.get(key) is None:  # torch.optim.SGD's checkpoints hold None for a buffer not yet used
         state[key] = torch.zeros_like(like, memory_format=torch.preserve_format)
-    return real(state[key])
+        if value:
+            real(state[key]).fill_(value)
+
+
+def split_state(p: Tensor, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The real views of what has the shape of ``p``, with ``p`` itself as "p", and all else."""
+    shaped = {key: real(x) for key, x in state.items() if isinstance(x, Tensor) and x.shape == p.shape}
+    return {"p": real(p), **shaped}, {key: x for key, x in state.items() if key not in shaped}
 
 
 def add_scaled(y: Tensor, a: float | Tensor, x: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -46,6 +56,20 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product of two real tensors of one shape, as a 0-dim tensor of float32 or wider."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     return torch.dot(x.reshape(-1).to(dtype), y.reshape(-1).to(dtype))
+
+
+def blocks(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Tensors of one shape in flat pieces that stay in a processor's cache over several operations; whole where they are small.
+
+    They are whole too where they do not lie in memory one like the other, so that pieces would not fit together.
+    """
+    size = next(iter(tensors.values())).numel()
+    if size <= BLOCK or not all(x.is_contiguous() for x in tensors.values()):
+        yield dict(tensors)
+        return
+    flat = {name: torch.split(x.view(-1), BLOCK) for name, x in tensors.items()}
+    for i in range(math.ceil(size / BLOCK)):
+        yield {name: pieces[i] for name, pieces in flat.items()}
 
 
 def finite_zero(x: Tensor) -> Tensor:

@@ -47,9 +47,9 @@ class BaseStep(Direction):
     def check(self, group: Mapping[str, Any]) -> None:
         """The base has checked its options when it was made."""
 
-    def gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+    def gradient(self, g: Tensor, p: Tensor, group: Mapping[str, Any]) -> Tensor:
         group = {"maximize": False, "weight_decay": 0.0, **group}
-        return decayed(p, group) if self.coupled and not group.get("decoupled_weight_decay", False) else signed(p, group)
+        return decayed(g, p, group) if self.coupled and not group.get("decoupled_weight_decay", False) else signed(g, group)
 
     def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
         return real(state["direction"])
@@ -60,7 +60,7 @@ class BaseStep(Direction):
             return
         state = self.base.state
         before = {p: state[p]["direction"].copy_(p) if "direction" in state.get(p, {}) else p.clone() for p in moving}
-        new = [p for p in moving if p not in state or "direction" not in state[p]]
+        new, without = [p for p in moving if "applied" not in state.get(p, {})], [p for p in moving if p not in state]
         try:
             unit_step(self.base, moving)
             check_state(self.base, [state[p] for p in new])
@@ -69,24 +69,31 @@ class BaseStep(Direction):
                 p.copy_(value)
                 if "applied" in state.get(p, {}):  # its direction is gone
                     state[p]["applied"] = False
+            for p in without:
+                state.pop(p, None)
             raise
         for p, value in before.items():
             state[p]["direction"] = value
 
+    def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        """``begin`` has done it."""
+
     def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
-        before = state["direction"]
+        before: Tensor = state["direction"]
         d = before - p
         p.copy_(before)
-        before.copy_(d)
-        return real(before)
+        return before.copy_(d)
 
     def first(self, moving: Mapping[Tensor, Group]) -> Iterator[tuple[Tensor, Tensor]]:
         """By a copy of the base and of its parameters, which is thrown away."""
-        params = [p for group in self.base.param_groups for p in group["params"]]
-        base = copy.deepcopy(self.base)
-        copies = dict(zip(params, (p for group in base.param_groups for p in group["params"]), strict=True))
-        for p, twin in copies.items():
-            twin.grad = p.grad
+        base = twin(self.base)
+        copies = {
+            p: q
+            for group, own in zip(self.base.param_groups, base.param_groups, strict=True)
+            for p, q in zip(group["params"], own["params"], strict=True)
+        }
+        for p, q in copies.items():
+            q.grad = None if p.grad is None else p.grad.clone()
         unit_step(base, {copies[p]: group for p, group in moving.items()})
         for p in moving:
             yield p, real(p - copies[p])
@@ -107,6 +114,14 @@ def unit_step(base: torch.optim.Optimizer, moving: Mapping[Tensor, Any]) -> None
             group["lr"] = lr
         for p, grad in still.items():
             p.grad = grad
+
+
+def twin(base: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """A copy with parameters, state and options of its own, and without hooks; other attributes, which ``deepcopy`` loses, are shared."""
+    found = copy.deepcopy(base)
+    kept = {name: value for name, value in vars(base).items() if name != "step" and "_hooks" not in name}  # schedulers wrap step()
+    vars(found).update(kept | {"param_groups": found.param_groups, "state": found.state})
+    return found
 
 
 @final
@@ -202,11 +217,14 @@ class Hypergradient(HypergradientOptimizer):
     def __getstate__(self) -> Group:
         return {**super().__getstate__(), "base": self.base, "_direction": self._direction}
 
-    def load_state_dict(self, state_dict: Group) -> None:
+    def __setstate__(self, state: Group) -> None:
         """Go on from the state of such an optimizer, or of the base's own; the base reads it as it reads its own."""
-        super().load_state_dict(state_dict)
+        super().__setstate__(state)
         self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._share(self.param_groups)
+        for own in self.state.values():
+            if "applied" in own and "direction" not in own:  # SGDHD and its like recompute it from what theirs are
+                own["applied"] = False
 
 
 def check_base(base: Any) -> None:
@@ -228,5 +246,5 @@ def check_state(base: torch.optim.Optimizer, states: Iterable[Mapping[str, Any]]
     taken = sorted(OURS & {key for state in states for key in state})
     if taken:
         raise ValueError(
-            f"{type(base).__name__} cannot be wrapped: it keeps {', '.join(map(repr, taken))} in its state, where Hypergradient keeps its own"
+            f"{type(base).__name__} cannot be wrapped, since it keeps {', '.join(map(repr, taken))} in its state as Hypergradient does"
         )
