@@ -19,12 +19,16 @@ FAMILIES = {
         Config("digits", "logreg", "sgd-hd", 0.1, 1e-2, weight_decay=0.1),
         Config("digits", "logreg", "sgd-hd", 0.01, 0.02, rule="multiplicative"),
         Config("digits", "logreg", "sgd-hd", 0.0, 1e-3),
+        Config("digits", "logreg", "sgd-hd", 1e-3, 1e-4, height=2, level_lr=1e-6),
+        Config("digits", "logreg", "sgd-hd", 1e-3, 1e-4, height=4, level="multiplicative"),
+        Config("digits", "logreg", "sgd-hd", 1e-3, 0.02, rule="multiplicative", height=3, level_lr=1e-4),
     ],
     "sgdn": [
         Config("digits", "logreg", "sgdn", 0.01),
         Config("digits", "logreg", "sgdn-hd", 1e-3, 1e-3, momentum=0.5),
         Config("digits", "logreg", "sgdn-hd", 1e-3, 1e-4),
         Config("digits", "logreg", "sgdn-hd", 0.01, 0.02, rule="multiplicative"),
+        Config("digits", "logreg", "sgdn-hd", 1e-3, 1e-5, height=3, level="multiplicative", level_lr=0.1),
     ],
     "adam": [
         Config("digits", "logreg", "adam", 1e-2),
@@ -32,6 +36,8 @@ FAMILIES = {
         Config("digits", "logreg", "adam-hd", 1e-3, 1e-5),
         Config("digits", "logreg", "adam-hd", 1e-3, 1e-6, weight_decay=0.01),
         Config("digits", "logreg", "adam-hd", 1e-4, 0.02, rule="multiplicative"),
+        Config("digits", "logreg", "adam-hd", 1e-3, 1e-6, height=2, level="multiplicative"),
+        Config("digits", "logreg", "adam-hd", 1e-3, 1e-6, height=3, level_lr=1e-24),
     ],
 }
 
@@ -61,6 +67,7 @@ def test_ensemble_equals_single_runs(tmp_path, family: str, model: str, dtype, s
         losses, h = together.step(data.train_x[indices], data.train_y[indices])
         assert losses == pytest.approx([run.step(indices) for run in singles], rel=close)
         assert together.alphas == pytest.approx([run.alpha for run in singles], rel=close)
+        assert together.betas == pytest.approx([run.opt.param_groups[0].get("hypergrad_lr", 0.0) for run in singles], rel=100 * close)
         expected = [run.opt.hypergradients[0] if run.config.adapts else mine for run, mine in zip(singles, h, strict=True)]
         assert h == pytest.approx(expected, rel=100 * close, abs=close)
     losses, accuracies = together.evaluate(data.valid_x, data.valid_y)
@@ -74,10 +81,10 @@ def test_runs_that_leave_do_not_disturb_the_others() -> None:
     whole, parts = (Ensemble(FAMILIES["adam"], data.train_x.shape[1:], data.classes, 20) for _ in range(2))
     for t in range(20):
         if t == 10:
-            parts.keep([0, 3])
+            parts.keep([0, 3, 5])
         indices = shuffled(1437, 1, 0)[t % 11 * 128 :][:128]
         losses = whole.step(data.train_x[indices], data.train_y[indices])[0]
         some = parts.step(data.train_x[indices], data.train_y[indices])[0]
-    assert some == pytest.approx([losses[0], losses[3]], rel=1e-5)
-    assert parts.alphas == pytest.approx([whole.alphas[0], whole.alphas[3]], rel=1e-5)
-    assert [run.weight_decay for run in parts.runs] == [1e-4, 0.01]
+    assert some == pytest.approx([losses[0], losses[3], losses[5]], rel=1e-5)
+    assert parts.alphas == pytest.approx([whole.alphas[0], whole.alphas[3], whole.alphas[5]], rel=1e-5)
+    assert [run.weight_decay for run in parts.runs] == [1e-4, 0.01, 1e-4]

@@ -1,21 +1,24 @@
 """Runs: their histories, and what is left of them when they are stopped."""
 
+import copy
 import json
 import multiprocessing
 import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from hypergradient.lab.config import TITLES, Config, LabError
 from hypergradient.lab.data import load
-from hypergradient.lab.engine import StoppedError
+from hypergradient.lab.engine import StoppedError, loss_of, shuffled
 from hypergradient.lab.store import Folder
-from hypergradient.lab.train import train
+from hypergradient.lab.train import Run, train
 
 
 def tables(folder: Path) -> list[dict]:
@@ -38,6 +41,70 @@ def test_history(tmp_path: Path, optimizer: str) -> None:
     assert summary.alpha == iterations["alpha"][-1]
     assert json.loads((tmp_path / "status.json").read_text())["valid_loss"] == epochs["valid_loss"][-1]
     assert json.loads((tmp_path / "config.json").read_text())["config"] == config.as_dict()
+
+
+FOLLOWED = {
+    "tower": Config("digits", "logreg", "sgd-hd", epochs=2, height=3, level="multiplicative"),
+    "others": Config("digits", "logreg", "sgdn-hd", epochs=2, adapt="momentum=additive:0.01,weight_decay=multiplicative:0.02"),
+    "validation": Config(
+        "digits", "mlp", "adam-hd", epochs=2, hidden=16, hypergrad_data="validation", adapt="beta2=additive:1,eps=additive:1"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [("tower", {"hypergrad_lr"}), ("others", {"momentum", "weight_decay"}), ("validation", {"beta2", "eps"})],
+)
+def test_what_moves_is_in_the_history(tmp_path: Path, name: str, columns: set[str]) -> None:
+    config = FOLLOWED[name]
+    _, history = train(config, load("digits"), Folder(tmp_path))
+    found = {key for key, column in history.iterations.items() if set(column) != {None}}
+    assert found == {"iteration", "epoch", "loss", "alpha", "h"} | columns
+    assert all(len(set(history.iterations[key])) > 10 for key in columns | {"alpha"})
+    assert tables(tmp_path)[0] == history.iterations
+
+
+def test_hypergradients_of_validation_images(tmp_path: Path) -> None:
+    """A tenth of the images is held out, and h is the loss's on them: -β h is what moves α, and training alone does not give it."""
+    config = FOLLOWED["validation"]
+    run, plain = Run(config, load("digits")), Run(replace(config, hypergrad_data="train"), load("digits"))
+    assert run.held_out is not None
+    assert (len(run.data.train_y), len(run.held_out[1]), len(plain.data.train_y)) == (1294, 143, 1437)
+    assert torch.equal(torch.cat([run.data.train_x, run.held_out[0]]), plain.data.train_x)
+    indices = torch.arange(128)
+    for t in range(3):
+        model, batch = copy.deepcopy(run.model), shuffled(143, 1, t)[:128]
+        before = list(model.parameters())
+        grads = torch.autograd.grad(loss_of(model(run.held_out[0][batch]), run.held_out[1][batch]), before)
+        direction = [adam(run.opt.state[p], t) for p in run.model.parameters()] if t else []
+        run.step(indices)
+        h = run.history.iterations["h"][-1]
+        assert h == pytest.approx(-sum((g * d).sum().item() for g, d in zip(grads, direction, strict=False)), rel=1e-4)
+    assert run.alpha - config.lr == pytest.approx(-1e-7 * sum(run.history.iterations["h"]), rel=1e-4)
+
+
+def adam(state: dict, t: int) -> torch.Tensor:
+    """Adam's last direction, from its moments; β2 and ε move too slowly to matter."""
+    return state["exp_avg"] / (1 - 0.9**t) / ((state["exp_avg_sq"] / (1 - 0.999**t)).sqrt() + 1e-8)
+
+
+def test_batch_norm_sees_no_held_out_images() -> None:
+    torch.manual_seed(0)
+    config = Config("digits", "cnn-bn", "sgd-hd", limit=256, hypergrad_lr=0.0, hypergrad_data="validation")
+    run = Run(config, load("digits"))
+    assert run.held_out is not None
+    other = Run(config, load("digits"))
+    other.held_out = (torch.zeros_like(run.held_out[0]), run.held_out[1])
+    for _ in range(3):
+        assert run.step(torch.arange(64)) == other.step(torch.arange(64))
+    assert all(torch.equal(a, b) for a, b in zip(run.model.buffers(), other.model.buffers(), strict=True))
+
+
+def test_too_few_images_to_hold_out(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="holds out a tenth of the training images, got 9: give 10 or more"):
+        train(replace(FOLLOWED["validation"], limit=9), load("digits"), Folder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_divergence_is_a_status(tmp_path: Path) -> None:
@@ -77,6 +144,24 @@ def test_killed_ten_times_equals_never_killed(tmp_path: Path, optimizer: str) ->
     resumed, _ = train(config, load("digits"), Folder(tmp_path / "killed"), resume=True)
     assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
     assert (resumed.valid_loss, resumed.alpha) == (whole.valid_loss, whole.alpha)
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_resumed_in_an_epoch_equals_never_stopped(tmp_path: Path, name: str) -> None:
+    config = FOLLOWED[name]
+    whole, _ = train(config, load("digits"), Folder(tmp_path / "whole"))
+
+    def stop(iteration: int, *_: float) -> None:
+        if iteration in (5, 17):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    for _ in range(2):
+        with pytest.raises(StoppedError):
+            train(config, load("digits"), Folder(tmp_path / "stopped"), resume=True, watch=stop)
+    resumed, _ = train(config, load("digits"), Folder(tmp_path / "stopped"), resume=True)
+    assert tables(tmp_path / "stopped") == tables(tmp_path / "whole")
+    assert replace(resumed, seconds=0) == replace(whole, seconds=0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])

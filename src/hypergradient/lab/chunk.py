@@ -10,9 +10,9 @@ import torch
 
 from .config import Config
 from .data import Data
-from .engine import Save, Saved, StoppedError, ending, limited, shuffled, steps_of, summarise
+from .engine import Save, Saved, StoppedError, ending, shuffled, split, steps_of, summarise
 from .ensemble import Ensemble
-from .store import History
+from .store import ITERATIONS, History
 
 
 class Chunk:
@@ -25,7 +25,7 @@ class Chunk:
     """
 
     def __init__(self, configs: Sequence[Config], data: Data, state: dict[str, Any] | None = None) -> None:
-        self.data = limited(data, configs[0].limit)
+        self.data, _ = split(configs[0], data)
         self.batches, total = steps_of(configs[0], self.data)
         self.ensemble = Ensemble(configs, self.data.train_x.shape[1:], self.data.classes, total)
         self.histories = {config.name: History() for config in configs}
@@ -35,7 +35,7 @@ class Chunk:
         if state:
             self.ensemble.load(state["ensemble"])
             self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
-            self.histories = {name: History(*tables) for name, tables in state["histories"].items()}
+            self.histories = {name: whole(*tables) for name, tables in state["histories"].items()}
 
     def go(self, stopped: Event, every: float) -> Iterator[Save]:
         """Train, and give what is to be written: every so many seconds, and at the end.
@@ -69,10 +69,12 @@ class Chunk:
         self.best = min(self.best, *losses)
         leaving: dict[int, str] = {}
         for i, config in enumerate(self.ensemble.runs):
-            row = (self.ensemble.steps, self.epoch + 1, losses[i], self.ensemble.alphas[i], h[i] if config.adapts else None)
-            for column, value in zip(self.histories[config.name].iterations.values(), (*row, None, None, None), strict=True):
-                column.append(value)
-            status = ending(config, self.ensemble.steps, losses[i], not math.isfinite(h[i]))
+            row = {"iteration": self.ensemble.steps, "epoch": self.epoch + 1, "loss": losses[i], "alpha": self.ensemble.alphas[i]}
+            row |= {"h": h[i]} if config.adapts else {}
+            row |= {"hypergrad_lr": self.ensemble.betas[i]} if config.height > 1 else {}
+            for name, column in self.histories[config.name].iterations.items():
+                column.append(row.get(name))
+            status = ending(config, self.ensemble.steps, losses[i], self.ensemble.skipped[i])
             if status:
                 leaving[i] = status
         self._leave(leaving)
@@ -115,3 +117,9 @@ class Chunk:
         saved = Save(self.ended, state, self.steps, self.best)
         self.ended, self.steps = [], 0
         return saved
+
+
+def whole(iterations: dict[str, list], epochs: dict[str, list]) -> History:
+    """A history with the columns that an earlier version had not, which are null."""
+    rows = len(iterations["iteration"])
+    return History({name: iterations.get(name, [None] * rows) for name in ITERATIONS}, epochs)

@@ -40,6 +40,9 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the data.", show_d
 Limit = Annotated[int | None, typer.Option(help="Train and validate on the first so many images.", show_default="all")]
 Seed = Annotated[int, typer.Option(help="Of the initial weights, the order of the images, dropout and crops.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, from 1.")]
+LevelLr = Annotated[
+    float | None, typer.Option(help="β of every level above the first.", show_default="the first's for additive, 0.02 for multiplicative")
+]
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1, mps.")]
 BatchSize = Annotated[int, typer.Option(help="Images a step.")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too.")]
@@ -97,6 +100,24 @@ def train(
     device: Device = "cpu",
     output: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/DATA-MODEL-OPTIMIZER-seedN")] = None,
     rule: Annotated[str, typer.Option(help="Of the -hd optimizers: additive, multiplicative or tuning-free.")] = "additive",
+    height: Annotated[int, typer.Option(help="Levels of adaptation of the -hd optimizers: 2 adapts β too, 3 the β of that, ...")] = 1,
+    level: Annotated[str, typer.Option(help="Rule of the levels above the first: additive or multiplicative.")] = "additive",
+    level_lr: LevelLr = None,
+    adapt: Annotated[
+        str,
+        typer.Option(
+            help="Other hyperparameters that move, NAME=RULE:β with commas: momentum=additive:0.01,weight_decay=multiplicative:0.02. "
+            "sgd-hd has weight_decay, sgdn-hd momentum too, adam-hd beta1, beta2, eps, weight_decay.",
+            show_default="none",
+        ),
+    ] = "",
+    hypergrad_data: Annotated[
+        str,
+        typer.Option(
+            help="What the -hd optimizers follow: train, the loss of the step, or validation, that of a minibatch from the last tenth of "
+            "the training images, which are then not trained on. The validation loss stays that of images that nothing has seen."
+        ),
+    ] = "train",
     limit: Limit = None,
     hidden: Annotated[int, typer.Option(help="Width of mlp's two hidden layers.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
@@ -106,7 +127,7 @@ def train(
     """Train one model. The defaults are the paper's settings."""
     from .config import HYPERGRAD_LR, PEERS, Config
     from .data import load
-    from .engine import StoppedError, flush_denormals
+    from .engine import StoppedError, flush_denormals, split
     from .report import write as write_report
     from .store import Folder
     from .sweep import check
@@ -116,14 +137,33 @@ def train(
     if lr is None:
         lr = 0.0 if optimizer in PEERS or (optimizer in HYPERGRAD_LR and rule == "tuning-free") else Config.lr
     config = Config(
-        data, model, optimizer, lr, hypergrad_lr, momentum, weight_decay, batch_size, epochs, seed, device, rule, limit, hidden=hidden
+        data,
+        model,
+        optimizer,
+        lr,
+        hypergrad_lr,
+        momentum,
+        weight_decay,
+        batch_size,
+        epochs,
+        seed,
+        device,
+        rule,
+        limit,
+        hidden=hidden,
+        height=height,
+        level=level,
+        level_lr=level_lr,
+        adapt=adapt,
+        hypergrad_data=hypergrad_data,
     )
     folder = Folder(output or Path("runs") / f"{Path(data).name}-{model.replace(':', '.')}-{optimizer}-seed{seed}")
     folder.check(config, resume=resume)
     with notes.status(f"Loading {data}"):  # seen on a terminal only
         loaded = load(data, device)
     check([config], loaded, "auto")
-    note(f"Training {model} with {optimizer} on {len(loaded.train_y):,} images for {config.epochs} epochs, into {folder.path}")
+    images = len(split(config, loaded)[0].train_y)
+    note(f"Training {model} with {optimizer} on {images:,} images for {config.epochs} epochs, into {folder.path}")
     try:
         with progress() as bar:
             summary, _ = train(config, loaded, folder, resume=resume, events=events(folder.path, tensorboard), watch=follow(bar, config))

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from hypergradient import SGDHD, AdamHD, Additive, Multiplicative, TuningFree
-from hypergradient.rules import Rule
+from hypergradient import SGDHD, AdamHD, Adapted, Additive, Multiplicative, TuningFree
+from hypergradient.rules import Level, Rule
 
 #: The paper's optimizers, those of other packages that promise to need no learning rate, and the models:
 #: how figures write their names.
@@ -40,9 +40,25 @@ HYPERGRAD_LR = {"sgd-hd": 1e-3, "sgdn-hd": 1e-3, "adam-hd": 1e-7}
 EPOCHS = {"logreg": 10, "mlp": 100, "cnn": 50, "vgg16": 100}
 
 
-RULES: dict[str, Callable[[float], Rule]] = {"additive": Additive, "multiplicative": Multiplicative, "tuning-free": TuningFree}
+RULES: dict[str, Callable[[Any], Rule]] = {"additive": Additive, "multiplicative": Multiplicative, "tuning-free": TuningFree}
+
+#: Those that can move β and the other hyperparameters too, and the β of a level above the first where it is not given: None for that of
+#: the first.
+LEVELS: dict[str, Callable[[float | Adapted], Level]] = {"additive": Additive, "multiplicative": Multiplicative}
+LEVEL_LR = {"additive": None, "multiplicative": 0.02}
+
+#: The most levels: their sum is a recursion.
+HIGHEST = 100
+
+#: What --adapt can move.
+ADAPTABLE = {
+    "sgd-hd": ("weight_decay",),
+    "sgdn-hd": ("momentum", "weight_decay"),
+    "adam-hd": ("beta1", "beta2", "eps", "weight_decay"),
+}
 
 SCHEDULES = ("constant", "cosine")
+HYPERGRAD_DATA = ("train", "validation")
 
 
 class LabError(Exception):
@@ -74,9 +90,17 @@ class Config:
         hidden: width of mlp's two hidden layers.
         schedule: of an optimizer that does not adapt: ``constant``, or ``cosine``, α_t = α_0 (1 + cos(π t/T)) / 2.
         final: evaluate on the whole training set too, once, at the end.
+        height: levels of adaptation of the -hd optimizers, from 1 to HIGHEST: 2 adapts β too, 3 the β of that, and so on.
+        level: the rule of the levels above the first: ``additive`` or ``multiplicative``.
+        level_lr: β >= 0 of each level above the first; None takes the first's for ``additive``, 0.02 for ``multiplicative``, and stays
+            None without such levels.
+        adapt: other hyperparameters of the -hd optimizers that move, NAME=RULE:β with commas, such as
+            ``momentum=additive:0.01,weight_decay=multiplicative:0.02``; names as in ADAPTABLE.
+        hypergrad_data: what the hypergradient is of: ``train``, the loss that a step is made of, or ``validation``, that of a minibatch
+            from the last tenth of the training images, which are then not trained on.
 
     Raises:
-        LabError: a value is out of its range.
+        LabError: a value is out of its range, or has no meaning beside the others.
     """
 
     data: str = "digits"
@@ -97,6 +121,11 @@ class Config:
     hidden: int = 1000
     schedule: str = "constant"
     final: bool = False
+    height: int = 1
+    level: str = "additive"
+    level_lr: float | None = None
+    adapt: str = ""
+    hypergrad_data: str = "train"
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.]+:\w+", self.model):
@@ -104,6 +133,8 @@ class Config:
         choose("optimizer", self.optimizer, TITLES | PEERS)
         choose("rule", self.rule, RULES)
         choose("schedule", self.schedule, SCHEDULES)
+        choose("level", self.level, LEVELS)
+        choose("hypergrad-data", self.hypergrad_data, HYPERGRAD_DATA)
         if self.schedule != "constant" and (self.adapts or self.optimizer in PEERS):
             raise LabError(f"--schedule {self.schedule} has no meaning for {self.optimizer}, which finds its learning rates: leave it out")
         if self.hypergrad_lr is None:
@@ -113,19 +144,39 @@ class Config:
             raise LabError(f"--hypergrad-lr has no meaning for {self.optimizer}: leave it out, or choose one of {', '.join(HYPERGRAD_LR)}")
         if self.epochs is None:
             object.__setattr__(self, "epochs", EPOCHS.get(self.model, 100))
-        for name in ("lr", "hypergrad_lr", "weight_decay"):
+        for name in ("lr", "hypergrad_lr", "weight_decay", "level_lr"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise LabError(f"--{name.replace('_', '-')} must be a finite number >= 0, got {value}")
         if not 0 < self.momentum < 1:
             raise LabError(f"--momentum must lie between 0 and 1, got {self.momentum}")
-        for name, lowest in (("batch_size", 1), ("epochs", 1), ("seed", 0), ("limit", 1), ("iterations", 1), ("hidden", 1)):
+        for name, lowest in (("batch_size", 1), ("epochs", 1), ("seed", 0), ("limit", 1), ("iterations", 1), ("hidden", 1), ("height", 1)):
             if getattr(self, name) is not None and getattr(self, name) < lowest:
                 raise LabError(f"--{name.replace('_', '-')} must be at least {lowest}, got {getattr(self, name)}")
+        self._check_adaptation()
         try:
             torch.empty(0, device=self.device)
         except Exception as error:
             raise LabError(f"--device {self.device} cannot be used here ({first_line(error)}): try --device cpu") from None
+
+    def _check_adaptation(self) -> None:
+        """What belongs to towers, other hyperparameters and other data; ``level_lr`` finds its default."""
+        options = {name: f"--{name.replace('_', '-')} {getattr(self, name)}" for name in ("height", "adapt", "hypergrad_data")}
+        given = [text for name, text in options.items() if getattr(self, name) != getattr(Config, name)]
+        if given and not self.adapts:
+            raise LabError(f"{given[0]} has no meaning for {self.optimizer}: leave it out, or choose one of {', '.join(HYPERGRAD_LR)}")
+        if self.tuning_free and (self.height > 1 or self.hypergrad_data != "train"):
+            raise LabError(f"{given[0]} has no meaning for --rule tuning-free: leave it out, or choose one of {', '.join(LEVELS)}")
+        if self.height == 1 and (self.level != Config.level or self.level_lr is not None):
+            name, value = ("level", self.level) if self.level_lr is None else ("level-lr", self.level_lr)
+            raise LabError(f"--{name} {value} is for the levels above the first: leave it out, or add --height 2")
+        if self.height > HIGHEST:
+            raise LabError(f"--height must be at most {HIGHEST}, got {self.height}")
+        if self.height > 1 and self.level_lr is None:
+            default = LEVEL_LR[self.level]
+            object.__setattr__(self, "level_lr", self.hypergrad_lr if default is None else default)
+        if self.height > 1 or self.adapt:
+            self.make_optimizer(torch.nn.ParameterList([torch.zeros(1)]))
 
     @property
     def adapts(self) -> bool:
@@ -170,6 +221,32 @@ class Config:
         """The learning rate of a step, from 0, of ``steps``, where the optimizer does not adapt it."""
         return self.lr * (1 + math.cos(math.pi * step / steps)) / 2 if self.schedule == "cosine" else self.lr
 
+    @property
+    def adapted(self) -> dict[str, Level]:
+        """The rules of the other hyperparameters that move, by name."""
+        rules = {}
+        for entry in filter(None, self.adapt.split(",")):
+            name, _, rule = (part.strip() for part in entry.partition("="))
+            kind, _, beta = rule.partition(":")
+            try:
+                if name not in ADAPTABLE[self.optimizer] or name in rules:
+                    raise KeyError(name)
+                rules[name] = LEVELS[kind](float(beta))
+            except (KeyError, ValueError):
+                raise LabError(
+                    f"--adapt takes NAME=RULE:β with commas, such as weight_decay=multiplicative:0.02; for {self.optimizer} NAME is one of "
+                    f"{', '.join(ADAPTABLE[self.optimizer])}, each once, RULE {' or '.join(LEVELS)}, β >= 0; got {entry!r}"
+                ) from None
+        return rules
+
+    def make_rule(self) -> Rule:
+        """The rule of the learning rate, with the levels above it."""
+        first, above = self.hypergrad_lr or 0.0, self.level_lr or 0.0
+        beta: float | Adapted = first if self.height == 1 else above
+        for level in range(self.height, 1, -1):
+            beta = Adapted(first if level == 2 else above, LEVELS[self.level](beta))
+        return RULES[self.rule](beta)
+
     def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the model's parameters: SGDN is SGD with Nesterov momentum, as in the paper."""
         if self.optimizer in PEERS:
@@ -179,13 +256,26 @@ class Config:
         options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self.optimizer.startswith("sgdn"):
             options |= {"momentum": self.momentum, "nesterov": True}
-        if self.adapts:
-            options["rule"] = RULES[self.rule](self.hypergrad_lr or 0.0)
         kinds = {"sgd": torch.optim.SGD, "sgdn": torch.optim.SGD, "adam": torch.optim.Adam}
         adapting = {"sgd-hd": SGDHD, "sgdn-hd": SGDHD, "adam-hd": AdamHD}
         kind: Any = (kinds | adapting)[self.optimizer]
-        optimizer: torch.optim.Optimizer = kind(model.parameters(), **options)
+        try:
+            if self.adapts:
+                options["rule"] = self.make_rule()
+            if self.adapt:
+                options["adapt"] = self._others()
+            optimizer: torch.optim.Optimizer = kind(model.parameters(), **options)
+        except (TypeError, ValueError) as error:
+            told = [f"--height {self.height}"] * (self.height > 1) + [f"--adapt {self.adapt}"] * bool(self.adapt)
+            cause = first_line(error).partition(", or give bounds")[0]  # which are no option here
+            raise LabError(f"{' '.join([f'--optimizer {self.optimizer}', *told])}: {cause}") from None
         return optimizer
+
+    def _others(self) -> dict[str, Any]:
+        """``adapted``, as the optimizers take it."""
+        rules: dict[str, Any] = dict(self.adapted)
+        pair = rules.pop("beta1", None), rules.pop("beta2", None)
+        return rules | ({} if pair == (None, None) else {"betas": pair})
 
 
 def choose(name: str, value: str, allowed: Iterable[str]) -> None:

@@ -136,8 +136,8 @@ def write(
 
 
 def labelled(config: Config, history: History, name: str, schema: dict[str, pa.DataType]) -> pa.Table:
-    """One of a run's tables, behind the columns that say which run it is."""
+    """One of a run's tables, behind the columns that say which run it is: among them β, which these runs do not move."""
     columns = history.iterations if name == "history" else history.epochs
     rows = len(next(iter(columns.values())))
     options = {option: [getattr(config, option)] * rows for option in OPTIONS}
-    return pa.table({**options, **columns}, schema=pa.schema([*OPTIONS.items(), *schema.items()]))
+    return pa.table(columns | options, schema=pa.schema(list((OPTIONS | schema).items())))

@@ -6,15 +6,15 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from .config import Config
-from .data import Data
+from .config import Config, LabError
+from .data import Data, Split
 from .store import FORMAT, Folder, History
 
 #: Seconds between two writings of what is under way.
@@ -110,8 +110,25 @@ def limited(data: Data, limit: int | None) -> Data:
     return Data(data.train_x[:limit], data.train_y[:limit], data.valid_x[:limit], data.valid_y[:limit], data.classes)
 
 
+def split(config: Config, data: Data) -> tuple[Data, Split | None]:
+    """What the run trains and validates on, and the images whose loss its hypergradients are of, where those are others.
+
+    Raises:
+        LabError: there are too few images to hold some out.
+    """
+    data = limited(data, config.limit)
+    if config.hypergrad_data == "train":
+        return data, None
+    n = len(data.train_y)
+    if n < 10:
+        raise LabError(f"--hypergrad-data validation holds out a tenth of the training images, got {n}: give 10 or more")
+    cut = n - n // 10
+    kept = replace(data, train_x=data.train_x[:cut], train_y=data.train_y[:cut])
+    return kept, (data.train_x[cut:], data.train_y[cut:])
+
+
 def steps_of(config: Config, data: Data) -> tuple[int, int]:
-    """Batches of an epoch, and steps of the whole run."""
+    """Batches of an epoch over the data of ``split``, and steps of the whole run."""
     assert config.epochs is not None
     batches = math.ceil(len(data.train_y) / config.batch_size)
     return batches, min(config.epochs * batches, config.iterations or config.epochs * batches)

@@ -1,7 +1,8 @@
 """Many runs as one program: parameters stacked [R, ...], one learning rate a run, the same directions and rules as the single run.
 
-Runs may differ in lr, β, rule, momentum and weight decay, and in whether they adapt at all; they share model, seed, batches and the
-optimizer's family. All of them see one minibatch, so the first layer is one matrix product. A run that has ended leaves the stack.
+Runs may differ in lr, β, rule, the levels above it, momentum and weight decay, and in whether they adapt at all; they share model, seed,
+batches and the optimizer's family. All of them see one minibatch, so the first layer is one matrix product. A run that has ended leaves
+the stack.
 """
 
 import math
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from hypergradient import directions
-from hypergradient.rules import Level
+from hypergradient.rules import Additive, Rule
 from hypergradient.tensors import total
 
-from .config import RULES, Config
+from .config import Config
 from .data import Data
 from .models import make_model
 
@@ -34,15 +35,11 @@ MODELS = ("logreg", "mlp")
 
 
 def stackable(config: Config, data: Data) -> bool:
-    """Whether such runs can train as one program: these models, labels, and a direction and a rule without averages."""
+    """Whether such runs can train as one program: these models, labels, a direction and a rule without averages, α and β alone moving, by
+    the gradients of the steps."""
     labels = data.train_y.dim() == 1 and not data.train_y.is_floating_point()
-    return config.model in MODELS and config.family in DIRECTIONS and labels and not config.averages
-
-
-def level(config: Config) -> Level:
-    rule = RULES[config.rule](config.hypergrad_lr or 0.0)
-    assert isinstance(rule, Level)
-    return rule
+    plain = not config.averages and not config.adapt and config.hypergrad_data == "train"
+    return config.model in MODELS and config.family in DIRECTIONS and labels and plain
 
 
 class Ensemble:
@@ -54,7 +51,10 @@ class Ensemble:
         self.runs = list(configs)
         self.total = total
         self.alphas = [config.lr for config in configs]
-        self.rules = [level(config) for config in configs]
+        self.rules: list[Rule] = [config.make_rule() if config.adapts else Additive(0.0) for config in configs]
+        self.betas = [rule.first_beta for rule in self.rules]
+        self.memories = [rule.fresh() for rule in self.rules]
+        self.skipped = [False for _ in configs]
         model = make_model(first.model, shape, classes, first.seed, hidden=first.hidden).to(first.device)
         self.params = [p.detach().expand(len(configs), *p.shape).clone().requires_grad_() for p in model.parameters()]
         self.layers = [layer for layer in model.children() if isinstance(layer, nn.Linear | nn.ReLU)]
@@ -99,21 +99,35 @@ class Ensemble:
         return cross_entropy(logits.reshape(-1, classes), y.repeat(runs), reduction="none").reshape(runs, batch).mean(1)
 
     def step(self, x: Tensor, y: Tensor) -> tuple[list[float], list[float]]:
-        """One minibatch for every run: the losses before the step, and the hypergradients; ``alphas`` has moved."""
+        """One minibatch for every run: the losses before the step, and the hypergradients.
+
+        ``alphas`` and ``betas`` have moved, but for the runs that are ``skipped``, whose numbers are no longer finite.
+        """
         for p in self.params:
             p.grad = None
         losses = self.losses(x, y)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             h, *norms = self._hypergradients()
-            for i, (config, rule) in enumerate(zip(self.runs, self.rules, strict=True)):
-                if not config.adapts:
-                    self.alphas[i] = config.lr_at(self.steps, self.total)
+            for i, config in enumerate(self.runs):
+                self.skipped[i] = not math.isfinite(h[i])
+                if config.adapts:
+                    self._move(i, h[i], norms[0][i], norms[1][i])
                 else:
-                    self.alphas[i] = rule(self.alphas[i], rule.first_beta, h[i], norms[0][i], norms[1][i])
+                    self.alphas[i] = config.lr_at(self.steps, self.total)
             self._update()
         self.steps += 1
         return losses.tolist(), h
+
+    def _move(self, i: int, h: float, g_norm: float, d_norm: float) -> None:
+        """What the rule of run ``i`` makes of the step."""
+        rule = self.rules[i]
+        norms = (g_norm, d_norm) if rule.reads_norms else (0.0, 0.0)
+        move = rule.move(self.memories[i], self.alphas[i], self.betas[i], h, *norms)
+        self.skipped[i] |= not move.finite
+        if not self.skipped[i]:
+            self.alphas[i], self.memories[i] = move.alpha, move.memory
+            self.betas[i] = self.betas[i] if move.beta is None else move.beta
 
     def _hypergradients(self) -> tuple[list[float], list[float], list[float]]:
         """h = −g · d of each run, and the norms of g and d where a rule reads them."""
@@ -141,8 +155,8 @@ class Ensemble:
         """Let all runs but ``which`` leave."""
         index = torch.tensor(which, dtype=torch.int64, device=self.params[0].device)
         self.runs = [self.runs[i] for i in which]
-        self.alphas = [self.alphas[i] for i in which]
-        self.rules = [self.rules[i] for i in which]
+        for name in ("alphas", "betas", "memories", "rules", "skipped"):
+            setattr(self, name, [getattr(self, name)[i] for i in which])
         self.params = [p.detach()[index].requires_grad_() for p in self.params]
         for state in self.states:
             state.update({key: value[index] for key, value in state.items() if isinstance(value, Tensor)})
@@ -164,6 +178,8 @@ class Ensemble:
         """Plain data and tensors, for torch.save."""
         return {
             "alphas": self.alphas,
+            "betas": self.betas,
+            "memories": self.memories,
             "params": [p.detach() for p in self.params],
             "states": self.states,
             "steps": self.steps,
@@ -173,5 +189,6 @@ class Ensemble:
         """Go on from ``state()`` of an ensemble of the same configurations."""
         device = self.params[0].device
         self.alphas, self.steps = saved["alphas"], saved["steps"]
+        self.betas, self.memories = saved.get("betas", self.betas), saved.get("memories", self.memories)  # older ones moved α alone
         self.states = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()} for state in saved["states"]]
         self.params = [p.to(device).requires_grad_() for p in saved["params"]]

@@ -13,11 +13,16 @@ from .config import HYPERGRAD_LR, Config, LabError, first_line
 from .engine import Summary
 from .store import Folder
 
+#: Options that have no meaning for a baseline, and without levels above the first.
+LEVELLED = ("level", "level_lr")
+ADAPTING = ("hypergrad_lr", "rule", "height", "adapt", "hypergrad_data", *LEVELLED)
+
 OPTIONS = {field.name: field for field in fields(Config)}
 
 
 def read(file: Path, given: Mapping[str, Any]) -> list[Config]:
-    """The runs of a grid, in the order of its product. hypergrad_lr and rule are left out of baselines, which run once.
+    """The runs of a grid, in the order of its product. Options without a meaning for a run, such as a baseline's hypergrad_lr, are left out
+    of it, so that it is trained once.
 
     Args:
         file: the grid.
@@ -55,9 +60,12 @@ def check_type(file: Path, name: str, value: Any) -> None:
 
 
 def config_of(options: dict[str, Any]) -> Config:
+    idle: tuple[str, ...] = ()
     if options.get("optimizer", Config.optimizer) not in HYPERGRAD_LR:
-        options = {name: value for name, value in options.items() if name not in ("hypergrad_lr", "rule")}
-    return Config(**options)
+        idle = ADAPTING
+    elif options.get("height", Config.height) == 1:
+        idle = LEVELLED
+    return Config(**{name: value for name, value in options.items() if name not in idle})
 
 
 def write(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:

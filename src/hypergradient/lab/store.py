@@ -36,6 +36,7 @@ ITERATIONS = {
     "signal": pa.float64(),
     "noise": pa.float64(),
     "horizon": pa.float64(),
+    **dict.fromkeys(("hypergrad_lr", "momentum", "weight_decay", "beta1", "beta2", "eps"), pa.float64()),
 }
 EPOCHS = {
     "epoch": pa.int64(),
@@ -51,7 +52,8 @@ class History:
     """The columns of a run's two tables, as lists of one length each.
 
     iterations: iteration (from 1), epoch (from 1), minibatch loss before the step, α and h of the step (h is null where the learning
-    rate is not adapted); signal, noise and horizon are what the tuning-free rule sees (see ``summary()``).
+    rate is not adapted); signal, noise and horizon are what the tuning-free rule sees (see ``summary()``); β and the other
+    hyperparameters of the step, each null where it does not move.
     epochs: means of loss and α over the epoch, then validation loss and accuracy after it.
     """
 

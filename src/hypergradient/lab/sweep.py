@@ -19,7 +19,7 @@ import torch
 from .chunk import Chunk
 from .config import PEERS, Config, LabError, choose, first_line
 from .data import Data
-from .engine import CHECKPOINT_EVERY, Save, Summary, stop_signals
+from .engine import CHECKPOINT_EVERY, Save, Summary, split, stop_signals
 from .ensemble import MODELS, SHARED, stackable
 from .events import Events
 from .models import model_for
@@ -175,12 +175,14 @@ def check(configs: Sequence[Config], data: Data, engine: str, address: str | Non
     check_engine(engine, address)
     if not configs:
         raise LabError("the grid is empty: give at least one value for each option")
-    for config in {(config.model, config.optimizer, config.rule): config for config in configs}.values():
+    kinds = ("model", "optimizer", "rule", "limit", "adapt", "hypergrad_data")
+    for config in {tuple(getattr(config, name) for name in kinds): config for config in configs}.values():
         if engine == "batched" and not stackable(config, data):
             raise LabError(
-                f"--engine batched takes the models {', '.join(MODELS)} on labels, and optimizers without averages, "
-                f"got {config.model} with {config.optimizer}: use --engine auto"
+                f"--engine batched takes the models {', '.join(MODELS)} on labels, and optimizers without averages, --adapt and "
+                f"--hypergrad-data, got {config.model} with {config.optimizer}: use --engine auto"
             )
+        split(config, data)
         if config.optimizer in PEERS:
             check_peer(config.optimizer)
     for config in {config.model: config for config in configs}.values():

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
+from hypergradient.hyperparameters import HYPERPARAMETERS
+
 from .config import PEERS, Config
 from .data import Data
 from .engine import (
@@ -20,9 +22,9 @@ from .engine import (
     StoppedError,
     Summary,
     ending,
-    limited,
     loss_of,
     shuffled,
+    split,
     steps_of,
     stop_signals,
     summarise,
@@ -87,10 +89,12 @@ class Run:
 
     def __init__(self, config: Config, data: Data, saved: tuple[History, dict[str, Any]] | None = None) -> None:
         self.config = config
-        self.data = data = limited(data, config.limit)
-        self.model = model_for(config, data).to(config.device)
+        self.data, self.held_out = split(config, data)
+        self.held_order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self.model = model_for(config, self.data).to(config.device)
         self.opt = config.make_optimizer(self.model)
-        self.batches, self.total = steps_of(config, data)
+        self.adapted = list(config.adapted)
+        self.batches, self.total = steps_of(config, self.data)
         self.history = History()
         self.epoch = 0
         self.batch = 0
@@ -162,6 +166,8 @@ class Run:
 
     def step(self, indices: Tensor) -> float:
         """One minibatch; its loss before the step."""
+        if self.held_out:
+            self.adapt(*self.held_out)
         self.opt.zero_grad()
         x, y = self.data.batch(indices)
         seed_step(self.config, self.iteration)
@@ -174,7 +180,7 @@ class Run:
         self.batch += 1
         value = loss.item()
         self.steps, self.best = self.steps + 1, min(self.best, value)
-        row = {"iteration": self.iteration + 1, "epoch": self.epoch + 1, "loss": value, "alpha": self.alpha}
+        row = {"iteration": self.iteration + 1, "epoch": self.epoch + 1, "loss": value, "alpha": self.alpha, **self.moved()}
         if self.config.adapts:
             row["h"] = next(iter(self.opt.hypergradients), math.nan)  # type: ignore[attr-defined]
         if self.config.tuning_free:
@@ -182,6 +188,26 @@ class Run:
         for name, column in self.history.iterations.items():
             column.append(row.get(name))
         return value
+
+    def adapt(self, x: Tensor, y: Tensor) -> None:
+        """Let the hyperparameters follow the loss on a minibatch of images that are not trained on, with the step's own dropout and crops.
+
+        Statistics of batch norm stay those of what is trained on.
+        """
+        size = min(self.config.batch_size, len(y))
+        turn, batch = divmod(self.iteration, len(y) // size)
+        if self.held_order[0] != turn:
+            self.held_order = turn, shuffled(len(y), self.config.seed, turn).to(self.config.device)
+        indices = self.held_order[1][batch * size : (batch + 1) * size]
+        seed_step(self.config, self.iteration)
+        with kept_buffers(self.model):
+            self.opt.adapt(loss_of(self.model(x[indices]), y[indices]))  # type: ignore[attr-defined]
+
+    def moved(self) -> dict[str, float]:
+        """The β and the other hyperparameters of the step, where they move."""
+        group = self.opt.param_groups[0]
+        found = {name: HYPERPARAMETERS[name].read(group) for name in self.adapted}
+        return found | ({"hypergrad_lr": group["hypergrad_lr"]} if self.config.height > 1 else {})
 
     def end_epoch(self) -> None:
         """Validate, and add the epoch's row."""
@@ -210,16 +236,23 @@ class Run:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The average in the model's parameters, with batch norm's statistics of it, from the first REFRESH batches of an epoch."""
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        self.opt.eval()  # type: ignore[attr-defined]
-        order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
-        seed_step(self.config, self.iteration)
-        update_bn((self.data.batch(part)[0] for part in torch.split(order, self.config.batch_size)[:REFRESH]), self.model)
-        yield
-        self.opt.train()  # type: ignore[attr-defined]
-        with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(buffers[name])
+        with kept_buffers(self.model):
+            self.opt.eval()  # type: ignore[attr-defined]
+            order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
+            seed_step(self.config, self.iteration)
+            update_bn((self.data.batch(part)[0] for part in torch.split(order, self.config.batch_size)[:REFRESH]), self.model)
+            yield
+            self.opt.train()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def kept_buffers(model: torch.nn.Module) -> Iterator[None]:
+    """Give the model's buffers, such as the statistics of batch norm, back as they were."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def seed_step(config: Config, iteration: int) -> None:
