@@ -138,7 +138,8 @@ class Ensemble:
         reads = any(rule.reads_norms for rule in self.rules)
         terms: list[list[Tensor]] = [[], [], []]
         for p, state, group in zip(self.params, self.states, self.groups, strict=True):
-            g = self.direction.gradient(p, group).flatten(1)
+            assert p.grad is not None
+            g = self.direction.gradient(p.grad, p, group).flatten(1)
             d = self.direction.previous(p, state, group).flatten(1)
             for term, pair in zip(terms, ((g, d), (g, g), (d, d)) if reads else ((g, d),), strict=False):
                 term.append(torch.linalg.vecdot(*pair))
@@ -147,7 +148,9 @@ class Ensemble:
 
     def _update(self) -> None:
         for p, state, group in zip(self.params, self.states, self.groups, strict=True):
-            d = self.direction.advance(self.direction.gradient(p, group), p, state, group)
+            assert p.grad is not None
+            self.direction.prepare(p, state, group)
+            d = self.direction.advance(self.direction.gradient(p.grad, p, group), p, state, group)
             alpha = torch.tensor(self.alphas, dtype=p.dtype, device=p.device).reshape(-1, *[1] * (p.dim() - 1))
             p.addcmul_(d, alpha, value=-1)
 
