@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Multiplicative
+from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Decay, Multiplicative, TuningFree
 
 NAN = math.nan
 ALL = [SGDHD, AdamHD, AdamWHD]
@@ -79,6 +79,64 @@ WHOLE = [
     ({"params": [{"params": nn.Parameter(torch.ones(1)), "horizon": 9}]}, ValueError, "horizon holds for the whole optimizer"),
 ]
 
+A = Additive(0.1)
+TOWER = Additive(Adapted(1e-4, Additive(1e-10)))
+LEVEL = "takes a rule such as Additive\\(1e-6\\) or Multiplicative\\(0.01\\), got "
+
+
+def outside(name: str, value: str) -> str:
+    return rf"{name} must lie in \[.*\] to be adapted, got {value}: start it inside, or give bounds="
+
+
+# What moves beside the learning rate.
+ADAPT = [
+    ([SGDHD], {"adapt": {"betas": (A, A)}}, ValueError, "SGDHD has no 'betas' to adapt; adapt takes: lr, momentum, weight_decay"),
+    (ADAMS, {"adapt": {"momentum": A}}, ValueError, "has no 'momentum' to adapt; adapt takes: lr, betas, eps, weight_decay"),
+    ([SGDHD], {"adapt": {"nesterov": A}, "momentum": 0.9, "nesterov": True}, ValueError, "has no 'nesterov' to adapt"),
+    ([SGDHD], {"adapt": {"dampening": A}, "momentum": 0.9, "dampening": 0.5}, ValueError, "has no 'dampening' to adapt"),
+    (ALL, {"adapt": {"maximize": A}}, ValueError, "has no 'maximize' to adapt"),
+    (ALL, {"adapt": {"learning_rate": None}}, ValueError, "has no 'learning_rate' to adapt"),
+    (ALL, {"adapt": [("lr", A)]}, TypeError, r"adapt must be a dict such as .*, got \[\('lr'"),
+    (ALL, {"adapt": "lr"}, TypeError, "adapt must be a dict such as .*, got 'lr'"),
+    (ALL, {"adapt": {"lr": 0.1}}, TypeError, r"rule must be a Rule such as .*, got 0\.1"),
+    (ALL, {"adapt": {"lr": A}, "rule": A}, ValueError, r'once, by rule, hypergrad_lr or adapt\["lr"\], got adapt\["lr"\]=Additive'),
+    (ALL, {"adapt": {"lr": A}, "hypergrad_lr": 0.1}, ValueError, r'once, by rule, hypergrad_lr or adapt\["lr"\]'),
+    (ALL, {"adapt": {"weight_decay": A}, "weight_decay": 0.0}, ValueError, outside("weight_decay", r"0\.0")),
+    (ALL, {"adapt": {"weight_decay": 0.1}, "weight_decay": 0.1}, TypeError, r"adapt\['weight_decay'\] " + LEVEL + r"0\.1"),
+    (ALL, {"adapt": {"weight_decay": TuningFree()}, "weight_decay": 0.1}, TypeError, r"adapt\['weight_decay'\] " + LEVEL + "TuningFree"),
+    (ALL, {"adapt": {"weight_decay": Decay(A, total_steps=9)}, "weight_decay": 0.1}, TypeError, LEVEL + "Decay"),
+    ([SGDHD], {"adapt": {"momentum": A}}, ValueError, outside("momentum", r"0\.0")),
+    ([SGDHD], {"adapt": {"momentum": A}, "momentum": 1.0}, ValueError, outside("momentum", r"1\.0")),
+    ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "dampening": 0.5}, ValueError, r"without dampening only, got dampening=0\.5"),
+    ([SGDHD], {"adapt": {"momentum": TuningFree()}, "momentum": 0.9}, TypeError, r"adapt\['momentum'\] " + LEVEL + "TuningFree"),
+    (ADAMS, {"adapt": {"betas": A}}, TypeError, r"adapt takes a pair for betas, None for the one that stays, got Additive"),
+    (ADAMS, {"adapt": {"betas": (A,)}}, TypeError, r"adapt takes a pair for betas"),
+    (ADAMS, {"adapt": {"betas": (A, A, A)}}, TypeError, r"adapt takes a pair for betas"),
+    (ADAMS, {"adapt": {"betas": (None, 0.5)}}, TypeError, r"adapt\['beta2'\] " + LEVEL + r"0\.5"),
+    (ADAMS, {"adapt": {"betas": (A, None)}, "betas": (0.0, 0.999)}, ValueError, outside("beta1", r"0\.0")),
+    (ADAMS, {"adapt": {"betas": (None, A)}, "betas": (0.9, 0.0)}, ValueError, outside("beta2", r"0\.0")),
+    (ADAMS, {"adapt": {"eps": A}, "eps": 0.0}, ValueError, outside("eps", r"0\.0")),
+    ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "bounds": {"momentum": (0.1, 0.5)}}, ValueError, outside("momentum", r"0\.9")),
+    ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "bounds": {"momentum": (0, 0.99)}}, ValueError, r"must lie in \(0, 1\)"),
+    ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "bounds": {"momentum": (0.5, 1)}}, ValueError, r"must lie in \(0, 1\)"),
+    ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "bounds": {"momentum": (0.9, 0.5)}}, ValueError, r"bounds\['momentum'\] must be"),
+    ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "bounds": [0.5, 0.9]}, TypeError, "bounds must be a dict"),
+    (
+        ADAMS,
+        {"adapt": {"betas": (A, A)}, "bounds": {"betas": (0.5, 0.9)}},
+        ValueError,
+        r"bounds\['beta1'\] must be \(low, high\).*got 0\.5",
+    ),
+    (ADAMS, {"adapt": {"eps": A}, "bounds": {"eps": (0, 1)}}, ValueError, r"bounds\['eps'\] must lie in \(0, inf\), got \(0, 1\)"),
+    (ALL, {"adapt": {"lr": A}, "bounds": {"lr": (0, 1)}}, ValueError, "has no 'lr' to adapt; bounds takes: "),
+    (ALL, {"scope": "element"}, ValueError, r'scope="element" takes Additive or Multiplicative with a constant beta, got TuningFree'),
+    (ALL, {"scope": "element", "rule": TOWER}, ValueError, 'scope="element" takes .*constant beta, got Additive'),
+    (ALL, {"scope": "element", "rule": Decay(A, total_steps=9)}, ValueError, 'scope="element" takes .*constant beta, got Decay'),
+    (ALL, {"scope": "element", "adapt": {"lr": TOWER}}, ValueError, 'scope="element" takes .*constant beta, got Additive'),
+    (ALL, {"params": [{"params": nn.Parameter(torch.ones(1)), "adapt": {"lr": A}}]}, ValueError, "adapt holds for the whole optimizer"),
+    (ALL, {"params": [{"params": nn.Parameter(torch.ones(1)), "bounds": {}}]}, ValueError, "bounds holds for the whole optimizer"),
+]
+
 
 def rows(table: list) -> list:
     return [
@@ -88,7 +146,7 @@ def rows(table: list) -> list:
     ]
 
 
-@pytest.mark.parametrize(("ours", "options", "error", "message"), rows(OPTIONS) + rows([(ALL, *row) for row in WHOLE]))
+@pytest.mark.parametrize(("ours", "options", "error", "message"), rows(OPTIONS + ADAPT) + rows([(ALL, *row) for row in WHOLE]))
 def test_constructor_refuses(ours, options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         ours(**{"params": [nn.Parameter(torch.ones(2))], **options})
@@ -151,3 +209,130 @@ def test_sparse_gradients_are_refused_before_anything_moves(ours, first: str) ->
 def test_rules_refuse(rule, beta: Any) -> None:
     with pytest.raises(ValueError, match=f"beta must be {NUMBER}{beta!r}"):
         rule(beta)
+
+
+@pytest.mark.parametrize(
+    ("value", "rule", "error", "message"),
+    [
+        (-1.0, A, ValueError, f"value must be {NUMBER}-1.0"),
+        (NAN, A, ValueError, f"value must be {NUMBER}nan"),
+        (None, A, ValueError, f"value must be {NUMBER}None"),
+        (0, Multiplicative(0.1), ValueError, "can never leave 0: start from value > 0"),
+        (1e-4, TuningFree(), TypeError, f"Adapted {LEVEL}TuningFree"),
+        (1e-4, Decay(A, total_steps=9), TypeError, f"Adapted {LEVEL}Decay"),
+        (1e-4, 1e-10, TypeError, f"Adapted {LEVEL}1e-10"),
+        (1e-4, Adapted(1e-4, A), TypeError, f"Adapted {LEVEL}Adapted"),
+    ],
+    ids=str,
+)
+def test_adapted_refuses(value: Any, rule: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        Adapted(value, rule)
+
+
+@pytest.mark.parametrize(
+    ("adapt", "options", "message"),
+    [
+        ({"momentum": A}, {"momentum": 0.0}, outside("momentum", r"0\.0")),
+        ({"momentum": A}, {"dampening": 0.5}, "without dampening only"),
+        ({"weight_decay": A}, {"weight_decay": 0.0}, outside("weight_decay", r"0\.0")),
+    ],
+    ids=str,
+)
+def test_add_param_group_refuses_what_cannot_be_adapted(adapt: dict, options: dict, message: str) -> None:
+    w = nn.Parameter(torch.ones(2))
+    opt = SGDHD([w], 0.1, momentum=0.9, weight_decay=0.1, adapt=adapt)
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ValueError, match=message):
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(3))], **options})
+    assert opt.state_dict() == before
+
+
+def graph(w: Any, v: Any) -> Any:
+    return (w**2).sum() + (v**2).sum()
+
+
+COUNT = r"a gradient or None for each of 2 parameters, in their shapes, got shapes "
+QUANTITIES = {
+    "no graph": (lambda w, v: graph(w, v).detach(), ValueError, r"scalar loss .*got a tensor of shape \(\) with requires_grad=False"),
+    "no scalar": (lambda w, v: w**2, ValueError, r"scalar loss .*got a tensor of shape \(2,\) with requires_grad=True"),
+    "too few": (lambda w, v: [torch.ones(2)], ValueError, COUNT + r"\[\(2,\)\]"),
+    "too many": (lambda w, v: [torch.ones(2), torch.ones(3), None], ValueError, COUNT),
+    "none at all": (lambda w, v: [], ValueError, COUNT + r"\[\]"),
+    "other shapes": (lambda w, v: [torch.ones(2), torch.ones(2)], ValueError, COUNT + r"\[\(2,\), \(2,\)\]"),
+    "all None": (lambda w, v: [None, None], ValueError, "adapt\\(\\) got no gradient: the loss depends on no parameter"),
+    "another loss": (lambda w, v: graph(nn.Parameter(torch.ones(2)), torch.ones(3)), ValueError, "got no gradient"),
+    "sparse": (lambda w, v: [torch.ones(2).to_sparse(), None], TypeError, "takes dense gradients, got torch.sparse_coo"),
+}
+
+
+@pytest.mark.parametrize("ours", ALL)
+@pytest.mark.parametrize(("quantity", "error", "message"), QUANTITIES.values(), ids=QUANTITIES)
+@pytest.mark.parametrize("scope", ["group", "element"])
+def test_adapt_refuses_and_changes_nothing(ours, quantity: Any, error: type, message: str, scope: Any) -> None:
+    w, v = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    opt = ours([w, v], 0.1, hypergrad_lr=1e-3, scope=scope)
+    for _ in range(2):
+        opt.zero_grad()
+        graph(w, v).backward()
+        opt.step()
+    before = copy.deepcopy(([w.detach(), v.detach()], opt.state_dict(), opt.hypergradients))
+    with pytest.raises(error, match=message):
+        opt.adapt(quantity(w, v))
+    torch.testing.assert_close(([w.detach(), v.detach()], opt.state_dict(), opt.hypergradients), before, rtol=0, atol=0)
+    lr = opt.param_groups[0]["lr"]
+    opt.step()
+    assert opt.param_groups[0]["lr"] != lr
+
+
+@pytest.mark.parametrize("rule", [TuningFree(), Decay(TuningFree(), total_steps=9)], ids=["tuning", "decay"])
+def test_adapt_refuses_rules_that_average(rule) -> None:
+    w = nn.Parameter(torch.ones(2))
+    opt = SGDHD([w], rule=rule)
+    for _ in range(2):
+        opt.zero_grad()
+        (w**2).sum().backward()
+        opt.step()
+    before = copy.deepcopy((w.detach(), opt.state_dict()))
+    with pytest.raises(TypeError, match=r"adapt\(\) takes Additive or Multiplicative; .*must see the gradients of the steps"):
+        opt.adapt((w**2).sum())
+    torch.testing.assert_close((w.detach(), opt.state_dict()), before, rtol=0, atol=0)
+    opt.eval()
+    with pytest.raises(RuntimeError, match=r"call opt\.train\(\)"):
+        opt.adapt((w**2).sum())
+    opt.train()
+    torch.testing.assert_close((w.detach(), opt.state_dict()), before, rtol=0, atol=0)
+
+
+DRIFTS = (
+    r"weight_decay is adapted on the training loss, which it drifts to zero \(or its lower bound\) on: call opt\.adapt\(validation_loss\)"
+)
+
+
+def step(w: nn.Parameter, opt: Any) -> None:
+    opt.zero_grad()
+    (w**2).sum().backward()
+    opt.step()
+
+
+@pytest.mark.parametrize("ours", ALL)
+def test_weight_decay_on_the_training_loss_warns_once(ours) -> None:
+    w = nn.Parameter(torch.ones(2))
+    opt = ours([w], 0.1, weight_decay=0.1, adapt={"weight_decay": A})
+    step(w, opt)  # moves nothing yet
+    opt.zero_grad()
+    (w**2).sum().backward()
+    with pytest.warns(UserWarning, match=DRIFTS) as caught:
+        opt.step()
+    assert [warning.filename for warning in caught] == [__file__]
+    step(w, opt)
+    step(w, copy.deepcopy(opt))
+
+
+def test_weight_decay_on_another_loss_does_not_warn() -> None:
+    w = nn.Parameter(torch.ones(2))
+    opt = SGDHD([w], 0.1, weight_decay=0.1, adapt={"weight_decay": A})
+    for _ in range(3):
+        step(w, opt)
+        opt.adapt((w**4).sum())
+    assert opt.param_groups[0]["weight_decay"] != 0.1

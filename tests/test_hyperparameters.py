@@ -199,6 +199,7 @@ def read(opt: Any, name: str) -> float:
     return group["betas"][int(name[-1]) - 1] if name.startswith("beta") else group[name]
 
 
+@pytest.mark.filterwarnings("ignore:weight_decay is adapted on the training loss")  # that is what is held to autograd
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("held_out", [False, True], ids=["training loss", "another quantity"])
 def test_agrees_with_autograd_through_the_unrolled_update(row: Row, held_out: bool) -> None:

@@ -24,7 +24,7 @@ from .checks import Bounds, check_bounds, check_lr, check_number, ends
 from .directions import Direction, signed
 from .hyperparameters import HYPERPARAMETERS, LastStep, check_adapt, check_values, kept_gradient, known, last_step, spread
 from .rules import Additive, Level, Move, Rule
-from .scopes import SCOPES, Group, Members, ScopeName
+from .scopes import SCOPES, Group, Members, ScopeName, read_lrs
 from .tensors import blocks, clip, dot, finite_zero, make_buffer, real, split_state, to_floats, total
 from .tuning import TuningFree, first_steps, safe_starts
 
@@ -111,6 +111,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         self.scope = scope
         self.horizon = horizon
         self.skipped = 0
+        self.warned = False
         self.hypergradients: list[float] = []
         self.other_hypergradients: list[dict[str, float]] = []
         if options["lr"] is None:
@@ -182,12 +183,14 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         }
 
     def __getstate__(self) -> Group:
-        own = ("rule", "adapted", "bounds", "scope", "horizon", "skipped", "hypergradients", "other_hypergradients")
+        own = ("rule", "adapted", "bounds", "scope", "horizon", "skipped", "warned", "hypergradients", "other_hypergradients")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: Group) -> None:
         super().__setstate__(state)
         self._prepare_groups()
+        for group in self.param_groups:
+            read_lrs(group, self.state, self.scope == "element")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -213,9 +216,10 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 loss = closure()
         plan = self._plan(None)
         if plan.finite:
+            self._warn_of_decay(plan)
             self._adapt_others(plan)
         else:
-            self._skip()
+            self._skip(stacklevel=5)  # the caller, seen through torch's two wrappers
         if plan.finite or self.rule.averages:
             self._apply(plan)
         return loss
@@ -263,7 +267,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             self._write_elements(plan)
             SCOPES[self.scope].write(self.param_groups, self.state, plan.moves)
         else:
-            self._skip()
+            self._skip(stacklevel=4)
         for group in self.param_groups:
             group["step_adapts"] = False
 
@@ -435,10 +439,11 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             if "trace" not in tensors and not numbers.get("applied", False):
                 continue
             found[p] = tensors["lr"].clone()
+            wide = torch.promote_types(found[p].dtype, torch.float32)  # in float16 g d is soon infinite, or 0
             for piece in blocks(tensors | {"new": found[p]}):
                 d = piece["trace"] if "trace" in piece else self.direction.previous(piece["p"], numbers | piece, group["last"])
-                h = -(self._gradient(piece, group, given) * d)
-                moved = rule(piece["lr"], group["hypergrad_lr"], h.sign() if rule.reads_norms else h, 1.0, 1.0)
+                h = -(self._gradient(piece, group, given).to(wide) * d)
+                moved = rule(piece["lr"].to(wide), group["hypergrad_lr"], h.sign() if rule.reads_norms else h, 1.0, 1.0)
                 piece["new"].copy_(clip(moved, *ends(group["lr_bounds"])))
         return found
 
@@ -538,14 +543,24 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             rows.append(row | self.rule.summary(members.memory) | ({"horizon": self.horizon} if self.horizon else {}))
         return rows
 
-    def _skip(self) -> None:
+    def _warn_of_decay(self, plan: Plan) -> None:
+        """Once, where the training loss moves weight decay."""
+        if not self.warned and any(h.get("weight_decay") for h in plan.others_h):
+            self.warned = True
+            warnings.warn(
+                "weight_decay is adapted on the training loss, which it drifts to zero (or its lower bound) on: "
+                "call opt.adapt(validation_loss) instead",
+                stacklevel=5,
+            )
+
+    def _skip(self, stacklevel: int) -> None:
         self.skipped += 1
         if self.skipped == 1:
             warnings.warn(
                 f"{type(self).__name__} skipped a step: a gradient or hypergradient was not finite. "
                 + ("Parameters went back to their average" if self.rule.averages else "Parameters and learning rate stay as they were")
                 + "; opt.skipped counts such steps, and this is the only warning",
-                stacklevel=5,  # the caller of step(), seen through torch's two wrappers
+                stacklevel=stacklevel,
             )
 
 

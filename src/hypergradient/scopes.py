@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checks import Bounds, ends
 from .rules import Memory, Move
-from .tensors import real, to_floats, total
+from .tensors import make_buffer, real, to_floats, total
 
 Group = dict[str, Any]
 ScopeName = Literal["group", "global", "tensor", "element"]
@@ -192,6 +192,20 @@ def over_largest(values: Sequence[float]) -> list[float]:
 def as_stored(there: float | Tensor, value: float) -> float:
     """``value`` rounded as the option that is ``there`` would hold it."""
     return torch.tensor(value, dtype=there.dtype).item() if isinstance(there, Tensor) else value
+
+
+def read_lrs(group: Group, state: State, elements: bool) -> None:
+    """The learning rates of a checkpoint's tensors as this scope keeps them: one an element, or their mean, one a tensor."""
+    if not elements:
+        group.pop("lr_left", None)
+    for p in group["params"]:
+        own = state.get(p, {})
+        if "lr" in own and isinstance(own["lr"], Tensor) != elements:
+            lr = own.pop("lr")
+            if elements:
+                make_buffer(own, "lr", p, lr)
+            else:
+                own.update(lr=real(lr).double().mean().item(), applied=False)  # the last step was of no one learning rate
 
 
 def write_memory(group: Group, move: Move) -> None:

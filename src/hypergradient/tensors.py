@@ -34,7 +34,7 @@ def make_buffer(state: dict[str, Any], key: str, like: Tensor, value: float = 0.
 def split_state(p: Tensor, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The real views of what has the shape of ``p``, with ``p`` itself as "p", and all else."""
     shaped = {key: real(x) for key, x in state.items() if isinstance(x, Tensor) and x.shape == p.shape}
-    return {"p": real(p), **shaped}, {key: x for key, x in state.items() if key not in shaped}
+    return {**shaped, "p": real(p)}, {key: x for key, x in state.items() if key not in shaped}
 
 
 def add_scaled(y: Tensor, a: float | Tensor, x: Tensor, *, out: Tensor | None = None) -> Tensor:
