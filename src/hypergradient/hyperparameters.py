@@ -158,8 +158,8 @@ class LastAdam(LastStep):
         if self.decoupled:
             return 1.0, self.theta
         k = self.c1 * (1 - self.b2) / (math.sqrt(self.c2) * (1 - self.b1))
-        x = (self.g * self.by_w).div_(self.root).mul_(-k)
-        return 1 - self.b1, torch.addcdiv(x.mul_(self.theta), self.theta, self.w)
+        second = (self.g * self.by_w).div_(self.root)
+        return 1 - self.b1, torch.div(self.theta, self.w).addcmul_(second, self.theta, value=-k)
 
 
 LAST_STEPS: dict[type[Direction], type[LastStep]] = {SGD: LastSGD, Adam: LastAdam}
