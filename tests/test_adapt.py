@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import lr_scheduler
 
 from cases import Problem, flat
@@ -149,12 +149,14 @@ def test_copy_goes_on_as_the_original(ours, options: dict, adapt: dict, scope: s
 
 
 @TABLE
-def test_distributed_checkpoint(ours, options: dict, adapt: dict, scope: str) -> None:
+@pytest.mark.parametrize("flatten", [False, True], ids=["nested", "flat"])
+def test_distributed_checkpoint(ours, options: dict, adapt: dict, scope: str, flatten: bool) -> None:
     one, other = Problem(), Problem()
     opt, twin = (build(ours, options, adapt, problem, scope=scope) for problem in (one, other))
     one.train(opt, 4)
-    saved = copy.deepcopy(get_optimizer_state_dict(one.model, opt))
-    set_optimizer_state_dict(other.model, twin, saved)
+    flags = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    saved = copy.deepcopy(get_optimizer_state_dict(one.model, opt, options=flags))
+    set_optimizer_state_dict(other.model, twin, saved, options=flags)
     other.model.load_state_dict(one.model.state_dict())
     one.train(opt, 4, start=4)
     other.train(twin, 4, start=4)

@@ -179,6 +179,31 @@ def test_hypergradient_is_of_the_base_stepped_at_two_learning_rates(base: Base, 
     assert lrs(opt) != [0.01]
 
 
+@pytest.mark.parametrize("base", [TORCH["Adamax"].make.func, of_package("Lion")], ids=["Adamax", "Lion"])
+def test_maximize_is_minimizing_the_negative(base) -> None:
+    """pytorch_optimizer keeps it as an attribute, torch in the param groups; it holds for late groups and after a checkpoint too."""
+    one, other = Problem(), Problem()
+    up, down = (Hypergradient(base(p.parameters()[:3], lr=0.01, maximize=m), hypergrad_lr=1e-5) for p, m in ((one, True), (other, False)))
+    for t in range(9):
+        if t == 3:
+            up.add_param_group({"params": one.parameters()[3:]})
+            down.add_param_group({"params": other.parameters()[3:]})
+        if t == 6 and hasattr(up.base, "maximize"):
+            checkpoint = up.state_dict()
+            for group in checkpoint["param_groups"]:
+                del group["maximize"]  # as in a checkpoint of the base alone
+            up.load_state_dict(checkpoint)
+        for problem, opt, sign in ((one, up, -1), (other, down, 1)):
+            opt.zero_grad()
+            (sign * problem.loss(t)).backward()
+            opt.step()
+        assert lrs(up) == lrs(down)
+        assert up.hypergradients == down.hypergradients
+    up.adapt(-one.loss(9))
+    down.adapt(other.loss(9))
+    assert lrs(up) == lrs(down) != [0.01, 0.01]
+
+
 def self_step(base: Base, problem: Problem, opt: Hypergradient, lr: float) -> Tensor:
     """The parameters after a step of a bare base that stands where the wrapped one does."""
     twin = Problem()
@@ -618,7 +643,20 @@ def on(problem: Problem, opt: torch.optim.Optimizer) -> tuple[list, list, dict]:
     return copy.deepcopy(([p.detach() for p in problem.parameters()], groups, opt.state_dict()["state"]))
 
 
+def with_option(name: str) -> Callable[[Any], torch.optim.Optimizer]:
+    def make(params: Any) -> torch.optim.Optimizer:
+        base = torch.optim.SGD(params)
+        base.param_groups[0][name] = 3
+        return base
+
+    return make
+
+
 REFUSED = [
+    *(
+        pytest.param(with_option(name), ValueError, f"SGD cannot be wrapped, since it has options '{name}'", id=f"option {name}")
+        for name in ("memory", "adapted", "last", "lr_bounds", "lr_left", "lr_ratio", "step_adapts")
+    ),
     pytest.param(torch.optim.ASGD, ValueError, "ASGD cannot be wrapped, since its step is not linear in lr: .*decay", id="ASGD"),
     pytest.param(torch.optim.Rprop, ValueError, "Rprop cannot be wrapped, since .*step sizes that it adapts itself", id="Rprop"),
     pytest.param(torch.optim.Adafactor, ValueError, "Adafactor cannot .*a function of the time", id="Adafactor"),

@@ -28,6 +28,9 @@ COUPLED = ("SGD", "Adam", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "A
 #: What the loop keeps of a tensor, in the state that it shares with the base.
 OURS = {"direction", "lr", "applied", "trace", "iterate", "hypergrad_lr"}
 
+#: What it keeps in a param group, where a base must not have an option of the name.
+OURS_IN_GROUPS = {"memory", "adapted", "last", "lr_bounds", "lr_left", "lr_ratio", "step_adapts"}
+
 
 @final
 class BaseStep(Direction):
@@ -209,6 +212,9 @@ class Hypergradient(HypergradientOptimizer):
         """One list of param groups and one state for both."""
         self.param_groups = self.base.param_groups = groups
         self.state = self.base.state
+        if getattr(self.base, "maximize", False):  # where pytorch_optimizer keeps it
+            for options in (self.defaults, *groups):
+                options.setdefault("maximize", True)
 
     @property
     def direction(self) -> Direction:
@@ -238,6 +244,9 @@ def check_base(base: Any) -> None:
         raise ValueError(f"{name} cannot be wrapped, since its step is not linear in lr: {NOT_LINEAR[name]}")
     if any("lr" not in group for group in base.param_groups):
         raise ValueError(f"{name} cannot be wrapped: its param groups have no lr")
+    taken = sorted(OURS_IN_GROUPS & {key for group in base.param_groups for key in group})
+    if taken:
+        raise ValueError(f"{name} cannot be wrapped, since it has options {', '.join(map(repr, taken))} as Hypergradient has")
     check_state(base, base.state.values())
 
 
