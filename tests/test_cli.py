@@ -80,6 +80,14 @@ def test_train_json(monkeypatch, capfd, tmp_path: Path) -> None:
     assert "sgd-hd" in out
 
 
+def test_weight_decay_on_the_training_loss_is_told_in_a_line(monkeypatch, capfd) -> None:
+    words = "train --epochs 1 --limit 256 --adapt weight_decay=additive:1 --output"
+    assert call(monkeypatch, *words.split(), "a") == 0
+    assert "\nWeight decay that follows the training loss drifts to its lower bound: --hypergrad-data validation" in capfd.readouterr().err
+    assert call(monkeypatch, *words.split(), "b", "--hypergrad-data", "validation") == 0
+    assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["Training", "Results:"]
+
+
 def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
     monkeypatch.setattr(room, "DEMO_EPOCHS", 1)
     for _ in range(2):  # a second demo replaces the first

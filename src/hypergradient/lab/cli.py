@@ -164,6 +164,8 @@ def train(
     check([config], loaded, "auto")
     images = len(split(config, loaded)[0].train_y)
     note(f"Training {model} with {optimizer} on {images:,} images for {config.epochs} epochs, into {folder.path}")
+    if "weight_decay" in config.adapted and hypergrad_data == "train":
+        note("Weight decay that follows the training loss drifts to its lower bound: --hypergrad-data validation lets it follow another")
     try:
         with progress() as bar:
             summary, _ = train(config, loaded, folder, resume=resume, events=events(folder.path, tensorboard), watch=follow(bar, config))
@@ -211,6 +213,62 @@ def heatmap(
         hidden=hidden,
     )
     run_experiment("heatmap", room.grid(base, seeds), room.write, output, engine, address, tensorboard, as_json, say=room.say)
+
+
+@app.command()
+def tower(
+    data: Annotated[str | None, typer.Option(help="As for train.", show_default="ylecun/mnist; digits with --quick")] = None,
+    model: ModelName = "logreg",
+    optimizer: Annotated[str, typer.Option(help="sgd-hd, sgdn-hd or adam-hd.")] = "sgd-hd",
+    heights: Annotated[
+        str | None, typer.Option(help="With commas; 0 does not adapt, 1 adapts α, 2 β too ...", show_default="0,1,2,3,4")
+    ] = None,
+    lr: Annotated[
+        str | None, typer.Option(help="The α0, with commas.", show_default="powers of ten, 1e-5 to 1; for adam-hd 1e-6 to 1e-1")
+    ] = None,
+    hypergrad_lr: Annotated[
+        str | None, typer.Option(help="The β, with commas.", show_default="powers of ten, 1e-6 to 1e-2; for adam-hd 1e-9 to 1e-5")
+    ] = None,
+    level: Annotated[str, typer.Option(help="Rule of the levels above the first: additive, multiplicative, or both.")] = "both",
+    level_lr: Annotated[
+        str | None,
+        typer.Option(
+            help="β of every level above the first; additive=A,multiplicative=B gives each rule its own.",
+            show_default="the first's for additive, 0.02 for multiplicative",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data.", show_default="10 for logreg, 50 for cnn, else 100; 20 with --quick")
+    ] = None,
+    hidden: Annotated[int, typer.Option(help="Width of mlp's two hidden layers.")] = 1000,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 1; the figures show their median.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="The digits that need no download, 20 epochs: under a minute.")] = False,
+    batch_size: BatchSize = 128,
+    limit: Limit = None,
+    device: Device = "cpu",
+    engine: Engine = "auto",
+    address: Address = None,
+    output: Annotated[Path, typer.Option(help="Folder of report, figures, table and runs.")] = Path("runs/tower"),
+    tensorboard: Tensorboard = False,
+    as_json: Json = False,
+) -> None:
+    """The final training loss over α0 × β, from no adaptation to towers that adapt α, its β, the β of that, and so on."""
+    from . import tower as room
+    from .experiment import run_experiment
+
+    at_least_1(seeds=seeds)
+    base = room.base_of(
+        optimizer,
+        data=data or ("digits" if quick else "ylecun/mnist"),
+        model=model,
+        epochs=epochs or (20 if quick else None),
+        batch_size=batch_size,
+        limit=limit,
+        device=device,
+        hidden=hidden,
+    )
+    configs = room.grid(base, heights, lr, hypergrad_lr, level, level_lr, seeds)
+    run_experiment("tower", configs, room.write, output, engine, address, tensorboard, as_json, say=room.say)
 
 
 @app.command()

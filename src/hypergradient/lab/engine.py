@@ -158,7 +158,8 @@ def flush_denormals() -> None:
 def stop_signals() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set, so that a run stops between two iterations; a second signal ends it at once.
 
-    The optimizers' warning of a skipped step is not shown meanwhile: here it ends the run, with a status.
+    The optimizers' warnings are not shown meanwhile: here a skipped step ends the run, with a status, and the command itself tells of
+    weight decay that follows the training loss.
     """
     stopped = threading.Event()
     before: dict[int, Any] = {}
@@ -173,7 +174,8 @@ def stop_signals() -> Iterator[threading.Event]:
         signal.signal(number, stop)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*skipped a step")
+            for message in (".*skipped a step", "weight_decay is adapted on the training loss"):
+                warnings.filterwarnings("ignore", message=message)
             yield stopped
     finally:
         for number, handler in before.items():

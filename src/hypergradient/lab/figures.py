@@ -9,9 +9,10 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from . import compare, heatmap, plots
-from .config import PEERS, TITLES
+from . import compare, heatmap, plots, tower
+from .config import HYPERGRAD_LR, LEVELS, PEERS, TITLES
 from .curves import STYLES
+from .grid import LEVELLED
 from .stored import TELLING, Run, finite, series, shown, subject, varied
 
 #: What is drawn at most: iterations of a run, evenly spread over a logarithmic axis, and runs.
@@ -53,7 +54,7 @@ def chips_of(kind: str, runs: Sequence[Run]) -> list[list[Chip]]:
         first = [Chip(f"α₀ = {shown('lr', lr)}", colour, "solid") for lr, colour in zip(lrs, colours, strict=True)]
         return [[chip, Chip(run.style, "currentColor", DASHES[run.style])] for chip, run in zip(first, runs, strict=True)]
     names = [name for name in varied(runs) if name not in ("model", "data", "seed")]
-    labels = [", ".join(run.told(name) for name in names if run.options[name] is not None) for run in runs]
+    labels = [", ".join(run.told(name) for name in names if name not in run.idle and run.options[name] not in (None, "")) for run in runs]
     order = list(dict.fromkeys(labels))
     colours = [viridis(0.8 * order.index(label) / max(1, len(order) - 1)) for label in labels]
     if kind != "sweep" or len(order) == len({run.optimizer for run in runs}):  # the looks of plots.by_optimizer
@@ -214,3 +215,75 @@ def tick(value: float | None) -> str:
         return ""
     power = math.log10(value) if value > 0 else math.inf
     return f"10<sup>{power:.0f}</sup>" if power.is_integer() else f"{value:g}"
+
+
+def tower_figures(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], str]:
+    """What the page draws: the losses over α_0 at the middle β, a line a height, then a heat map a height; and the legend."""
+    table, told = [], dict[tuple[str, int], dict[Cell, list[str]]]()
+    for run in runs:
+        if (row := tower_row(run)) is None:
+            continue
+        if run.summary:
+            table.append(row)
+        place = told.setdefault((row.level or "", row.height), {})
+        lines = place.setdefault((row.lr, row.hypergrad_lr), [run.describe((TELLING | {"height", *LEVELLED}) - {"rule", "seed"})])
+        loss = "" if row.train_loss is None else f": training {row.train_loss:.4g}, validation {shown('', row.valid_loss)}"
+        lines.append(run.describe(["seed"]) + escape(f", {run.status}{loss}", quote=False))
+    if not table:
+        return [], ""
+    found = tower.towers(table)
+    chips = [
+        Chip(f"height {height}", viridis(0.9 * i / max(1, len(found.heights) - 1)), "solid" if height else "dash")
+        for i, height in enumerate(found.heights)
+    ]
+    losses = [{level: [finite(x) for x in tower.line(found, level, height)] for level in found.levels} for height in found.heights]
+    curves = [
+        drawn(chip.label, [chip.label], chip.colour, chip.dash, False, {"learning rate": found.lrs, **own})
+        for chip, own in zip(chips, losses, strict=True)
+    ]
+    panels = [(f"{level} levels above the first".strip().capitalize(), level) for level in found.levels]
+    title = f"Training loss of the last epoch from each α₀, at β = {found.middle:g}"
+    figures = [{"title": title, "x": "learning rate", "panels": panels, "runs": curves, "whole": True}]
+    figures += [tower_panels(found, height, told) for height in found.heights]
+    low, high = found.ends
+    ramp = ", ".join(viridis(1 - i / 8) for i in range(9))
+    return figures, "".join(chip.html(0) for chip in chips) + (
+        f'<li>{low:.3g} <i class="ramp" style="background: linear-gradient(90deg, {ramp})"></i> {high:.3g} training loss of the last '
+        'epoch</li><li><i class="grey"></i> diverged</li>'
+    )
+
+
+def tower_row(run: Run) -> tower.Row | None:
+    """A run as ``tower`` takes it; None for one that is not of such an experiment."""
+    numbers = {name: finite(run.options[name]) for name in ("lr", "hypergrad_lr", "level_lr", "height", "seed")}
+    if numbers["lr"] is None or numbers["height"] is None or numbers["seed"] is None:
+        return None
+    height, seed = int(numbers["height"]), int(numbers["seed"])
+    level = str(run.options["level"])
+    if run.optimizer in HYPERGRAD_LR and (numbers["hypergrad_lr"] is None or (height > 1 and level not in LEVELS)):
+        return None
+    losses = {name: finite(run.summary.get(name)) for name in ("train_loss", "valid_loss", "alpha")}
+    return tower.row(run.options | numbers | {"height": height, "seed": seed, "level": level}, losses | {"status": run.status})
+
+
+def tower_panels(found: tower.Towers, height: int, told: dict[tuple[str, int], dict[Cell, list[str]]]) -> dict[str, Any]:
+    """A figure of a height: the rules of the levels above the first one below the other, as the page draws heat maps."""
+    panels = []
+    for level in reversed(found.levels):
+        cells = found.cells[level, height]
+        hover = told.get((level, height), {}) | told.get(("", height), {})
+        panels.append(
+            {
+                "title": f"{level} {found.close(level, height)}/{len(cells)}",
+                "betas": [tick(beta) for beta in found.betas],
+                "cells": [[tower_cell(cells.get((lr, beta))) for lr in found.lrs] for beta in found.betas],
+                "hover": [["<br>".join(hover.get((lr, None if height == 0 else beta), [])) for lr in found.lrs] for beta in found.betas],
+                "worse": {"x": [], "y": []},
+            }
+        )
+    return {"title": f"Height {height}", "lrs": [tick(lr) for lr in found.lrs], "ends": found.ends, "panels": panels}
+
+
+def tower_cell(loss: float | None) -> float | str | None:
+    """Three digits are what a cell has room for; a word where it diverged."""
+    return None if loss is None else float(f"{loss:.3g}") if math.isfinite(loss) else "–"

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from plotly.offline import get_plotlyjs
 
 from . import compare
-from .figures import POINTS, RUNS, chips_of, compare_figures, compared, curve_figures, heat_figures
+from .figures import POINTS, RUNS, chips_of, compare_figures, compared, curve_figures, heat_figures, tower_figures
 from .store import DEFAULTS, Folder
 from .stored import Run, finite, named, read, shown, subject, varied
 
@@ -26,6 +26,7 @@ HEADINGS = {
     "tuning": "Six optimizers from one learning rate",
     "sensitivity": "Sensitivity to the initial learning rate",
     "heatmap": "Iterations until the loss is reached",
+    "tower": "Levels of adaptation",
     "sweep": "A sweep",
     "compare": "No learning rate to choose",
     "train": "A training run",
@@ -58,7 +59,12 @@ Losses are medians over the seeds, in evaluation mode, once, at the end. Below, 
 cosine decay from them; level lines are without a learning rate, and marks are the tuning-free rule from the learning rate at which they
 stand. Time is that of a training step over torch's Adam's, bytes those of the optimizer's state."""
 
-READ = {"heatmap": READ_HEATMAP, "compare": READ_COMPARE}
+READ_TOWER = """A number is the training loss of the last epoch, the median over the seeds; the colours are on a logarithmic scale, one for
+all panels. α₀ goes from left to right, β upwards. Height 0 does not adapt, and has no β; height 1 adapts α, height 2 its β too, and so on.
+Below height 2 there are no levels above the first, so the panels of both rules show the same. Behind a rule stands in how many cells the
+loss is within 1.1 times the best of height 0. The lines show the middle β; where one has a gap, the run diverged."""
+
+READ = {"heatmap": READ_HEATMAP, "compare": READ_COMPARE, "tower": READ_TOWER}
 
 
 def write(root: Path) -> Path:
@@ -82,7 +88,7 @@ def table_of(root: Path, runs: Sequence[Run]) -> str:
     heads += [(head, False) for _, head, _ in RESULTS] + [("folder", True)]
     lines = []
     for run in runs:
-        options = [None if name == "rule" and run.style == "baseline" else run.options[name] for name in names]
+        options = [None if name in run.idle else run.options[name] for name in names]
         results = [(finite(run.summary.get(key)), form) for key, _, form in RESULTS]
         link = (
             f'<a href="{quote(f"./{run.path.relative_to(root).as_posix()}/", errors="replace")}">{escape(run.path.resolve().name)}</a>'
@@ -137,6 +143,8 @@ def render(kind: str, about: dict[str, Any], runs: Sequence[Run], root: Path) ->
     table = ""
     if kind == "heatmap":
         figures, legend = heat_figures(runs)
+    elif kind == "tower":
+        figures, legend = tower_figures(runs)
     elif kind == "compare":
         compared_rows = compare.rows((found for _, found in compared(runs)), compare.costs_of(Folder(root)))
         (figures, legend), table = compare_figures(runs, compared_rows), compare_table(compared_rows)
@@ -150,7 +158,7 @@ def render(kind: str, about: dict[str, Any], runs: Sequence[Run], root: Path) ->
     ended, diverged = sum(bool(run.summary) for run in runs), sum(run.status == "diverged" for run in runs)
     plural = " has" if len(runs) == 1 else "s have"
     seeds = dict.fromkeys(shown("seed", run.options["seed"]) for run in runs)
-    alike = [runs[0].told(name) for name in DEFAULTS if name not in varied(runs) and runs[0].options[name] is not None]
+    alike = [runs[0].told(name) for name in DEFAULTS if name not in varied(runs) and runs[0].options[name] not in (None, "")]
     facts = {"Versions": listed(about.get("versions")), "Machine": listed(about.get("machine")), "Seeds": ", ".join(seeds)}
     gaps = {
         "kind": escape(kind),
@@ -158,7 +166,7 @@ def render(kind: str, about: dict[str, Any], runs: Sequence[Run], root: Path) ->
         "subject": escape(subject(runs)),
         "state": f"{ended} of {len(runs)} run{plural} ended, {diverged or 'none'} diverged",
         "legend": legend,
-        "wide": str(min(3, len(figures)) if kind == "heatmap" else 3 if len(figures) == 6 else 2),
+        "wide": str(wide(kind, figures)),
         "figures": "".join(map(figure_code, figures)),
         "read": READ.get(kind, READ_CURVES + f" Drawn are the first {RUNS} runs." * (len(runs) > RUNS)),
         "rows": "Methods" if table else "Runs",
@@ -171,6 +179,11 @@ def render(kind: str, about: dict[str, Any], runs: Sequence[Run], root: Path) ->
     }
     page = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda gap: gaps[gap[1]], page)
+
+
+def wide(kind: str, figures: Sequence[dict[str, Any]]) -> int:
+    """How many figures stand beside one another."""
+    return min(3, len(figures)) if kind in ("heatmap", "tower") else 3 if len(figures) == 6 else 2
 
 
 def figure_code(figure: dict[str, Any]) -> str:

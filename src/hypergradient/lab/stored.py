@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 
 from .config import HYPERGRAD_LR, MODEL_TITLES, TITLES, LabError, first_line
 from .curves import STYLES
+from .grid import LEVELLED
 from .store import DEFAULTS, Folder
 
 #: How options are named, and those that every hover text gives.
-NAMES = {"lr": "α₀", "hypergrad_lr": "β", "epochs": "planned epochs", "iterations": "iterations at most"}
+NAMES = {"lr": "α₀", "hypergrad_lr": "β", "level_lr": "β above", "epochs": "planned epochs", "iterations": "iterations at most"}
 TELLING = {"model", "optimizer", "rule", "lr", "hypergrad_lr", "seed"}
 
 
@@ -47,6 +48,13 @@ class Run:
         return baseline if self.optimizer not in HYPERGRAD_LR else multiplicative if self.options["rule"] == "multiplicative" else additive
 
     @property
+    def idle(self) -> set[str]:
+        """The options that have no meaning for the run."""
+        if self.optimizer not in HYPERGRAD_LR:
+            return {"rule", "height", *LEVELLED}
+        return {*LEVELLED} if self.options["height"] == 1 else set()
+
+    @property
     def status(self) -> str:
         return str(self.summary.get("status", "under way" if self.path else "not begun"))
 
@@ -57,8 +65,7 @@ class Run:
 
     def describe(self, names: Iterable[str]) -> str:
         """The options of these names, a line each, as Plotly's hover text. It reads tags in it, so they are escaped."""
-        idle = {"rule"} if self.style == "baseline" else set()
-        given = [name for name in DEFAULTS if name in {*names} - idle and self.options[name] is not None]
+        given = [name for name in DEFAULTS if name in {*names} - self.idle and self.options[name] not in (None, "")]
         return "<br>".join(escape(self.told(name), quote=False) for name in given)
 
 
