@@ -44,8 +44,7 @@ class BaseStep(Direction):
 
     def __init__(self, base: torch.optim.Optimizer) -> None:
         self.base = base
-        decoupled = isinstance(base, torch.optim.AdamW)
-        self.coupled = type(base).__module__.startswith("torch.optim") and type(base).__name__ in COUPLED and not decoupled
+        self.coupled = type(base).__module__.startswith("torch.optim") and type(base).__name__ in COUPLED
 
     def check(self, group: Mapping[str, Any]) -> None:
         """The base has checked its options when it was made."""
