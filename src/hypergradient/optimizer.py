@@ -12,7 +12,7 @@ the way from the parameters to their running average.
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,24 +21,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .checks import Bounds, check_bounds, check_lr, check_number, ends
-from .directions import Direction, signed
-from .hyperparameters import HYPERPARAMETERS, LastStep, check_adapt, check_values, kept_gradient, known, last_step, spread
+from .directions import Direction
+from .hyperparameters import HYPERPARAMETERS, check_adapt, check_values, kept_gradient, spread
+from .products import Gradients, Products, given_gradients, weigh
 from .rules import Additive, Level, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName, read_lrs
-from .tensors import blocks, clip, dot, finite_zero, make_buffer, real, split_state, to_floats, total
+from .tensors import blocks, clip, finite_zero, make_buffer, real, to_floats
 from .tuning import TuningFree, first_steps, safe_starts
-
-Given = Mapping[Tensor, Tensor] | None
-"""The gradients that adapt() was given; None for those of step(), in p.grad."""
-
-
-@dataclass(frozen=True)
-class Products:
-    """What one tensor adds to a hypergradient: g · x, and the squared norms of both where the rule reads norms; −x is the derivative."""
-
-    gx: float = 0.0
-    gg: float = 0.0
-    xx: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -260,8 +249,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             raise TypeError(
                 f"adapt() takes Additive or Multiplicative; {self.rule!r} must see the gradients of the steps: leave adapt() out"
             )
-        given = self._given(loss_or_grads)
-        plan = self._plan(given)
+        plan = self._plan(given_gradients(loss_or_grads, self.param_groups))
         if plan.finite:
             self._adapt_others(plan)
             self._write_elements(plan)
@@ -275,33 +263,14 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         if any("iterate" in state for state in self.state.values()):
             raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
 
-    def _given(self, loss_or_grads: Tensor | Sequence[Tensor | None]) -> dict[Tensor, Tensor]:
-        """The gradients that adapt() takes, as real views, with the sign of what is minimised."""
-        params = [(p, group) for group in self.param_groups for p in group["params"]]
-        grads: Sequence[Tensor | None]
-        if isinstance(loss_or_grads, Tensor):
-            if loss_or_grads.numel() != 1 or not loss_or_grads.requires_grad:
-                raise ValueError(
-                    "adapt() takes a scalar loss that has been computed from the parameters with gradients enabled, or gradients, got "
-                    f"a tensor of shape {tuple(loss_or_grads.shape)} with requires_grad={loss_or_grads.requires_grad}"
-                )
-            leaves = [p for p, _ in params if p.requires_grad]
-            found = dict(zip(leaves, torch.autograd.grad(loss_or_grads, leaves, allow_unused=True), strict=True))
-            grads = [found.get(p) for p, _ in params]
-        else:
-            grads = list(loss_or_grads)
-        shapes = [None if g is None else tuple(g.shape) for g in grads]
-        if len(grads) != len(params) or any(shape not in (None, tuple(p.shape)) for shape, (p, _) in zip(shapes, params, strict=True)):
-            raise ValueError(f"adapt() takes a gradient or None for each of {len(params)} parameters, in their shapes, got shapes {shapes}")
-        if all(g is None for g in grads):
-            raise ValueError("adapt() got no gradient: the loss depends on no parameter of this optimizer")
-        kept = {p: (g, group) for (p, group), g in zip(params, grads, strict=True) if g is not None}
-        return {p: -real(g) if group.get("maximize") else real(g) for p, (g, group) in kept.items()}
+    def _gradients(self, given: Mapping[Tensor, Tensor] | None = None) -> Gradients:
+        return Gradients(self.direction, self.param_groups, self.state, given)
 
-    def _plan(self, given: Given) -> Plan:
+    def _plan(self, given: Mapping[Tensor, Tensor] | None) -> Plan:
         """The new hyperparameters; nothing is written. Without gradients of its own a step after adapt() only asks whether it is finite."""
         adapts = given is not None or all(group["step_adapts"] for group in self.param_groups)
-        products = self._products(given, adapts)
+        gradients = self._gradients(given)
+        products = gradients.products({"lr": self.rule, **self.adapted}, adapts)
         scopes = SCOPES[self.scope].read(self.param_groups, self.state)
         found = [self._hypergradient(members, products["lr"]) for members in scopes]
         h = [row[0] for row in found]
@@ -319,66 +288,9 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         largest = min(torch.finfo(p.dtype).max for group in self.param_groups for p in group["params"])
         finite = finite and all(abs(move.alpha) <= largest and move.finite for move in moves)
         finite = finite and all(move.finite for group in other_moves for move in group.values())
-        elements = self._elements(given) if self.scope == "element" else {}
+        elements = self._elements(gradients) if self.scope == "element" else {}
         finite = finite and all(map(math.isfinite, to_floats([finite_zero(lr) for lr in elements.values()])))
         return Plan(scopes, h, moves, others_h, other_moves, elements, finite)
-
-    def _tensors(self, given: Given) -> Iterator[tuple[Tensor, Group]]:
-        """The parameters that have a gradient, with their param groups."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p in given if given is not None else p.grad is not None:
-                    yield p, group
-
-    def _products(self, given: Given, adapts: bool) -> dict[str, dict[Tensor, Products]]:
-        """The dot products of all tensors that have a gradient, for each hyperparameter, brought to the host together."""
-        terms: dict[tuple[str, Tensor], list[tuple[float, list[Tensor]]]] = {}
-        for p, group in self._tensors(given):
-            g = p.grad if given is None else given[p]
-            assert g is not None
-            if g.layout is not torch.strided:
-                raise TypeError(
-                    f"{type(self).__name__} takes dense gradients, got {g.layout} for a parameter of shape "
-                    f"{tuple(p.shape)}: build its layer with sparse=False"
-                )
-            for name, scale, row in self._terms(p, group, given, adapts):
-                terms.setdefault((name, p), []).append((scale, row))
-        values = iter(to_floats([x for pieces in terms.values() for _, row in pieces for x in row]))
-        products: dict[str, dict[Tensor, Products]] = {name: {} for name in ("lr", *self.adapted)}
-        for (name, p), pieces in terms.items():
-            scale = pieces[0][0]
-            sums = [total(column) for column in zip(*([next(values) for _ in row] for _, row in pieces), strict=True)]
-            products[name][p] = Products(scale * sums[0], *(x * k for x, k in zip(sums[1:], (1.0, scale**2), strict=False)))
-        return products
-
-    def _terms(self, p: Tensor, group: Group, given: Given, adapts: bool) -> Iterator[tuple[str, float, list[Tensor]]]:
-        """For each hyperparameter k and g · x, piece by piece, and g · g and x · x where its rule reads norms: ∂θ/∂φ = −α k x."""
-        tensors, numbers = self._split(p, given)
-        moved = adapts and ("trace" in tensors or numbers.get("applied", False))
-        names = known(self.direction, list(self.adapted), self.state[p], group["last"]) if self.adapted and moved else []
-        for piece in blocks(tensors):
-            g, state = self._gradient(piece, group, given), numbers | piece
-            if not moved:  # no last direction: ∇αu_{t-1} = 0
-                yield "lr", 1.0, [finite_zero(g), dot(g, g)] if self.rule.reads_norms else [finite_zero(g)]
-                continue
-            step = last_step(self.direction, piece["p"], state, group["last"]) if names else None
-            d = piece["trace"] if "trace" in piece else step.d if step else self.direction.previous(piece["p"], state, group["last"])
-            yield "lr", 1.0, inner(g, d, self.rule.reads_norms)
-            for name in names:
-                k, x = cast(LastStep, step).by(name)
-                # What weight decay is to minimise is the loss without the penalty that it makes.
-                own = signed(piece["g"], group) if name == "weight_decay" and given is None else g
-                yield name, k, inner(own, x, self.adapted[name].reads_norms)
-
-    def _split(self, p: Tensor, given: Given = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of a parameter's shape: itself "p", its gradient "g", its buffers; and all else of its state."""
-        tensors, numbers = split_state(p, self.state.get(p, {}))
-        g = p.grad if given is None else given[p]
-        assert g is not None
-        return tensors | {"g": real(g)}, numbers
-
-    def _gradient(self, piece: Mapping[str, Tensor], group: Group, given: Given) -> Tensor:
-        return self.direction.gradient(piece["g"], piece["p"], group) if given is None else piece["g"]
 
     def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[float, float, float]:
         """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moved by −r α d."""
@@ -430,19 +342,18 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 kept = move.memory | ({} if move.beta is None else {"hypergrad_lr": move.beta})
                 group["adapted"] = group["adapted"] | {f"{name}.{key}": value for key, value in kept.items()}
 
-    def _elements(self, given: Given) -> dict[Tensor, Tensor]:
+    def _elements(self, gradients: Gradients) -> dict[Tensor, Tensor]:
         """α of each element, of its own h = −g d: the product of two numbers, whose cosine is its sign."""
         rule = cast(Any, self.rule)  # elementwise, tensors stand for floats
         found = {}
-        for p, group in self._tensors(given):
-            tensors, numbers = self._split(p, given)
+        for p, group in gradients.tensors():
+            tensors, numbers = gradients.split(p)
             if "trace" not in tensors and not numbers.get("applied", False):
                 continue
             found[p] = tensors["lr"].clone()
             wide = torch.promote_types(found[p].dtype, torch.float32)  # in float16 g d is soon infinite, or 0
             for piece in blocks(tensors | {"new": found[p]}):
-                d = piece["trace"] if "trace" in piece else self.direction.previous(piece["p"], numbers | piece, group["last"])
-                h = -(self._gradient(piece, group, given).to(wide) * d)
+                h = -(gradients.of(piece, group).to(wide) * gradients.last_direction(piece, numbers, group))
                 moved = rule(piece["lr"].to(wide), group["hypergrad_lr"], h.sign() if rule.reads_norms else h, 1.0, 1.0)
                 piece["new"].copy_(clip(moved, *ends(group["lr_bounds"])))
         return found
@@ -465,7 +376,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
     def _update(self, plan: Plan, alphas: dict[Tensor, float], windows: dict[Tensor, float], back: set[Tensor]) -> None:
         """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it; tensors in ``back`` return to their average."""
-        moving = {p: group for p, group in self._tensors(None) if p not in back}
+        moving = {p: group for p, group in self._gradients().tensors() if p not in back}
         self.direction.begin(moving)
         self._write_elements(plan)
         for group in self.param_groups:
@@ -495,9 +406,10 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             make_buffer(state, "trace", p)
         if elements:
             make_buffer(state, "lr", p, alpha)
-        tensors, numbers = self._split(p)
+        gradients = self._gradients()
+        tensors, numbers = gradients.split(p)
         for piece in blocks(tensors):
-            theta, g, z = piece["p"], self._gradient(piece, group, None), piece.get("trace")
+            theta, g, z = piece["p"], gradients.of(piece, group), piece.get("trace")
             d = self.direction.advance(g, theta, numbers | piece, group)
             if "gradient" in piece:
                 piece["gradient"].copy_(g)
@@ -562,14 +474,3 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 + "; opt.skipped counts such steps, and this is the only warning",
                 stacklevel=stacklevel,
             )
-
-
-def weigh(rows: Sequence[tuple[float, Products]]) -> tuple[float, float, float]:
-    """h = −Σ w g·x, ‖g‖ and ‖w x‖ of tensors that moved by −w x for each unit of a hyperparameter."""
-    h = 0.0 - total(w * x.gx for w, x in rows)  # 0, not −0, at the first step
-    return h, math.sqrt(total(x.gg for _, x in rows)), math.sqrt(total(w**2 * x.xx for w, x in rows))
-
-
-def inner(g: Tensor, x: Tensor, norms: bool) -> list[Tensor]:
-    """g · x, and with ``norms`` also g · g and x · x."""
-    return [dot(g, x), dot(g, g), dot(x, x)] if norms else [dot(g, x)]

@@ -28,9 +28,8 @@ HEIGHTS = (0, 1, 2, 3, 4)
 LRS = {"sgd": tuple(10.0**k for k in range(-5, 1)), "adam": tuple(10.0**k for k in range(-6, 0))}
 BETAS = {"sgd": tuple(10.0**k for k in range(-6, -1)), "adam": tuple(10.0**k for k in range(-9, -4))}
 
-#: A loss within this factor of the best without adaptation counts as close, and one beyond the other over the lowest as the highest
-#: colour.
-CLOSE, SHOWN = 1.1, 10.0
+#: A loss within this factor of the best without adaptation counts as close, and one beyond the other over the lowest has the last colour.
+CLOSE, SHOWN = 1.1, 50.0
 
 Cells = dict[tuple[float, float], float]
 """(α_0, β) → the median loss of the seeds; infinite where half of them or more diverged."""
@@ -158,10 +157,14 @@ class Towers:
     cells: dict[tuple[str, int], Cells]
 
     @property
+    def plain(self) -> list[float]:
+        """The finite losses of height 0; of all where that is left out."""
+        heights = [0] if 0 in self.heights else self.heights
+        return [x for (_, height), cells in self.cells.items() if height in heights for x in cells.values() if math.isfinite(x)]
+
+    @property
     def best(self) -> float:
-        """The lowest loss of height 0; of all where that is left out."""
-        wanted = [0] if 0 in self.heights else self.heights
-        return min((x for (_, height), cells in self.cells.items() if height in wanted for x in cells.values()), default=math.inf)
+        return min(self.plain, default=math.inf)
 
     def close(self, level: str, height: int) -> int:
         """In how many cells the loss is within CLOSE times the best."""
@@ -169,10 +172,9 @@ class Towers:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The losses that the colours go between."""
-        finite = [x for cells in self.cells.values() for x in cells.values() if 0 < x < math.inf]
-        low = min(finite, default=0.1)
-        return low, max(min(max(finite, default=1.0), SHOWN * low), 1.01 * low)
+        """The losses that the colours go between: up to the worst of height 0."""
+        low = min((x for cells in self.cells.values() for x in cells.values() if 0 < x < math.inf), default=0.1)
+        return low, min(max([1.01 * low, *self.plain]), SHOWN * low)
 
     @property
     def middle(self) -> float:

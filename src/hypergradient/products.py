@@ -1,0 +1,150 @@
+"""The dot products that hypergradients are made of: g_t · ∂θ_{t-1}/∂φ, tensor by tensor, for every hyperparameter that moves."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .directions import Direction, signed
+from .hyperparameters import LastStep, known, last_step
+from .rules import Rule
+from .scopes import Group, State
+from .tensors import blocks, dot, finite_zero, real, split_state, to_floats, total
+
+
+@dataclass(frozen=True)
+class Products:
+    """What one tensor adds to a hypergradient: g · x, and the squared norms of both where the rule reads norms; −x is the derivative."""
+
+    gx: float = 0.0
+    gg: float = 0.0
+    xx: float = 0.0
+
+
+def weigh(rows: Sequence[tuple[float, Products]]) -> tuple[float, float, float]:
+    """h = −Σ w g·x, ‖g‖ and ‖w x‖ of tensors that moved by −w x for each unit of a hyperparameter."""
+    h = 0.0 - total(w * x.gx for w, x in rows)  # 0, not −0, at the first step
+    return h, math.sqrt(total(x.gg for _, x in rows)), math.sqrt(total(w**2 * x.xx for w, x in rows))
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients of a step, and how they meet what the last one has left.
+
+    Args:
+        direction: that of the optimizer.
+        groups: its param groups.
+        state: its state.
+        given: the gradients that ``adapt()`` was given; None for those of ``step()``, in ``p.grad``.
+    """
+
+    direction: Direction
+    groups: Sequence[Group]
+    state: State
+    given: Mapping[Tensor, Tensor] | None = None
+
+    def tensors(self) -> Iterator[tuple[Tensor, Group]]:
+        """The parameters that have a gradient, with their param groups."""
+        for group in self.groups:
+            for p in group["params"]:
+                if p in self.given if self.given is not None else p.grad is not None:
+                    yield p, group
+
+    def split(self, p: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors of a parameter's shape: itself "p", its gradient "g", its buffers; and all else of its state."""
+        tensors, numbers = split_state(p, self.state.get(p, {}))
+        g = p.grad if self.given is None else self.given[p]
+        assert g is not None
+        return tensors | {"g": real(g)}, numbers
+
+    def of(self, piece: Mapping[str, Tensor], group: Group) -> Tensor:
+        """What is minimised along; what ``adapt()`` was given is that itself."""
+        return self.direction.gradient(piece["g"], piece["p"], group) if self.given is None else piece["g"]
+
+    def last_direction(self, piece: Mapping[str, Tensor], numbers: Mapping[str, Any], group: Group) -> Tensor:
+        """d_{t-1}, or the trace of several."""
+        return piece["trace"] if "trace" in piece else self.direction.previous(piece["p"], {**numbers, **piece}, group["last"])
+
+    def products(self, rules: Mapping[str, Rule], adapts: bool) -> dict[str, dict[Tensor, Products]]:
+        """For each hyperparameter with its rule, those of all tensors that have a gradient, brought to the host together.
+
+        Where nothing ``adapts``, they are 0, or NaN where a gradient is not finite.
+
+        Raises:
+            TypeError: a gradient is sparse.
+        """
+        terms: dict[tuple[str, Tensor], list[tuple[float, list[Tensor]]]] = {}
+        for p, group in self.tensors():
+            g = p.grad if self.given is None else self.given[p]
+            assert g is not None
+            if g.layout is not torch.strided:
+                raise TypeError(
+                    f"hypergradients take dense gradients, got {g.layout} for a parameter of shape {tuple(p.shape)}: "
+                    "build its layer with sparse=False"
+                )
+            for name, scale, row in self._terms(p, group, rules, adapts):
+                terms.setdefault((name, p), []).append((scale, row))
+        values = iter(to_floats([x for pieces in terms.values() for _, row in pieces for x in row]))
+        products: dict[str, dict[Tensor, Products]] = {name: {} for name in rules}
+        for (name, p), pieces in terms.items():
+            scale = pieces[0][0]
+            sums = [total(column) for column in zip(*([next(values) for _ in row] for _, row in pieces), strict=True)]
+            products[name][p] = Products(scale * sums[0], *(x * k for x, k in zip(sums[1:], (1.0, scale**2), strict=False)))
+        return products
+
+    def _terms(self, p: Tensor, group: Group, rules: Mapping[str, Rule], adapts: bool) -> Iterator[tuple[str, float, list[Tensor]]]:
+        """For each hyperparameter k and g · x, piece by piece, and g · g and x · x where its rule reads norms: ∂θ/∂φ = −α k x."""
+        tensors, numbers = self.split(p)
+        applied = numbers.get("applied", False)
+        moved = adapts and (applied or "trace" in tensors)
+        others = [name for name in rules if name != "lr"]
+        names = known(self.direction, others, self.state[p], group["last"]) if others and moved and applied else []
+        for piece in blocks(tensors):
+            g = self.of(piece, group)
+            if not moved:  # no last direction: ∇αu_{t-1} = 0
+                yield "lr", 1.0, [finite_zero(g), dot(g, g)] if rules["lr"].reads_norms else [finite_zero(g)]
+                continue
+            step = last_step(self.direction, piece["p"], numbers | piece, group["last"]) if names else None
+            d = step.d if step and "trace" not in piece else self.last_direction(piece, numbers, group)
+            yield "lr", 1.0, inner(g, d, rules["lr"].reads_norms)
+            for name in names:
+                k, x = cast(LastStep, step).by(name)
+                # What weight decay is to minimise is the loss without the penalty that it makes.
+                own = signed(piece["g"], group) if name == "weight_decay" and self.given is None else g
+                yield name, k, inner(own, x, rules[name].reads_norms)
+
+
+def inner(g: Tensor, x: Tensor, norms: bool) -> list[Tensor]:
+    """g · x, and with ``norms`` also g · g and x · x."""
+    return [dot(g, x), dot(g, g), dot(x, x)] if norms else [dot(g, x)]
+
+
+def given_gradients(loss_or_grads: Tensor | Sequence[Tensor | None], groups: Sequence[Group]) -> dict[Tensor, Tensor]:
+    """The gradients that ``adapt()`` takes, as real views, with the sign of what is minimised.
+
+    Raises:
+        ValueError: there is none, or not one of a parameter's shape or None for each.
+    """
+    params = [(p, group) for group in groups for p in group["params"]]
+    grads: Sequence[Tensor | None]
+    if isinstance(loss_or_grads, Tensor):
+        if loss_or_grads.numel() != 1 or not loss_or_grads.requires_grad:
+            raise ValueError(
+                "adapt() takes a scalar loss that has been computed from the parameters with gradients enabled, or gradients, got "
+                f"a tensor of shape {tuple(loss_or_grads.shape)} with requires_grad={loss_or_grads.requires_grad}"
+            )
+        leaves = [p for p, _ in params if p.requires_grad]
+        found = dict(zip(leaves, torch.autograd.grad(loss_or_grads, leaves, allow_unused=True), strict=True))
+        grads = [found.get(p) for p, _ in params]
+    else:
+        grads = list(loss_or_grads)
+    shapes = [None if g is None else tuple(g.shape) for g in grads]
+    if len(grads) != len(params) or any(shape not in (None, tuple(p.shape)) for shape, (p, _) in zip(shapes, params, strict=True)):
+        raise ValueError(f"adapt() takes a gradient or None for each of {len(params)} parameters, in their shapes, got shapes {shapes}")
+    if all(g is None for g in grads):
+        raise ValueError("adapt() got no gradient: the loss depends on no parameter of this optimizer")
+    kept = {p: (g, group) for (p, group), g in zip(params, grads, strict=True) if g is not None}
+    return {p: signed(real(g), {"maximize": False, **group}) for p, (g, group) in kept.items()}
