@@ -396,9 +396,9 @@ OF_ELEMENTS = pytest.mark.parametrize(("ours", "options"), ELEMENT)
 
 @OF_ELEMENTS
 @pytest.mark.parametrize("rule", [Additive(1e-7), Multiplicative(0.05)], ids=["additive", "multiplicative"])
-@pytest.mark.parametrize("horizon", [1, 4])
+@pytest.mark.parametrize(("horizon", "held_out"), [(1, False), (4, False), (1, True)], ids=["training", "horizon", "another loss"])
 @pytest.mark.parametrize("bounds", [(None, None), (0.0095, 0.0102)], ids=["free", "bounded"])
-def test_element_is_a_tensor_of_one_number(ours, options: dict, rule, horizon: int, bounds: tuple) -> None:
+def test_element_is_a_tensor_of_one_number(ours, options: dict, rule, horizon: int, held_out: bool, bounds: tuple) -> None:
     """As many optimizers as numbers: the same problem, of parameters split into tensors of one element each."""
     generator = torch.Generator().manual_seed(0)
     start, c = torch.randn(3, 2, generator=generator, dtype=torch.float64), torch.randn(12, 3, 2, generator=generator, dtype=torch.float64)
@@ -409,6 +409,8 @@ def test_element_is_a_tensor_of_one_number(ours, options: dict, rule, horizon: i
     for t in range(12):
         for w, optimizer in [(whole, opt), (torch.stack(list(parts)).reshape(3, 2), twin)]:
             optimizer.zero_grad()
+            if held_out:
+                optimizer.adapt(((w - c[t - 1]) ** 4).sum())
             (((w - c[t]) ** 4).sum() + (w.sum() - t) ** 2).backward()
             optimizer.step()
     torch.testing.assert_close(whole.detach().reshape(-1), torch.stack(list(parts)).detach(), rtol=1e-12, atol=1e-12)

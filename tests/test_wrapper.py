@@ -126,7 +126,7 @@ def same(one: Problem, opt: Any, other: Problem, twin: Any) -> bool:
     )
 
 
-DOUBLE = [pytest.param(run.values[0], torch.float64, 60, 1e-12, id=f"{run.id}-float64") for run in RUNS]
+DOUBLE = [pytest.param(run.values[0], torch.float64, 40, 1e-12, id=f"{run.id}-float64") for run in RUNS]
 SINGLE = [pytest.param(RUNS[i].values[0], torch.float32, 100, 4e-6, id=f"{RUNS[i].id}-float32") for i in (0, 3, 5, 6)]
 
 
