@@ -1,5 +1,6 @@
 """Towers of adaptation: their options, their grid, what is written of them, and a sweep of them that is killed."""
 
+import copy
 import csv
 import json
 import math
@@ -9,6 +10,7 @@ import random
 import signal
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from hypergradient.lab.engine import Summary
 from hypergradient.lab.figures import tower_figures
 from hypergradient.lab.store import Folder
 from hypergradient.lab.stored import Run
-from hypergradient.lab.sweep import sweep
+from hypergradient.lab.sweep import Store, plan, sweep
 from test_cli import call
 from test_report import page_of
 from test_sweep import histories
@@ -308,6 +310,25 @@ def test_killed_sweep_equals_never_killed(tmp_path: Path) -> None:
     betas = histories(tmp_path / "whole", TOWERS[:1])[0]["hypergrad_lr"]
     assert betas[0] == 1e-4
     assert len(set(betas)) > 100
+
+
+def test_an_ensemble_that_an_earlier_version_left_goes_on(tmp_path: Path) -> None:
+    configs, data = [replace(BASE, lr=lr, epochs=3) for lr in (1e-3, 0.1)], load("digits")
+    sweep(configs, data, tmp_path / "whole", engine="batched")
+    store = Store(tmp_path / "parts")
+    (work,) = plan(configs, data, store.root, "batched")
+    save = next(work.go(data, Event(), every=0))
+    assert save.state is not None
+    state, new = copy.deepcopy(save.state), ("height", "level", "level_lr", "adapt", "hypergrad_data", "betas", "memories")
+    for table in (state["ensemble"], *state["configs"]):
+        for name in new:
+            table.pop(name, None)
+    for iterations, _ in state["histories"].values():
+        for name in ("hypergrad_lr", "momentum", "weight_decay", "beta1", "beta2", "eps"):
+            del iterations[name]
+    store.write(work, replace(save, state=state))
+    sweep(configs, data, store.root, engine="batched")
+    assert histories(store.root, configs) == histories(tmp_path / "whole", configs)
 
 
 @pytest.mark.parametrize("options", [{"adapt": "weight_decay=additive:1"}, {"hypergrad_data": "validation"}], ids=["adapt", "validation"])
