@@ -117,6 +117,7 @@ ADAPT = [
     (ADAMS, {"adapt": {"betas": (None, A)}, "betas": (0.9, 0.0)}, ValueError, outside("beta2", r"0\.0")),
     (ADAMS, {"adapt": {"eps": A}, "eps": 0.0}, ValueError, outside("eps", r"0\.0")),
     ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "bounds": {"momentum": (0.1, 0.5)}}, ValueError, outside("momentum", r"0\.9")),
+    ([SGDHD], {"adapt": {"lr": A}, "momentum": 0.9, "bounds": {"momentum": (0.1, 0.9)}}, ValueError, "bounds for 'momentum': give a rule"),
     ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "bounds": {"momentum": (0, 0.99)}}, ValueError, r"must lie in \(0, 1\)"),
     ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "bounds": {"momentum": (0.5, 1)}}, ValueError, r"must lie in \(0, 1\)"),
     ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "bounds": {"momentum": (0.9, 0.5)}}, ValueError, r"bounds\['momentum'\] must be"),
@@ -262,6 +263,8 @@ QUANTITIES = {
     "other shapes": (lambda w, v: [torch.ones(2), torch.ones(2)], ValueError, COUNT + r"\[\(2,\), \(2,\)\]"),
     "all None": (lambda w, v: [None, None], ValueError, "adapt\\(\\) got no gradient: the loss depends on no parameter"),
     "another loss": (lambda w, v: graph(nn.Parameter(torch.ones(2)), torch.ones(3)), ValueError, "got no gradient"),
+    "a number": (lambda w, v: 0.5, TypeError, r"a scalar loss or a list of gradients, got 0\.5"),
+    "nothing": (lambda w, v: None, TypeError, "a scalar loss or a list of gradients, got None"),
     "sparse": (lambda w, v: [torch.ones(2).to_sparse(), None], TypeError, "take dense gradients, got torch.sparse_coo"),
 }
 

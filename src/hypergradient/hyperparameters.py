@@ -258,8 +258,13 @@ def check_adapt(rules: Mapping[str, Level], bounds: Mapping[str, Bounds]) -> dic
 
     Raises:
         TypeError: a rule that moves learning rates only.
-        ValueError: bounds that are none, or outside the range of the hyperparameter.
+        ValueError: bounds that are none, of what has no rule, or outside the range of the hyperparameter.
     """
+    idle = [name for name in bounds if name not in rules]
+    if idle:
+        raise ValueError(
+            f"bounds are for what adapt moves, got bounds for {', '.join(map(repr, idle))}: give a rule for it, or leave it out"
+        )
     found = {}
     for name, rule in rules.items():
         check_level(f"adapt[{name!r}]", rule)

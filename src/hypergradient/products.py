@@ -1,7 +1,7 @@
 """The dot products that hypergradients are made of: g_t · ∂θ_{t-1}/∂φ, tensor by tensor, for every hyperparameter that moves."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -127,6 +127,7 @@ def given_gradients(loss_or_grads: Tensor | Sequence[Tensor | None], groups: Seq
 
     Raises:
         ValueError: there is none, or not one of a parameter's shape or None for each.
+        TypeError: it is neither a tensor nor tensors.
     """
     params = [(p, group) for group in groups for p in group["params"]]
     grads: Sequence[Tensor | None]
@@ -139,8 +140,10 @@ def given_gradients(loss_or_grads: Tensor | Sequence[Tensor | None], groups: Seq
         leaves = [p for p, _ in params if p.requires_grad]
         found = dict(zip(leaves, torch.autograd.grad(loss_or_grads, leaves, allow_unused=True), strict=True))
         grads = [found.get(p) for p, _ in params]
-    else:
+    elif isinstance(loss_or_grads, Iterable):
         grads = list(loss_or_grads)
+    else:
+        raise TypeError(f"adapt() takes a scalar loss or a list of gradients, got {loss_or_grads!r}")
     shapes = [None if g is None else tuple(g.shape) for g in grads]
     if len(grads) != len(params) or any(shape not in (None, tuple(p.shape)) for shape, (p, _) in zip(shapes, params, strict=True)):
         raise ValueError(f"adapt() takes a gradient or None for each of {len(params)} parameters, in their shapes, got shapes {shapes}")
