@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_number
-from .tensors import add_scaled, is_zero, make_buffer, real
+from .tensors import add_product, add_scaled, is_zero, make_buffer, real
 
 
 class Direction(ABC):
@@ -98,7 +98,7 @@ class SGD(Direction):
         if is_zero(mu):
             return d.copy_(g)  # d_t = g_t
         v = cast(Tensor, state["momentum_buffer"])
-        v.mul_(mu).add_(g, alpha=1 if state["first"] else 1 - group["dampening"])  # v_t = μ v + (1 − τ) g
+        add_scaled(v.mul_(mu), 1 if state["first"] else 1 - group["dampening"], g, out=v)  # v_t = μ v + (1 − τ) g
         return add_scaled(g, mu, v, out=d) if group["nesterov"] else v  # d_t = g_t + μ v_t, or v_t
 
 
@@ -125,10 +125,10 @@ class Adam(Direction):
     def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
         d = adam(real(state["exp_avg"]), real(state["exp_avg_sq"]), state["step"], last["betas"], last["eps"])
         decay = last["weight_decay"]
-        if not self.decoupled or decay == 0:
+        if not self.decoupled or is_zero(decay):
             return d
         # d_s = a + λ θ_{s-1} = (a + λ θ_s) / (1 − α_s λ), since θ_s = θ_{s-1} − α_s d_s.
-        return d.add_(real(p), alpha=decay).div_(what_decay_leaves(state["lr"], decay))
+        return add_scaled(d, decay, real(p), out=d).div_(what_decay_leaves(state["lr"], decay))
 
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         state["step"] = int(state.get("step", 0)) + 1
@@ -137,10 +137,11 @@ class Adam(Direction):
 
     def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
         beta1, beta2 = group["betas"]
-        m = state["exp_avg"].lerp_(g, 1 - beta1)  # m_t = β1 m_{t-1} + (1 − β1) g_t
-        s = state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
+        m, s = cast(Tensor, state["exp_avg"]), cast(Tensor, state["exp_avg_sq"])
+        m.lerp_(g, 1 - beta1)  # m_t = β1 m_{t-1} + (1 − β1) g_t
+        add_product(s.mul_(beta2), 1 - beta2, g, g, out=s)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
         d = adam(m, s, state["step"], group["betas"], group["eps"])
-        return d.add_(p, alpha=group["weight_decay"]) if self.decoupled else d
+        return add_scaled(d, group["weight_decay"], p, out=d) if self.decoupled else d
 
 
 def adam(m: Tensor, s: Tensor, step: int, betas: tuple[float, float], eps: float) -> Tensor:
@@ -159,7 +160,7 @@ def adam_denominator(root: Tensor, step: int, betas: tuple[float, float], eps: f
     """(1 − β1^t) (√ŝ + ε), from √s."""
     c1 = 1 - betas[0] ** step
     c2 = 1 - betas[1] ** step
-    return torch.mul(root, c1 / math.sqrt(c2), out=out).add_(c1 * eps)
+    return torch.mul(root, c1 / c2**0.5, out=out).add_(c1 * eps)
 
 
 def what_decay_leaves(alpha: float | Tensor, decay: float) -> float | Tensor:
@@ -173,7 +174,7 @@ def what_decay_leaves(alpha: float | Tensor, decay: float) -> float | Tensor:
 def before(p: Tensor, d: Tensor, alpha: float | Tensor, decay: float = 0.0) -> Tensor:
     """θ_{s-1} = (θ_s + α d) / (1 − αλ) as a new tensor: the parameters before a step along d + λ θ_{s-1}."""
     theta = add_scaled(real(p), alpha, d)
-    return theta if decay == 0 else theta.div_(what_decay_leaves(alpha, decay))
+    return theta if is_zero(decay) else theta.div_(what_decay_leaves(alpha, decay))
 
 
 def signed(g: Tensor, group: Mapping[str, Any]) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .checks import Bounds, check_bounds, ends
 from .directions import SGD, Adam, Direction, adam_denominator, adam_root, before
 from .rules import Level, Memory, Move, check_level
-from .tensors import add_scaled, clip, real
+from .tensors import add_product, add_quotient, add_scaled, clip, is_zero, real
 
 State = Mapping[str, Any]
 Scaled = tuple[float, Tensor]
@@ -78,9 +78,9 @@ class LastSGD(LastStep):
 
     def momentum(self) -> Scaled:
         """∂d/∂μ = v_{t-1} = (v_t − g_t)/μ; with Nesterov momentum v_t + μ v_{t-1} = 2 v_t − g_t, where g_t = d_t − μ v_t."""
-        v, mu = real(self.state["momentum_buffer"]), float(self.last["momentum"])
+        v, mu = real(self.state["momentum_buffer"]), self.last["momentum"]
         if self.last["nesterov"]:
-            return 2 + mu, torch.sub(v, self.d, alpha=1 / (2 + mu))
+            return 2 + mu, add_scaled(v, -1 / (2 + mu), self.d)
         return 1 / mu, v - self.g
 
     def weight_decay(self) -> Scaled:
@@ -103,8 +103,8 @@ class LastAdam(LastStep):
         super().__init__(direction, p, state, last)
         assert isinstance(direction, Adam)
         self.decoupled = direction.decoupled
-        self.t, self.epsilon = int(state["step"]), float(last["eps"])
-        self.b1, self.b2 = (float(beta) for beta in last["betas"])
+        self.t, self.epsilon = state["step"], last["eps"]
+        self.b1, self.b2 = last["betas"]
         self.c1, self.c2 = 1 - self.b1**self.t, 1 - self.b2**self.t
 
     @cached_property
@@ -129,7 +129,7 @@ class LastAdam(LastStep):
 
     @cached_property
     def d(self) -> Tensor:
-        if not self.decoupled or self.last["weight_decay"] == 0:
+        if not self.decoupled or is_zero(self.last["weight_decay"]):
             return self.a
         return add_scaled(self.a, self.last["weight_decay"], self.theta)
 
@@ -141,13 +141,13 @@ class LastAdam(LastStep):
     def beta1(self) -> Scaled:
         """∂d/∂β1 = [(m − g)/β1 + m t β1^{t-1}/c1]/W, since m_{t-1} − g_t = (m_t − g_t)/β1 and ∂c1/∂β1 = −t β1^{t-1}."""
         k = 1 / self.b1 + self.t * self.b1 ** (self.t - 1) / self.c1
-        return k, torch.addcdiv(self.a, self.g, self.w, value=-1 / (self.b1 * k))
+        return k, add_quotient(self.a, -1 / (self.b1 * k), self.g, self.w)
 
     def beta2(self) -> Scaled:
         """∂d/∂β2 = −m/W² ∂W/∂β2, and ∂W/∂β2 = c1/(2√c2) [(s − g²)/β2 + s t β2^{t-1}/c2]/S."""
         k = 1 / self.b2 + self.t * self.b2 ** (self.t - 1) / self.c2
-        x = torch.addcdiv(self.root, self.g * self.g, self.root, value=-1 / (self.b2 * k))
-        return -self.c1 * k / (2 * math.sqrt(self.c2)), x.mul_(self.by_w)
+        x = add_quotient(self.root, -1 / (self.b2 * k), self.g * self.g, self.root)
+        return -self.c1 * k / (2 * self.c2**0.5), x.mul_(self.by_w)
 
     def eps(self) -> Scaled:
         """∂d/∂ε = −c1 m/W²."""
@@ -157,9 +157,9 @@ class LastAdam(LastStep):
         """∂d/∂λ = θ_{t-1} for AdamW; else, since g = ∇f + λ θ_{t-1}, (1 − β1) θ_{t-1}/W − m/W² c1/√c2 (1 − β2) g θ_{t-1}/S."""
         if self.decoupled:
             return 1.0, self.theta
-        k = self.c1 * (1 - self.b2) / (math.sqrt(self.c2) * (1 - self.b1))
-        second = (self.g * self.by_w).div_(self.root)
-        return 1 - self.b1, torch.div(self.theta, self.w).addcmul_(second, self.theta, value=-k)
+        k = self.c1 * (1 - self.b2) / (self.c2**0.5 * (1 - self.b1))
+        x = self.theta / self.w
+        return 1 - self.b1, add_product(x, -k, (self.g * self.by_w).div_(self.root), self.theta, out=x)
 
 
 LAST_STEPS: dict[type[Direction], type[LastStep]] = {SGD: LastSGD, Adam: LastAdam}

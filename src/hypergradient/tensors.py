@@ -42,6 +42,16 @@ def add_scaled(y: Tensor, a: float | Tensor, x: Tensor, *, out: Tensor | None = 
     return torch.addcmul(y, x, a, out=out) if isinstance(a, Tensor) else torch.add(y, x, alpha=a, out=out)
 
 
+def add_product(y: Tensor, a: float | Tensor, x: Tensor, z: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """y + a x z, elementwise."""
+    return torch.add(y, a * (x * z), out=out) if isinstance(a, Tensor) else torch.addcmul(y, x, z, value=a, out=out)
+
+
+def add_quotient(y: Tensor, a: float | Tensor, x: Tensor, z: Tensor) -> Tensor:
+    """y + a x / z, elementwise."""
+    return y + a * (x / z) if isinstance(a, Tensor) else torch.addcdiv(y, x, z, value=a)
+
+
 def clip(x: Number, low: float, high: float) -> Number:
     """``x`` between ``low`` and ``high``; elementwise for a tensor."""
     return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)  # in this order NaN stays
