@@ -14,8 +14,8 @@ from torch import Tensor
 
 Number = TypeVar("Number", float, Tensor)
 
-#: Elements of a piece: ten tensors of so many float32 fit into the second-level cache of two cores.
-BLOCK = 65_536
+#: Elements of a piece: a few such tensors of float32 fit into the caches of two cores. Measured: 65,536 and 262,144 are slower.
+BLOCK = 131_072
 
 
 def real(x: Tensor) -> Tensor:
