@@ -15,13 +15,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from numbers import Real
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from .checks import check_number
 from .tensors import add_product, add_scaled, is_zero, make_buffer, real
+
+Numbers = dict[str, Any]
+"""Coefficients of elementwise arithmetic: numbers, or tensors that broadcast; and switches that are True or False."""
 
 
 class Direction(ABC):
@@ -43,24 +46,37 @@ class Direction(ABC):
             assert p.grad is not None
             state: dict[str, Any] = {}
             self.prepare(p, state, group)
-            whole = {key: real(x) if isinstance(x, Tensor) else x for key, x in state.items()}
-            yield p, self.advance(self.gradient(real(p.grad), real(p), group), real(p), whole, group)
-
-    @abstractmethod
-    def gradient(self, g: Tensor, p: Tensor, group: Mapping[str, Any]) -> Tensor:
-        """What is minimised along, from the gradient g of the loss; g itself or a new tensor, never g changed."""
-
-    @abstractmethod
-    def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
-        """d_{t-1}, from the state as the last step left it and the options that it used; not to be written to."""
+            g = self.gradient(real(p.grad), real(p), self.objective(group))
+            whole = {key: real(x) for key, x in state.items() if isinstance(x, Tensor)}
+            yield p, self.advance(g, real(p), whole, self.numbers(state, group))
 
     @abstractmethod
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        """Make the buffers that ``advance`` needs, and count the step: all that is not elementwise."""
+        """Make the buffers that ``advance`` needs, and count the step."""
+
+    def objective(self, group: Mapping[str, Any]) -> Numbers:
+        """What ``gradient`` needs of the options: the sign of what is minimised, and its penalty."""
+        return {"maximize": group["maximize"], "weight_decay": group["weight_decay"]}
 
     @abstractmethod
-    def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
-        """d_t, with the buffers of the state moved on to step t; not to be written to. Elementwise, so that it may be done in pieces."""
+    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
+        """What ``advance`` needs of the options and of the count of steps, in Python's precision."""
+
+    @abstractmethod
+    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        """What ``previous`` needs of the options that the last step used."""
+
+    @abstractmethod
+    def gradient(self, g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
+        """What is minimised along, from the gradient g of the loss; g itself or a new tensor, never g changed."""
+
+    @abstractmethod
+    def previous(self, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        """d_{t-1}, from the buffers as the last step left them; not to be written to."""
+
+    @abstractmethod
+    def advance(self, g: Tensor, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        """d_t, with the buffers moved on to step t; not to be written to. Elementwise, so that it may be done in pieces."""
 
 
 @final
@@ -78,14 +94,6 @@ class SGD(Direction):
                 f"nesterov=True needs momentum > 0 and dampening = 0, got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
             )
 
-    def gradient(self, g: Tensor, p: Tensor, group: Mapping[str, Any]) -> Tensor:
-        return decayed(g, p, group)
-
-    def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
-        # Plain momentum's direction is its buffer, which is still that of the last step.
-        key = "direction" if is_zero(last["momentum"]) or last["nesterov"] else "momentum_buffer"
-        return real(state[key])
-
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         if not is_zero(group["momentum"]):
             state["first"] = state.get("momentum_buffer") is None
@@ -93,13 +101,27 @@ class SGD(Direction):
         if is_zero(group["momentum"]) or group["nesterov"]:
             make_buffer(state, "direction", p)
 
-    def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
-        mu, d = group["momentum"], cast(Tensor, state.get("direction"))
+    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
+        new = 1.0 if state.get("first") else 1 - group["dampening"]  # the buffer starts with the gradient itself
+        return {"new": new, "momentum": group["momentum"], "nesterov": group["nesterov"]}
+
+    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        return {name: last[name] for name in ("momentum", "nesterov")}
+
+    def gradient(self, g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
+        return decayed(g, p, numbers)
+
+    def previous(self, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        # Plain momentum's direction is its buffer, which is still that of the last step.
+        return state["direction" if is_zero(numbers["momentum"]) or numbers["nesterov"] else "momentum_buffer"]
+
+    def advance(self, g: Tensor, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        mu = numbers["momentum"]
         if is_zero(mu):
-            return d.copy_(g)  # d_t = g_t
-        v = cast(Tensor, state["momentum_buffer"])
-        add_scaled(v.mul_(mu), 1 if state["first"] else 1 - group["dampening"], g, out=v)  # v_t = μ v + (1 − τ) g
-        return add_scaled(g, mu, v, out=d) if group["nesterov"] else v  # d_t = g_t + μ v_t, or v_t
+            return state["direction"].copy_(g)  # d_t = g_t
+        v = state["momentum_buffer"].mul_(mu)
+        add_scaled(v, numbers["new"], g, out=v)  # v_t = μ v + (1 − τ) g
+        return add_scaled(g, mu, v, out=state["direction"]) if numbers["nesterov"] else v  # d_t = g_t + μ v_t, or v_t
 
 
 @final
@@ -119,35 +141,49 @@ class Adam(Direction):
         if not pair or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
 
-    def gradient(self, g: Tensor, p: Tensor, group: Mapping[str, Any]) -> Tensor:
-        return signed(g, group) if self.decoupled else decayed(g, p, group)
-
-    def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
-        d = adam(real(state["exp_avg"]), real(state["exp_avg_sq"]), state["step"], last["betas"], last["eps"])
-        decay = last["weight_decay"]
-        if not self.decoupled or is_zero(decay):
-            return d
-        # d_s = a + λ θ_{s-1} = (a + λ θ_s) / (1 − α_s λ), since θ_s = θ_{s-1} − α_s d_s.
-        return add_scaled(d, decay, real(p), out=d).div_(what_decay_leaves(state["lr"], decay))
-
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         state["step"] = int(state.get("step", 0)) + 1
         make_buffer(state, "exp_avg", p)
         make_buffer(state, "exp_avg_sq", p)
 
-    def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
+    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
         beta1, beta2 = group["betas"]
-        m, s = cast(Tensor, state["exp_avg"]), cast(Tensor, state["exp_avg_sq"])
-        m.lerp_(g, 1 - beta1)  # m_t = β1 m_{t-1} + (1 − β1) g_t
-        add_product(s.mul_(beta2), 1 - beta2, g, g, out=s)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
-        d = adam(m, s, state["step"], group["betas"], group["eps"])
-        return add_scaled(d, group["weight_decay"], p, out=d) if self.decoupled else d
+        own = {"beta2": beta2, "new1": 1 - beta1, "new2": 1 - beta2, "weight_decay": group["weight_decay"]}
+        return own | adam_numbers(state["step"], group["betas"], group["eps"])
+
+    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        own = adam_numbers(state["step"], last["betas"], last["eps"])
+        return own | {"weight_decay": last["weight_decay"] if self.decoupled else 0.0, "lr": state["lr"]}
+
+    def gradient(self, g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
+        return signed(g, numbers) if self.decoupled else decayed(g, p, numbers)
+
+    def previous(self, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        d = adam(state["exp_avg"], state["exp_avg_sq"], numbers)
+        decay = numbers["weight_decay"]
+        if is_zero(decay):
+            return d
+        # d_s = a + λ θ_{s-1} = (a + λ θ_s) / (1 − α_s λ), since θ_s = θ_{s-1} − α_s d_s.
+        return add_scaled(d, decay, p, out=d).div_(what_decay_leaves(state.get("lr", numbers["lr"]), decay))
+
+    def advance(self, g: Tensor, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        m, s = state["exp_avg"], state["exp_avg_sq"].mul_(numbers["beta2"])
+        m.lerp_(g, numbers["new1"])  # m_t = β1 m_{t-1} + (1 − β1) g_t
+        add_product(s, numbers["new2"], g, g, out=s)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
+        d = adam(m, s, numbers)
+        return add_scaled(d, numbers["weight_decay"], p, out=d) if self.decoupled else d
 
 
-def adam(m: Tensor, s: Tensor, step: int, betas: tuple[float, float], eps: float) -> Tensor:
-    """m̂ / (√ŝ + ε) as a new tensor of float32 or wider, with m̂ = m / (1 − β1^t) and ŝ = s / (1 − β2^t) (Algorithm 3)."""
+def adam_numbers(step: int, betas: tuple[float, float], eps: float) -> Numbers:
+    """W = c1 (√ŝ + ε) = "root" √s + "eps", where c1 = 1 − β1^t, c2 = 1 − β2^t and ŝ = s/c2."""
+    c1, c2 = 1 - betas[0] ** step, 1 - betas[1] ** step
+    return {"root": c1 / c2**0.5, "eps": c1 * eps}
+
+
+def adam(m: Tensor, s: Tensor, numbers: Numbers) -> Tensor:
+    """m̂ / (√ŝ + ε) = m/W as a new tensor of float32 or wider, with m̂ = m / (1 − β1^t) and ŝ = s / (1 − β2^t) (Algorithm 3)."""
     root = adam_root(s)
-    denominator = adam_denominator(root, step, betas, eps, out=root)
+    denominator = adam_denominator(root, numbers, out=root)
     return torch.div(m, denominator, out=denominator)
 
 
@@ -156,16 +192,14 @@ def adam_root(s: Tensor) -> Tensor:
     return s.to(torch.promote_types(s.dtype, torch.float32)).sqrt()
 
 
-def adam_denominator(root: Tensor, step: int, betas: tuple[float, float], eps: float, *, out: Tensor | None = None) -> Tensor:
-    """(1 − β1^t) (√ŝ + ε), from √s."""
-    c1 = 1 - betas[0] ** step
-    c2 = 1 - betas[1] ** step
-    return torch.mul(root, c1 / c2**0.5, out=out).add_(c1 * eps)
+def adam_denominator(root: Tensor, numbers: Numbers, *, out: Tensor | None = None) -> Tensor:
+    """W = (1 − β1^t) (√ŝ + ε), from √s."""
+    return torch.mul(root, numbers["root"], out=out).add_(numbers["eps"])
 
 
 def what_decay_leaves(alpha: float | Tensor, decay: float) -> float | Tensor:
     """1 − αλ, the part of the parameters that a step of decoupled decay keeps; 1 where it has wiped them out, and they are not known."""
-    kept = 1 - (real(alpha) if isinstance(alpha, Tensor) else alpha) * decay
+    kept = 1 - alpha * decay
     if isinstance(kept, Tensor):
         return kept.masked_fill_(kept == 0, 1.0)
     return kept or 1.0
@@ -173,16 +207,16 @@ def what_decay_leaves(alpha: float | Tensor, decay: float) -> float | Tensor:
 
 def before(p: Tensor, d: Tensor, alpha: float | Tensor, decay: float = 0.0) -> Tensor:
     """θ_{s-1} = (θ_s + α d) / (1 − αλ) as a new tensor: the parameters before a step along d + λ θ_{s-1}."""
-    theta = add_scaled(real(p), alpha, d)
+    theta = add_scaled(p, alpha, d)
     return theta if is_zero(decay) else theta.div_(what_decay_leaves(alpha, decay))
 
 
-def signed(g: Tensor, group: Mapping[str, Any]) -> Tensor:
+def signed(g: Tensor, numbers: Numbers) -> Tensor:
     """The gradient of what is minimised: that of the loss, or of its negative under maximize."""
-    return -g if group["maximize"] else g
+    return -g if numbers["maximize"] else g
 
 
-def decayed(g: Tensor, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+def decayed(g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
     """The gradient with coupled weight decay, g + λ θ."""
-    g = signed(g, group)
-    return g if is_zero(group["weight_decay"]) else add_scaled(g, group["weight_decay"], p)
+    g = signed(g, numbers)
+    return g if is_zero(numbers["weight_decay"]) else add_scaled(g, numbers["weight_decay"], p)

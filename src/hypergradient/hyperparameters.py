@@ -11,55 +11,62 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
 from .checks import Bounds, check_bounds, ends
-from .directions import SGD, Adam, Direction, adam_denominator, adam_root, before
+from .directions import SGD, Adam, Direction, Numbers, adam_denominator, adam_root, before
 from .rules import Level, Memory, Move, check_level
-from .tensors import add_product, add_quotient, add_scaled, clip, is_zero, real
-
-State = Mapping[str, Any]
-Scaled = tuple[float, Tensor]
-"""A number and a tensor, whose product is meant: a dot product with it need not make it."""
+from .tensors import add_product, add_quotient, add_scaled, clip, is_zero
 
 
 class LastStep(ABC):
-    """The last step of one tensor, as its state tells: a method for each hyperparameter gives ∂d_{t-1}/∂φ."""
+    """The last step of one tensor, as its buffers tell: a method for each hyperparameter gives ∂d_{t-1}/∂φ, but for its ``scale``.
+
+    Args:
+        p: θ_t, the parameter as the step left it; a real view, whole or a piece.
+        state: the buffers, likewise.
+        numbers: what ``numbers`` of the class has made of options and count of steps.
+    """
 
     #: The options of a param group that have such a method, by their names in ``adapt``.
     has: tuple[str, ...]
 
-    def __init__(self, direction: Direction, p: Tensor, state: State, last: Mapping[str, Any]) -> None:
-        self.direction, self.p, self.state, self.last = direction, real(p), state, last
+    def __init__(self, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> None:
+        self.p, self.state, self.n = p, state, numbers
 
     @staticmethod
     @abstractmethod
     def keeps(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
         """Whether the derivatives need the last gradient, which the state then has as "gradient"."""
 
+    @staticmethod
+    @abstractmethod
+    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        """The coefficients of the derivatives, in Python's precision; "scale of NAME" is the factor that is left out of a tensor."""
+
     @property
     def alpha(self) -> float | Tensor:
         """The learning rate of the step; elementwise where each element has its own."""
-        lr = self.state["lr"]
-        return real(lr) if isinstance(lr, Tensor) else lr
+        lr: float | Tensor = self.state.get("lr", self.n["lr"])
+        return lr
 
-    @cached_property
+    @property
     def g(self) -> Tensor:
         """g_{t-1}, as the step used it."""
-        return real(self.state["gradient"])
+        return self.state["gradient"]
 
     @cached_property
     @abstractmethod
     def d(self) -> Tensor:
         """d_{t-1}."""
 
-    def by(self, name: str) -> Scaled:
-        """∂d_{t-1}/∂φ, times the learning rates where each element has its own."""
-        k, x = getattr(self, name)()
-        return k, x * self.alpha if isinstance(self.alpha, Tensor) else x
+    def by(self, name: str) -> Tensor:
+        """∂d_{t-1}/∂φ over its scale, times the learning rates where each element has its own."""
+        x: Tensor = getattr(self, name)()
+        return x * self.alpha if isinstance(self.alpha, Tensor) and self.alpha.dim() else x
 
 
 @final
@@ -72,20 +79,24 @@ class LastSGD(LastStep):
     def keeps(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
         return "momentum" in names and not group["nesterov"]
 
+    @staticmethod
+    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        mu, nesterov = last["momentum"], last["nesterov"]
+        scales = {"scale of momentum": 2 + mu if nesterov else 1 / (mu or 1), "scale of weight_decay": 1 + mu if nesterov else 1.0}
+        return {"momentum": mu, "nesterov": nesterov, "lr": state["lr"], "d": -1 / (2 + mu), **scales}
+
     @cached_property
     def d(self) -> Tensor:
-        return self.direction.previous(self.p, dict(self.state), self.last)
+        return SGD().previous(self.p, self.state, self.n)
 
-    def momentum(self) -> Scaled:
+    def momentum(self) -> Tensor:
         """∂d/∂μ = v_{t-1} = (v_t − g_t)/μ; with Nesterov momentum v_t + μ v_{t-1} = 2 v_t − g_t, where g_t = d_t − μ v_t."""
-        v, mu = real(self.state["momentum_buffer"]), self.last["momentum"]
-        if self.last["nesterov"]:
-            return 2 + mu, add_scaled(v, -1 / (2 + mu), self.d)
-        return 1 / mu, v - self.g
+        v = self.state["momentum_buffer"]
+        return add_scaled(v, self.n["d"], self.d) if self.n["nesterov"] else v - self.g
 
-    def weight_decay(self) -> Scaled:
+    def weight_decay(self) -> Tensor:
         """∂d/∂λ = θ_{t-1}, since g = ∇f + λ θ_{t-1}; with Nesterov momentum (1 + μ) θ_{t-1}."""
-        return 1 + self.last["momentum"] if self.last["nesterov"] else 1.0, before(self.p, self.d, self.alpha)
+        return before(self.p, self.d, self.alpha)
 
 
 @final
@@ -99,28 +110,35 @@ class LastAdam(LastStep):
         coupled = isinstance(direction, Adam) and not direction.decoupled
         return "beta1" in names or "beta2" in names or (coupled and "weight_decay" in names)
 
-    def __init__(self, direction: Direction, p: Tensor, state: State, last: Mapping[str, Any]) -> None:
-        super().__init__(direction, p, state, last)
-        assert isinstance(direction, Adam)
-        self.decoupled = direction.decoupled
-        self.t, self.epsilon = state["step"], last["eps"]
-        self.b1, self.b2 = last["betas"]
-        self.c1, self.c2 = 1 - self.b1**self.t, 1 - self.b2**self.t
+    @staticmethod
+    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        (b1, b2), t, decoupled = last["betas"], state["step"], cast(Adam, direction).decoupled
+        c1, c2 = 1 - b1**t, 1 - b2**t
+        k1 = 1 + t * b1**t / c1 if b1 else 1.0  # β1 times the sum of both terms in m
+        k2 = 1 + t * b2**t / c2 if b2 else 1.0
+        scales = {
+            "scale of beta1": k1 / (b1 or 1),
+            "scale of beta2": -c1 * k2 / (b2 or 1) / (2 * c2**0.5),
+            "scale of eps": -c1,
+            "scale of weight_decay": 1.0 if decoupled else 1 - b1,
+        }
+        own = {"beta1": -1 / k1, "beta2": -1 / k2, "decay": -c1 * (1 - b2) / (c2**0.5 * (1 - b1)), "decoupled": decoupled}
+        return {**direction.last_numbers(state, last), **own, **scales}
 
     @cached_property
     def root(self) -> Tensor:
         """S; no less than 1e-19, and it is that where only gradients of 0 are divided by it."""
-        root = adam_root(real(self.state["exp_avg_sq"]))
+        root = adam_root(self.state["exp_avg_sq"])
         return root.clamp_min_(torch.finfo(root.dtype).tiny ** 0.5)
 
     @cached_property
     def w(self) -> Tensor:
-        return adam_denominator(self.root, self.t, (self.b1, self.b2), self.epsilon)
+        return adam_denominator(self.root, self.n)
 
     @cached_property
     def a(self) -> Tensor:
         """m/W."""
-        return real(self.state["exp_avg"]) / self.w
+        return self.state["exp_avg"] / self.w
 
     @cached_property
     def by_w(self) -> Tensor:
@@ -129,37 +147,32 @@ class LastAdam(LastStep):
 
     @cached_property
     def d(self) -> Tensor:
-        if not self.decoupled or is_zero(self.last["weight_decay"]):
-            return self.a
-        return add_scaled(self.a, self.last["weight_decay"], self.theta)
+        decay = self.n["weight_decay"]
+        return self.a if is_zero(decay) else add_scaled(self.a, decay, self.theta)
 
     @cached_property
     def theta(self) -> Tensor:
         """θ_{t-1}."""
-        return before(self.p, self.a, self.alpha, self.last["weight_decay"] if self.decoupled else 0.0)
+        return before(self.p, self.a, self.alpha, self.n["weight_decay"])
 
-    def beta1(self) -> Scaled:
+    def beta1(self) -> Tensor:
         """∂d/∂β1 = [(m − g)/β1 + m t β1^{t-1}/c1]/W, since m_{t-1} − g_t = (m_t − g_t)/β1 and ∂c1/∂β1 = −t β1^{t-1}."""
-        k = 1 / self.b1 + self.t * self.b1 ** (self.t - 1) / self.c1
-        return k, add_quotient(self.a, -1 / (self.b1 * k), self.g, self.w)
+        return add_quotient(self.a, self.n["beta1"], self.g, self.w)
 
-    def beta2(self) -> Scaled:
+    def beta2(self) -> Tensor:
         """∂d/∂β2 = −m/W² ∂W/∂β2, and ∂W/∂β2 = c1/(2√c2) [(s − g²)/β2 + s t β2^{t-1}/c2]/S."""
-        k = 1 / self.b2 + self.t * self.b2 ** (self.t - 1) / self.c2
-        x = add_quotient(self.root, -1 / (self.b2 * k), self.g * self.g, self.root)
-        return -self.c1 * k / (2 * self.c2**0.5), x.mul_(self.by_w)
+        return add_quotient(self.root, self.n["beta2"], self.g * self.g, self.root).mul_(self.by_w)
 
-    def eps(self) -> Scaled:
+    def eps(self) -> Tensor:
         """∂d/∂ε = −c1 m/W²."""
-        return -self.c1, self.by_w
+        return self.by_w
 
-    def weight_decay(self) -> Scaled:
+    def weight_decay(self) -> Tensor:
         """∂d/∂λ = θ_{t-1} for AdamW; else, since g = ∇f + λ θ_{t-1}, (1 − β1) θ_{t-1}/W − m/W² c1/√c2 (1 − β2) g θ_{t-1}/S."""
-        if self.decoupled:
-            return 1.0, self.theta
-        k = self.c1 * (1 - self.b2) / (self.c2**0.5 * (1 - self.b1))
+        if self.n["decoupled"]:
+            return self.theta
         x = self.theta / self.w
-        return 1 - self.b1, add_product(x, -k, (self.g * self.by_w).div_(self.root), self.theta, out=x)
+        return add_product(x, self.n["decay"], (self.g * self.by_w).div_(self.root), self.theta, out=x)
 
 
 LAST_STEPS: dict[type[Direction], type[LastStep]] = {SGD: LastSGD, Adam: LastAdam}
@@ -295,12 +308,7 @@ def kept_gradient(direction: Direction, names: Sequence[str], group: Mapping[str
     return bool(names) and LAST_STEPS[type(direction)].keeps(names, group, direction)
 
 
-def last_step(direction: Direction, p: Tensor, state: State, last: Mapping[str, Any]) -> LastStep:
-    """What the last step, whose state and options are given, tells of its derivatives."""
-    return LAST_STEPS[type(direction)](direction, p, state, last)
-
-
-def known(direction: Direction, names: Sequence[str], state: State, last: Mapping[str, Any]) -> list[str]:
+def known(direction: Direction, names: Sequence[str], state: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
     """Those of ``names`` whose derivative the last step tells, and that is not 0."""
     if kept_gradient(direction, names, last) and "gradient" not in state:  # a checkpoint of a run that did not keep it
         return []

@@ -351,9 +351,11 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             if "trace" not in tensors and not numbers.get("applied", False):
                 continue
             found[p] = tensors["lr"].clone()
+            now = {} if gradients.given is not None else self.direction.objective(group)
+            last = {} if "trace" in tensors else self.direction.last_numbers(self.state[p], group["last"])
             wide = torch.promote_types(found[p].dtype, torch.float32)  # in float16 g d is soon infinite, or 0
             for piece in blocks(tensors | {"new": found[p]}):
-                h = -(gradients.of(piece, group).to(wide) * gradients.last_direction(piece, numbers, group))
+                h = -(gradients.of(piece, now).to(wide) * gradients.last_direction(piece, last))
                 moved = rule(piece["lr"].to(wide), group["hypergrad_lr"], h.sign() if rule.reads_norms else h, 1.0, 1.0)
                 piece["new"].copy_(clip(moved, *ends(group["lr_bounds"])))
         return found
@@ -399,19 +401,20 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         z_t = (1 − 1/n) z_{t-1} + d_t; under a rule that averages z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1} + (θ_t − θ̄_{t-1}) / n.
         """
         state, elements = self.state[p], self.scope == "element"
+        keeps = kept_gradient(self.direction, list(self.adapted), group)
         self.direction.prepare(p, state, group)
-        if kept_gradient(self.direction, list(self.adapted), group):
+        if keeps:
             make_buffer(state, "gradient", p)
         if window != 1 or self.rule.averages:
             make_buffer(state, "trace", p)
         if elements:
             make_buffer(state, "lr", p, alpha)
         gradients = self._gradients()
-        tensors, numbers = gradients.split(p)
-        for piece in blocks(tensors):
-            theta, g, z = piece["p"], gradients.of(piece, group), piece.get("trace")
-            d = self.direction.advance(g, theta, numbers | piece, group)
-            if "gradient" in piece:
+        now, numbers = self.direction.objective(group), self.direction.numbers(state, group)
+        for piece in blocks(gradients.split(p)[0]):
+            theta, g, z = piece["p"], gradients.of(piece, now), piece.get("trace")
+            d = self.direction.advance(g, theta, piece, numbers)
+            if keeps:
                 piece["gradient"].copy_(g)
             if elements:
                 theta.addcmul_(d, piece["lr"], value=-1)

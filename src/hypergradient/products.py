@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .directions import Direction, signed
-from .hyperparameters import LastStep, known, last_step
+from .directions import Direction, Numbers, signed
+from .hyperparameters import LAST_STEPS, LastStep, known
 from .rules import Rule
 from .scopes import Group, State
 from .tensors import blocks, dot, finite_zero, real, split_state, to_floats, total
@@ -60,13 +60,13 @@ class Gradients:
         assert g is not None
         return tensors | {"g": real(g)}, numbers
 
-    def of(self, piece: Mapping[str, Tensor], group: Group) -> Tensor:
+    def of(self, piece: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
         """What is minimised along; what ``adapt()`` was given is that itself."""
-        return self.direction.gradient(piece["g"], piece["p"], group) if self.given is None else piece["g"]
+        return self.direction.gradient(piece["g"], piece["p"], numbers) if self.given is None else piece["g"]
 
-    def last_direction(self, piece: Mapping[str, Tensor], numbers: Mapping[str, Any], group: Group) -> Tensor:
+    def last_direction(self, piece: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
         """d_{t-1}, or the trace of several."""
-        return piece["trace"] if "trace" in piece else self.direction.previous(piece["p"], {**numbers, **piece}, group["last"])
+        return piece["trace"] if "trace" in piece else self.direction.previous(piece["p"], piece, numbers)
 
     def products(self, rules: Mapping[str, Rule], adapts: bool) -> dict[str, dict[Tensor, Products]]:
         """For each hyperparameter with its rule, those of all tensors that have a gradient, brought to the host together.
@@ -97,24 +97,30 @@ class Gradients:
 
     def _terms(self, p: Tensor, group: Group, rules: Mapping[str, Rule], adapts: bool) -> Iterator[tuple[str, float, list[Tensor]]]:
         """For each hyperparameter k and g · x, piece by piece, and g · g and x · x where its rule reads norms: ∂θ/∂φ = −α k x."""
-        tensors, numbers = self.split(p)
-        applied = numbers.get("applied", False)
+        tensors, state = self.split(p)
+        applied = state.get("applied", False)
         moved = adapts and (applied or "trace" in tensors)
         others = [name for name in rules if name != "lr"]
         names = known(self.direction, others, self.state[p], group["last"]) if others and moved and applied else []
+        now = {} if self.given is not None else self.direction.objective(group)
+        kind = LAST_STEPS[type(self.direction)] if names else None
+        last: Numbers = {}
+        if kind is not None:
+            last = kind.numbers(self.direction, self.state[p], group["last"])
+        elif moved and "trace" not in tensors:
+            last = self.direction.last_numbers(self.state[p], group["last"])
         for piece in blocks(tensors):
-            g = self.of(piece, group)
+            g = self.of(piece, now)
             if not moved:  # no last direction: ∇αu_{t-1} = 0
                 yield "lr", 1.0, [finite_zero(g), dot(g, g)] if rules["lr"].reads_norms else [finite_zero(g)]
                 continue
-            step = last_step(self.direction, piece["p"], numbers | piece, group["last"]) if names else None
-            d = step.d if step and "trace" not in piece else self.last_direction(piece, numbers, group)
+            step = kind(piece["p"], piece, last) if kind is not None else None
+            d = step.d if step and "trace" not in piece else self.last_direction(piece, last)
             yield "lr", 1.0, inner(g, d, rules["lr"].reads_norms)
             for name in names:
-                k, x = cast(LastStep, step).by(name)
                 # What weight decay is to minimise is the loss without the penalty that it makes.
-                own = signed(piece["g"], group) if name == "weight_decay" and self.given is None else g
-                yield name, k, inner(own, x, rules[name].reads_norms)
+                own = signed(piece["g"], now) if name == "weight_decay" and self.given is None else g
+                yield name, last[f"scale of {name}"], inner(own, cast(LastStep, step).by(name), rules[name].reads_norms)
 
 
 def inner(g: Tensor, x: Tensor, norms: bool) -> list[Tensor]:

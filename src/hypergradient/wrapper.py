@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import Bounds
-from .directions import Direction, decayed, signed
+from .directions import Direction, Numbers, decayed
 from .optimizer import HypergradientOptimizer
 from .rules import Rule
 from .scopes import Group, ScopeName
@@ -49,12 +49,21 @@ class BaseStep(Direction):
     def check(self, group: Mapping[str, Any]) -> None:
         """The base has checked its options when it was made."""
 
-    def gradient(self, g: Tensor, p: Tensor, group: Mapping[str, Any]) -> Tensor:
-        group = {"maximize": False, "weight_decay": 0.0, **group}
-        return decayed(g, p, group) if self.coupled and not group.get("decoupled_weight_decay", False) else signed(g, group)
+    def objective(self, group: Mapping[str, Any]) -> Numbers:
+        coupled = self.coupled and not group.get("decoupled_weight_decay", False)
+        return {"maximize": group.get("maximize", False), "weight_decay": group.get("weight_decay", 0.0) if coupled else 0.0}
 
-    def previous(self, p: Tensor, state: dict[str, Any], last: Mapping[str, Any]) -> Tensor:
-        return real(state["direction"])
+    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
+        return {}
+
+    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        return {}
+
+    def gradient(self, g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
+        return decayed(g, p, numbers)
+
+    def previous(self, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        return state["direction"]
 
     def begin(self, moving: Mapping[Tensor, Group]) -> None:
         """The base's step at learning rate 1; each tensor's parameters before it lie in its "direction" until ``advance``."""
@@ -80,8 +89,8 @@ class BaseStep(Direction):
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """``begin`` has done it."""
 
-    def advance(self, g: Tensor, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
-        before: Tensor = state["direction"]
+    def advance(self, g: Tensor, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+        before = state["direction"]
         d = before - p
         p.copy_(before)
         return before.copy_(d)

@@ -139,8 +139,8 @@ class Ensemble:
         terms: list[list[Tensor]] = [[], [], []]
         for p, state, group in zip(self.params, self.states, self.groups, strict=True):
             assert p.grad is not None
-            g = self.direction.gradient(p.grad, p, group).flatten(1)
-            d = self.direction.previous(p, state, group).flatten(1)
+            g = self.direction.gradient(p.grad, p, self.direction.objective(group)).flatten(1)
+            d = self.direction.previous(p, state, self.direction.last_numbers({"lr": 0.0, **state}, group)).flatten(1)
             for term, pair in zip(terms, ((g, d), (g, g), (d, d)) if reads else ((g, d),), strict=False):
                 term.append(torch.linalg.vecdot(*pair))
         gd, gg, dd = ([total(part) for part in zip(*map(Tensor.tolist, term), strict=True)] or zeros for term in terms)
@@ -150,7 +150,8 @@ class Ensemble:
         for p, state, group in zip(self.params, self.states, self.groups, strict=True):
             assert p.grad is not None
             self.direction.prepare(p, state, group)
-            d = self.direction.advance(self.direction.gradient(p.grad, p, group), p, state, group)
+            g = self.direction.gradient(p.grad, p, self.direction.objective(group))
+            d = self.direction.advance(g, p, state, self.direction.numbers(state, group))
             alpha = torch.tensor(self.alphas, dtype=p.dtype, device=p.device).reshape(-1, *[1] * (p.dim() - 1))
             p.addcmul_(d, alpha, value=-1)
 
