@@ -88,6 +88,13 @@ OURS: list[tuple[str, str, Callable[[Any], torch.optim.Optimizer]]] = [
             params, LR, 0.9, weight_decay=1e-4, adapt={name: Additive(BETA) for name in ("lr", "momentum", "weight_decay")}
         ),
     ),
+    ("AdamHD fused, lr", "AdamHD, lr", lambda params: AdamHD(params, lr=LR, weight_decay=1e-4, hypergrad_lr=BETA, fused=True)),
+    (
+        "AdamHD fused, lr, betas and weight decay",
+        "AdamHD fused, lr",
+        lambda params: AdamHD(params, lr=LR, weight_decay=1e-4, adapt=ALL, fused=True),
+    ),
+    ("torch Adam fused", "torch Adam", lambda params: torch.optim.Adam(params, lr=LR, fused=True)),
     ("Hypergradient(Adam)", "AdamHD, lr", lambda params: Hypergradient(torch.optim.Adam(params, lr=LR), hypergrad_lr=BETA)),
 ]
 PEERS: list[tuple[str, str, Callable[[], Any]]] = [

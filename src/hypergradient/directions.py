@@ -56,7 +56,7 @@ class Direction(ABC):
 
     def objective(self, group: Mapping[str, Any]) -> Numbers:
         """What ``gradient`` needs of the options: the sign of what is minimised, and its penalty."""
-        return {"maximize": group["maximize"], "weight_decay": group["weight_decay"]}
+        return {"maximize": group["maximize"], "penalty": group["weight_decay"]}
 
     @abstractmethod
     def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
@@ -219,4 +219,4 @@ def signed(g: Tensor, numbers: Numbers) -> Tensor:
 def decayed(g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
     """The gradient with coupled weight decay, g + λ θ."""
     g = signed(g, numbers)
-    return g if is_zero(numbers["weight_decay"]) else add_scaled(g, numbers["weight_decay"], p)
+    return g if is_zero(numbers["penalty"]) else add_scaled(g, numbers["penalty"], p)

@@ -8,9 +8,8 @@ and S = √s, c1 = 1 − β1^t, c2 = 1 − β2^t, W = c1 (S/√c2 + ε): Adam's 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, cast, final
 
 import torch
@@ -20,6 +19,23 @@ from .checks import Bounds, check_bounds, ends
 from .directions import SGD, Adam, Direction, Numbers, adam_denominator, adam_root, before
 from .rules import Level, Memory, Move, check_level
 from .tensors import add_product, add_quotient, add_scaled, clip, is_zero
+
+
+class lazy:  # noqa: N801 - a decorator
+    """A property that is computed once. functools.cached_property takes a lock in Python 3.11, which torch.compile cannot trace."""
+
+    def __init__(self, compute: Callable[[Any], Tensor]) -> None:
+        self.compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, instance: Any, owner: type) -> Tensor:
+        if not hasattr(instance, self.name):
+            setattr(instance, self.name, self.compute(instance))
+        found: Tensor = getattr(instance, self.name)
+        return found
 
 
 class LastStep(ABC):
@@ -58,7 +74,7 @@ class LastStep(ABC):
         """g_{t-1}, as the step used it."""
         return self.state["gradient"]
 
-    @cached_property
+    @property
     @abstractmethod
     def d(self) -> Tensor:
         """d_{t-1}."""
@@ -85,7 +101,7 @@ class LastSGD(LastStep):
         scales = {"scale of momentum": 2 + mu if nesterov else 1 / (mu or 1), "scale of weight_decay": 1 + mu if nesterov else 1.0}
         return {"momentum": mu, "nesterov": nesterov, "lr": state["lr"], "d": -1 / (2 + mu), **scales}
 
-    @cached_property
+    @lazy
     def d(self) -> Tensor:
         return SGD().previous(self.p, self.state, self.n)
 
@@ -125,32 +141,32 @@ class LastAdam(LastStep):
         own = {"beta1": -1 / k1, "beta2": -1 / k2, "decay": -c1 * (1 - b2) / (c2**0.5 * (1 - b1)), "decoupled": decoupled}
         return {**direction.last_numbers(state, last), **own, **scales}
 
-    @cached_property
+    @lazy
     def root(self) -> Tensor:
         """S; no less than 1e-19, and it is that where only gradients of 0 are divided by it."""
         root = adam_root(self.state["exp_avg_sq"])
         return root.clamp_min_(torch.finfo(root.dtype).tiny ** 0.5)
 
-    @cached_property
+    @lazy
     def w(self) -> Tensor:
         return adam_denominator(self.root, self.n)
 
-    @cached_property
+    @lazy
     def a(self) -> Tensor:
         """m/W."""
         return self.state["exp_avg"] / self.w
 
-    @cached_property
+    @lazy
     def by_w(self) -> Tensor:
         """m/W² = −∂(m/W)/∂W."""
         return self.a / self.w
 
-    @cached_property
+    @lazy
     def d(self) -> Tensor:
         decay = self.n["weight_decay"]
         return self.a if is_zero(decay) else add_scaled(self.a, decay, self.theta)
 
-    @cached_property
+    @lazy
     def theta(self) -> Tensor:
         """θ_{t-1}."""
         return before(self.p, self.a, self.alpha, self.n["weight_decay"])

@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .checks import Bounds, check_bounds, check_lr, check_number, ends
-from .directions import Direction
+from .directions import Direction, Numbers
+from .fused import Runner
 from .hyperparameters import HYPERPARAMETERS, check_adapt, check_values, kept_gradient, spread
 from .products import Gradients, Products, given_gradients, weigh
 from .rules import Additive, Level, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName, read_lrs
-from .tensors import blocks, clip, finite_zero, make_buffer, real, to_floats
+from .tensors import add_scaled, blocks, clip, finite_zero, make_buffer, real, to_floats
 from .tuning import TuningFree, first_steps, safe_starts
 
 
@@ -67,6 +68,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         horizon: float | None,
         scope: ScopeName,
         lr_bounds: Bounds,
+        fused: bool | None = None,
     ) -> None:
         params = params if isinstance(params, Tensor) else cast(ParamsT, list(params))
         rules = spread("adapt", {} if adapt is None else adapt, self.direction, type(self).__name__)
@@ -99,6 +101,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         self.bounds = check_adapt(rules, spread("bounds", {} if bounds is None else bounds, self.direction, type(self).__name__))
         self.scope = scope
         self.horizon = horizon
+        self.run = Runner(bool(fused))
         self.skipped = 0
         self.warned = False
         self.hypergradients: list[float] = []
@@ -172,7 +175,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         }
 
     def __getstate__(self) -> Group:
-        own = ("rule", "adapted", "bounds", "scope", "horizon", "skipped", "warned", "hypergradients", "other_hypergradients")
+        own = ("run", "rule", "adapted", "bounds", "scope", "horizon", "skipped", "warned", "hypergradients", "other_hypergradients")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: Group) -> None:
@@ -264,7 +267,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
 
     def _gradients(self, given: Mapping[Tensor, Tensor] | None = None) -> Gradients:
-        return Gradients(self.direction, self.param_groups, self.state, given)
+        return Gradients(self.direction, self.param_groups, self.state, self.run, given)
 
     def _plan(self, given: Mapping[Tensor, Tensor] | None) -> Plan:
         """The new hyperparameters; nothing is written. Without gradients of its own a step after adapt() only asks whether it is finite."""
@@ -409,21 +412,9 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             make_buffer(state, "trace", p)
         if elements:
             make_buffer(state, "lr", p, alpha)
-        gradients = self._gradients()
-        now, numbers = self.direction.objective(group), self.direction.numbers(state, group)
-        for piece in blocks(gradients.split(p)[0]):
-            theta, g, z = piece["p"], gradients.of(piece, now), piece.get("trace")
-            d = self.direction.advance(g, theta, piece, numbers)
-            if keeps:
-                piece["gradient"].copy_(g)
-            if elements:
-                theta.addcmul_(d, piece["lr"], value=-1)
-            else:
-                theta.add_(d, alpha=-alpha)
-            if z is not None and self.rule.averages:
-                z.add_(d, alpha=alpha).mul_(1 - 1 / window)
-            elif z is not None and window != 1:
-                z.mul_(1 - 1 / window).add_(d)
+        trace = "average" if self.rule.averages else "trace" if window != 1 else ""
+        numbers = self.direction.objective(group) | self.direction.numbers(state, group) | {"alpha": alpha, "kept": 1 - 1 / window}
+        self.run(move, self._gradients().split(p)[0], numbers, self.direction, keeps, elements, trace)
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -477,3 +468,24 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 + "; opt.skipped counts such steps, and this is the only warning",
                 stacklevel=stacklevel,
             )
+
+
+def move(piece: Mapping[str, Tensor], numbers: Numbers, direction: Direction, keeps: bool, elements: bool, trace: str) -> list[Tensor]:
+    """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs: the gradient where ``keeps``, a trace or the average.
+
+    z_t = (1 − 1/n) z_{t-1} + d_t ("trace"); z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1} + (θ_t − θ̄_{t-1}) / n ("average").
+    """
+    theta, z = piece["p"], piece.get("trace")
+    g = direction.gradient(piece["g"], theta, numbers)
+    d = direction.advance(g, theta, piece, numbers)
+    if keeps:
+        piece["gradient"].copy_(g)
+    if elements:
+        torch.addcmul(theta, d, piece["lr"], value=-1, out=theta)
+    else:
+        add_scaled(theta, -numbers["alpha"], d, out=theta)
+    if z is not None and trace == "average":
+        add_scaled(z, numbers["alpha"], d, out=z).mul_(numbers["kept"])
+    elif z is not None and trace:
+        z.mul_(numbers["kept"]).add_(d)
+    return []

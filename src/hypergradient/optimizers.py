@@ -46,6 +46,8 @@ class SGDHD(HypergradientOptimizer):
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
+        fused: one compiled kernel for the dot products of a tensor and one for its update (torch.compile, which needs a compiler, and
+            takes some seconds at the first steps). Default None: none.
 
     State:
         one buffer of the parameters' size for SGD and for plain momentum, two for Nesterov momentum; one more under ``TuningFree`` or a
@@ -91,6 +93,7 @@ class SGDHD(HypergradientOptimizer):
         horizon: float | None = None,
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -110,6 +113,7 @@ class SGDHD(HypergradientOptimizer):
             horizon=horizon,
             scope=scope,
             lr_bounds=lr_bounds,
+            fused=fused,
         )
 
 
@@ -145,6 +149,8 @@ class AdamHD(HypergradientOptimizer):
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
+        fused: one compiled kernel for the dot products of a tensor and one for its update (torch.compile, which needs a compiler, and
+            takes some seconds at the first steps). Default None: none.
 
     State:
         two buffers of the parameters' size, as Adam; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
@@ -189,6 +195,7 @@ class AdamHD(HypergradientOptimizer):
         horizon: float | None = None,
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -201,6 +208,7 @@ class AdamHD(HypergradientOptimizer):
             horizon=horizon,
             scope=scope,
             lr_bounds=lr_bounds,
+            fused=fused,
         )
 
 
@@ -237,6 +245,8 @@ class AdamWHD(HypergradientOptimizer):
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
+        fused: one compiled kernel for the dot products of a tensor and one for its update (torch.compile, which needs a compiler, and
+            takes some seconds at the first steps). Default None: none.
 
     State:
         two buffers of the parameters' size, as AdamW; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
@@ -281,6 +291,7 @@ class AdamWHD(HypergradientOptimizer):
         horizon: float | None = None,
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -293,4 +304,5 @@ class AdamWHD(HypergradientOptimizer):
             horizon=horizon,
             scope=scope,
             lr_bounds=lr_bounds,
+            fused=fused,
         )

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .directions import Direction, Numbers, signed
+from .fused import Runner
 from .hyperparameters import LAST_STEPS, LastStep, known
 from .rules import Rule
 from .scopes import Group, State
-from .tensors import blocks, dot, finite_zero, real, split_state, to_floats, total
+from .tensors import dot, finite_zero, real, split_state, to_floats, total
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Gradients:
         direction: that of the optimizer.
         groups: its param groups.
         state: its state.
+        run: does the elementwise work.
         given: the gradients that ``adapt()`` was given; None for those of ``step()``, in ``p.grad``.
     """
 
     direction: Direction
     groups: Sequence[Group]
     state: State
+    run: Runner
     given: Mapping[Tensor, Tensor] | None = None
 
     def tensors(self) -> Iterator[tuple[Tensor, Group]]:
@@ -109,18 +112,47 @@ class Gradients:
             last = kind.numbers(self.direction, self.state[p], group["last"])
         elif moved and "trace" not in tensors:
             last = self.direction.last_numbers(self.state[p], group["last"])
-        for piece in blocks(tensors):
-            g = self.of(piece, now)
-            if not moved:  # no last direction: ∇αu_{t-1} = 0
-                yield "lr", 1.0, [finite_zero(g), dot(g, g)] if rules["lr"].reads_norms else [finite_zero(g)]
-                continue
-            step = kind(piece["p"], piece, last) if kind is not None else None
-            d = step.d if step and "trace" not in piece else self.last_direction(piece, last)
-            yield "lr", 1.0, inner(g, d, rules["lr"].reads_norms)
-            for name in names:
-                # What weight decay is to minimise is the loss without the penalty that it makes.
-                own = signed(piece["g"], now) if name == "weight_decay" and self.given is None else g
-                yield name, last[f"scale of {name}"], inner(own, cast(LastStep, step).by(name), rules[name].reads_norms)
+        norms = {name: rule.reads_norms for name, rule in rules.items()}
+        fixed = self.direction, self.given is None, moved, kind, tuple((name, norms[name]) for name in ("lr", *names))
+        for scalars in self.run(meet, tensors, now | last, *fixed):
+            rows = iter(scalars)
+            for name in ("lr", *names):
+                scale = 1.0 if name == "lr" else last[f"scale of {name}"]
+                yield name, scale, [next(rows) for _ in range(1 + norms[name] * (2 if moved else 1))]
+
+
+def meet(
+    piece: Mapping[str, Tensor],
+    numbers: Numbers,
+    direction: Direction,
+    own: bool,
+    moved: bool,
+    kind: type[LastStep] | None,
+    rules: tuple[tuple[str, bool], ...],
+) -> list[Tensor]:
+    """The products of a gradient with what the last step has left of one tensor.
+
+    Args:
+        piece: the parameter "p", its gradient "g", its buffers.
+        numbers: coefficients of the gradient, of the last direction and of its derivatives.
+        direction: that of the optimizer.
+        own: whether "g" is the gradient of the step, rather than one that ``adapt()`` was given.
+        moved: whether there is a last direction.
+        kind: what tells the derivatives by other hyperparameters than the learning rate; None where there are none.
+        rules: the hyperparameters, the learning rate first, each with whether its rule reads norms.
+    """
+    g = direction.gradient(piece["g"], piece["p"], numbers) if own else piece["g"]
+    (_, norms), *others = rules
+    if not moved:  # no last direction: ∇αu_{t-1} = 0
+        return [finite_zero(g), dot(g, g)] if norms else [finite_zero(g)]
+    step = kind(piece["p"], piece, numbers) if kind is not None else None
+    d = piece["trace"] if "trace" in piece else step.d if step else direction.previous(piece["p"], piece, numbers)
+    scalars = inner(g, d, norms)
+    for name, reads in others:
+        # What weight decay is to minimise is the loss without the penalty that it makes.
+        loss = signed(piece["g"], numbers) if name == "weight_decay" and own else g
+        scalars += inner(loss, cast(LastStep, step).by(name), reads)
+    return scalars
 
 
 def inner(g: Tensor, x: Tensor, norms: bool) -> list[Tensor]:

@@ -65,6 +65,8 @@ def is_zero(a: float | Tensor) -> bool:
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product of two real tensors of one shape, as a 0-dim tensor of float32 or wider."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    if torch.compiler.is_compiling():  # which makes one kernel of a sum and what it is of
+        return (x.to(dtype) * y.to(dtype)).sum()
     return torch.dot(x.reshape(-1).to(dtype), y.reshape(-1).to(dtype))
 
 

@@ -51,7 +51,7 @@ class BaseStep(Direction):
 
     def objective(self, group: Mapping[str, Any]) -> Numbers:
         coupled = self.coupled and not group.get("decoupled_weight_decay", False)
-        return {"maximize": group.get("maximize", False), "weight_decay": group.get("weight_decay", 0.0) if coupled else 0.0}
+        return {"maximize": group.get("maximize", False), "penalty": group.get("weight_decay", 0.0) if coupled else 0.0}
 
     def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
         return {}
