@@ -10,9 +10,15 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from cases import Problem, flat
-from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Multiplicative, TuningFree
+from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Multiplicative, TuningFree, fused
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, in its compiler
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "SMALL", 0)
+
 
 NESTEROV = {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
 ADAM = {"lr": 1e-3, "weight_decay": 0.01}
@@ -37,16 +43,16 @@ ROWS = [
 @pytest.mark.parametrize(("ours", "options", "dtype"), ROWS)
 def test_equals_the_eager_path(ours: Any, options: dict, dtype: torch.dtype) -> None:
     one, other = Problem(dtype), Problem(dtype)
-    eager, fused = ours(one.groups(), **options), ours(other.groups(), fused=True, **options)
+    eager, mine = ours(one.groups(), **options), ours(other.groups(), fused=True, **options)
     one.train(eager, 20)
-    other.train(fused, 20)
-    assert fused.run.fused, "it fell back"
+    other.train(mine, 20)
+    assert mine.run.fused, "it fell back"
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     torch.testing.assert_close(flat(other.parameters()), flat(one.parameters()), rtol=0, atol=tolerance)
-    for mine, theirs in zip(fused.param_groups, eager.param_groups, strict=True):
+    for group, theirs in zip(mine.param_groups, eager.param_groups, strict=True):
         for name in ("lr", "momentum", "betas", "eps", "weight_decay", "hypergrad_lr"):
             if name in theirs:
-                assert mine[name] == pytest.approx(theirs[name], rel=1e-9 if dtype == torch.float64 else 1e-4), name
+                assert group[name] == pytest.approx(theirs[name], rel=1e-9 if dtype == torch.float64 else 1e-4), name
 
 
 def step(opt: Any, *params: nn.Parameter) -> None:

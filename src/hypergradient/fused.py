@@ -21,6 +21,9 @@ Work = Callable[..., list[Tensor]]
 Kernel = Callable[[list[Tensor], Tensor], Tensor | None]
 """Work that is compiled: of flat tensors, and of a vector of numbers."""
 
+#: Elements of a tensor below which the pieces are faster: a kernel takes 0.1 ms to call.
+SMALL = 16_384
+
 #: Numbers at which the work itself is another one when they are 0.
 STRUCTURAL = ("momentum", "penalty", "weight_decay")
 
@@ -86,13 +89,13 @@ def compiled(work: Work, tensors: tuple[str, ...], numbers: tuple[str, ...], swi
 
 
 def flattened(tensors: Mapping[str, Tensor]) -> list[Tensor] | None:
-    """Tensors of one shape as flat ones over the same memory; None where they do not lie in it one like the other, or are single numbers.
+    """Tensors of one shape as flat ones over the same memory; None where they do not lie in it one like the other, or are small.
 
     They are not views, since torch.compile would compile anew for the shapes of what they are views of.
     """
     first = next(iter(tensors.values()))
     size = first.numel()
-    if size < 2 or any(x.stride() != first.stride() for x in tensors.values()):
+    if size < max(2, SMALL) or any(x.stride() != first.stride() for x in tensors.values()):
         return None
     if not first.is_contiguous():
         length = 1
