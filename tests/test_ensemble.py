@@ -56,7 +56,7 @@ def test_ensemble_equals_single_runs(tmp_path, family: str, model: str, dtype, s
     try:
         data = load("digits")
         data = replace(data, train_x=data.train_x.to(dtype), valid_x=data.valid_x.to(dtype))
-        configs = [replace(config, model=model, epochs=10) for config in FAMILIES[family]]
+        configs = [replace(config, model=model, epochs=10, hidden=100) for config in FAMILIES[family]]
         together = Ensemble(configs, data.train_x.shape[1:], data.classes, 120)
         singles = [Run(config, data) for config in configs]
     finally:
