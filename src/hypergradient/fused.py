@@ -79,7 +79,7 @@ def compiled(work: Work, tensors: tuple[str, ...], numbers: tuple[str, ...], swi
     """``work`` as a kernel of flat tensors and a vector of numbers, in the order of their names."""
 
     def kernel(flat: list[Tensor], vector: Tensor) -> Tensor | None:
-        values = dict(zip(numbers, vector.unbind(), strict=True)) | switches
+        values = {**dict(zip(numbers, vector.unbind(), strict=True)), **switches}
         scalars = work(dict(zip(tensors, flat, strict=True)), values, *fixed)
         return torch.stack(scalars) if scalars else None
 
