@@ -70,7 +70,7 @@ class Runner:
             self.fused = False
             lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
             reason = (lines or [type(error).__name__])[0][:200]
-            warnings.warn(f"fused=True needs a compiler that torch.compile can use, and goes on without: {reason}", stacklevel=2)
+            warnings.warn(f"fused=True needs a compiler that torch.compile can use, and goes on without: {reason}", stacklevel=9)
             return None
         return [] if scalars is None else list(scalars.unbind())
 
