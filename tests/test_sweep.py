@@ -1,10 +1,6 @@
 """Sweeps: engines agree, finished runs stay finished, and a sweep that was killed ends as if it had not been."""
 
 import json
-import multiprocessing
-import os
-import random
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import pytest
 from hypergradient.lab.config import Config, LabError
 from hypergradient.lab.data import load
 from hypergradient.lab.sweep import folder_of, sweep
+from kills import kill_often
 
 BASE = Config("digits", "logreg", "sgd-hd", epochs=40, threshold=0.25)
 GRID = [replace(BASE, lr=lr, hypergrad_lr=beta) for lr in (1e-3, 1e-1, 1e20) for beta in (1e-4, 1e-2)]
@@ -58,14 +55,7 @@ def run(root: Path) -> None:
 
 def test_killed_sweep_equals_never_killed(tmp_path: Path) -> None:
     whole = sweep(GRID, load("digits"), tmp_path / "whole", engine="batched")
-    chance, context = random.Random(0), multiprocessing.get_context("fork")
-    for kill in range(5):
-        child = context.Process(target=run, args=(tmp_path / "killed",))
-        child.start()
-        child.join(chance.uniform(0.05, 0.15) * (1 + kill))
-        if child.exitcode is None:
-            os.kill(child.pid or 0, signal.SIGKILL)
-            child.join()
+    kill_often(run, tmp_path / "killed", 5)
     resumed = sweep(GRID, load("digits"), tmp_path / "killed", engine="batched")
     assert histories(tmp_path / "killed", GRID) == histories(tmp_path / "whole", GRID)
     assert [replace(s, seconds=0) for s in resumed] == [replace(s, seconds=0) for s in whole]

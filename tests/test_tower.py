@@ -4,10 +4,6 @@ import copy
 import csv
 import json
 import math
-import multiprocessing
-import os
-import random
-import signal
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -24,6 +20,7 @@ from hypergradient.lab.figures import tower_figures
 from hypergradient.lab.store import Folder
 from hypergradient.lab.stored import Run
 from hypergradient.lab.sweep import Store, plan, sweep
+from kills import kill_often
 from test_cli import call
 from test_report import page_of
 from test_sweep import histories
@@ -296,14 +293,7 @@ def run(root: Path) -> None:
 def test_killed_sweep_equals_never_killed(tmp_path: Path) -> None:
     """Of towers, which are one program, and of runs that cannot be stacked, beside them."""
     whole = sweep(TOWERS, load("digits"), tmp_path / "whole")
-    chance, context = random.Random(0), multiprocessing.get_context("fork")
-    for kill in range(4):
-        child = context.Process(target=run, args=(tmp_path / "killed",))
-        child.start()
-        child.join(chance.uniform(0.05, 0.15) * (1 + kill))
-        if child.exitcode is None:
-            os.kill(child.pid or 0, signal.SIGKILL)
-            child.join()
+    kill_often(run, tmp_path / "killed", 4)
     resumed = sweep(TOWERS, load("digits"), tmp_path / "killed")
     assert histories(tmp_path / "killed", TOWERS) == histories(tmp_path / "whole", TOWERS)
     assert [replace(s, seconds=0) for s in resumed] == [replace(s, seconds=0) for s in whole]

@@ -24,7 +24,7 @@ from .checks import Bounds, check_bounds, check_lr, check_number, ends
 from .directions import Direction, Numbers
 from .fused import Runner
 from .hyperparameters import HYPERPARAMETERS, check_adapt, check_values, kept_gradient, spread
-from .products import Gradients, Products, given_gradients, weigh
+from .products import Gradients, Products, given_gradients, last_direction, objective, weigh
 from .rules import Additive, Level, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName, read_lrs
 from .tensors import add_scaled, blocks, clip, finite_zero, make_buffer, real, to_floats
@@ -122,10 +122,10 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
         Args:
             param_group: ``{"params": tensors, option: value, ...}``; any option of the constructor but ``rule``, ``adapt``,
-                ``bounds``, ``horizon`` and ``scope``.
+                ``bounds``, ``horizon``, ``scope`` and ``fused``.
 
         Raises:
-            ValueError: an option is out of its range, or is one of those.
+            ValueError: an option is out of its range, or is one of the first five of those.
         """
         options = {**self.defaults, **param_group}
         for name in ("rule", "adapt", "bounds", "horizon", "scope"):
@@ -288,7 +288,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         others = [self._others(group, products) for group in self.param_groups]
         others_h = [{name: row[0] for name, (row, _) in both.items()} for both in others]
         other_moves = [{name: move for name, (_, move) in both.items()} for both in others]
-        largest = min(torch.finfo(p.dtype).max for group in self.param_groups for p in group["params"])
+        largest = min(torch.finfo(dtype).max for dtype in {p.dtype for group in self.param_groups for p in group["params"]})
         finite = finite and all(abs(move.alpha) <= largest and move.finite for move in moves)
         finite = finite and all(move.finite for group in other_moves for move in group.values())
         elements = self._elements(gradients) if self.scope == "element" else {}
@@ -354,11 +354,12 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             if "trace" not in tensors and not numbers.get("applied", False):
                 continue
             found[p] = tensors["lr"].clone()
-            now = {} if gradients.given is not None else self.direction.objective(group)
+            own = gradients.given is None
+            now = self.direction.objective(group) if own else {}
             last = {} if "trace" in tensors else self.direction.last_numbers(self.state[p], group["last"])
             wide = torch.promote_types(found[p].dtype, torch.float32)  # in float16 g d is soon infinite, or 0
             for piece in blocks(tensors | {"new": found[p]}):
-                h = -(gradients.of(piece, now).to(wide) * gradients.last_direction(piece, last))
+                h = -(objective(piece, now, self.direction, own).to(wide) * last_direction(piece, last, self.direction))
                 moved = rule(piece["lr"].to(wide), group["hypergrad_lr"], h.sign() if rule.reads_norms else h, 1.0, 1.0)
                 piece["new"].copy_(clip(moved, *ends(group["lr_bounds"])))
         return found

@@ -25,7 +25,7 @@ class SGDHD(HypergradientOptimizer):
 
     Args:
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon`` and ``scope`` may differ by group.
+            ``bounds``, ``horizon``, ``scope`` and ``fused`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
             ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         momentum: μ >= 0. Default 0.
@@ -128,7 +128,7 @@ class AdamHD(HypergradientOptimizer):
 
     Args:
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon`` and ``scope`` may differ by group.
+            ``bounds``, ``horizon``, ``scope`` and ``fused`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
             ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
@@ -224,7 +224,7 @@ class AdamWHD(HypergradientOptimizer):
 
     Args:
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon`` and ``scope`` may differ by group.
+            ``bounds``, ``horizon``, ``scope`` and ``fused`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
             ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).

@@ -63,14 +63,6 @@ class Gradients:
         assert g is not None
         return tensors | {"g": real(g)}, numbers
 
-    def of(self, piece: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
-        """What is minimised along; what ``adapt()`` was given is that itself."""
-        return self.direction.gradient(piece["g"], piece["p"], numbers) if self.given is None else piece["g"]
-
-    def last_direction(self, piece: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
-        """d_{t-1}, or the trace of several."""
-        return piece["trace"] if "trace" in piece else self.direction.previous(piece["p"], piece, numbers)
-
     def products(self, rules: Mapping[str, Rule], adapts: bool) -> dict[str, dict[Tensor, Products]]:
         """For each hyperparameter with its rule, those of all tensors that have a gradient, brought to the host together.
 
@@ -104,7 +96,7 @@ class Gradients:
         applied = state.get("applied", False)
         moved = adapts and (applied or "trace" in tensors)
         others = [name for name in rules if name != "lr"]
-        names = known(self.direction, others, self.state[p], group["last"]) if others and moved and applied else []
+        names = known(self.direction, others, self.state[p], group["last"]) if others and adapts and applied else []
         now = {} if self.given is not None else self.direction.objective(group)
         kind = LAST_STEPS[type(self.direction)] if names else None
         last: Numbers = {}
@@ -141,18 +133,28 @@ def meet(
         kind: what tells the derivatives by other hyperparameters than the learning rate; None where there are none.
         rules: the hyperparameters, the learning rate first, each with whether its rule reads norms.
     """
-    g = direction.gradient(piece["g"], piece["p"], numbers) if own else piece["g"]
+    g = objective(piece, numbers, direction, own)
     (_, norms), *others = rules
     if not moved:  # no last direction: ∇αu_{t-1} = 0
         return [finite_zero(g), dot(g, g)] if norms else [finite_zero(g)]
     step = kind(piece["p"], piece, numbers) if kind is not None else None
-    d = piece["trace"] if "trace" in piece else step.d if step else direction.previous(piece["p"], piece, numbers)
+    d = step.d if step and "trace" not in piece else last_direction(piece, numbers, direction)
     scalars = inner(g, d, norms)
     for name, reads in others:
         # What weight decay is to minimise is the loss without the penalty that it makes.
         loss = signed(piece["g"], numbers) if name == "weight_decay" and own else g
         scalars += inner(loss, cast(LastStep, step).by(name), reads)
     return scalars
+
+
+def objective(piece: Mapping[str, Tensor], numbers: Numbers, direction: Direction, own: bool) -> Tensor:
+    """What is minimised along; what ``adapt()`` was given is that itself."""
+    return direction.gradient(piece["g"], piece["p"], numbers) if own else piece["g"]
+
+
+def last_direction(piece: Mapping[str, Tensor], numbers: Numbers, direction: Direction) -> Tensor:
+    """d_{t-1}, or the trace of several."""
+    return piece["trace"] if "trace" in piece else direction.previous(piece["p"], piece, numbers)
 
 
 def inner(g: Tensor, x: Tensor, norms: bool) -> list[Tensor]:

@@ -5,7 +5,7 @@ They are written for the learning rate, and move every other hyperparameter too,
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from .checks import check_number
@@ -256,7 +256,7 @@ class Adapted:
     """
 
     value: float
-    rule: Level = field()
+    rule: Level
 
     def __post_init__(self) -> None:
         check_number("value", self.value)

@@ -151,9 +151,8 @@ def safe_starts(first: Mapping[Tensor, tuple[float, float, float]], ratios: Mapp
         ratios: the scope's tensors, each moving with its ratio to the learning rate.
     """
     rows = [(ratio, *first[p]) for p, ratio in ratios.items() if p in first]
-    if not any(
-        gg for _, gg, _, _ in rows
-    ):  # weight decay may give a direction yet: torch's distributed checkpoint primes state by such a step
+    # Without a gradient weight decay may give a direction yet: torch's distributed checkpoint primes state by such a step.
+    if not any(gg for _, gg, _, _ in rows):
         return 0.0, 0.0
     d_norm = math.sqrt(total(ratio**2 * dd for ratio, _, _, dd in rows))
     whole = (1 + math.sqrt(total(theta for _, _, theta, _ in rows))) / d_norm if 0 < d_norm < math.inf else 0.0
