@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -50,12 +51,13 @@ CASES = [
 class Problem:
     """A small network and a minibatch a step: ``loss(t)`` of step t, with the parameters that ``model`` has now."""
 
-    def __init__(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64, seed: int = 0, sizes: tuple[int, ...] = (6, 8, 4, 3)) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 3))
+        layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.Tanh())]
+        self.model = nn.Sequential(*layers[:-1])
         for p in self.model.parameters():
-            p.data = (torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.4).to(dtype)
-        self.x = torch.randn(25, 10, 6, generator=generator, dtype=torch.float64).to(dtype)
+            p.data = (torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.4 * (6 / sizes[0]) ** 0.5).to(dtype)
+        self.x = torch.randn(25, 10, sizes[0], generator=generator, dtype=torch.float64).to(dtype)
         self.y = torch.randint(3, (25, 10), generator=generator)
 
     def loss(self, t: int = 0) -> Tensor:

@@ -10,14 +10,13 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from cases import Problem, flat
-from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Multiplicative, TuningFree, fused
+from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Multiplicative, TuningFree
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, in its compiler
 
 
-@pytest.fixture(autouse=True)
-def small_tensors_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "SMALL", 0)
+#: Layers whose weights are kernels of their own, and smaller ones that make up one together.
+SIZES = (160, 128, 128, 100, 100, 3)
 
 
 NESTEROV = {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
@@ -42,7 +41,7 @@ ROWS = [
 @pytest.mark.filterwarnings("ignore:weight_decay is adapted on the training loss")
 @pytest.mark.parametrize(("ours", "options", "dtype"), ROWS)
 def test_equals_the_eager_path(ours: Any, options: dict, dtype: torch.dtype) -> None:
-    one, other = Problem(dtype), Problem(dtype)
+    one, other = Problem(dtype, sizes=SIZES), Problem(dtype, sizes=SIZES)
     eager, mine = ours(one.groups(), **options), ours(other.groups(), fused=True, **options)
     one.train(eager, 20)
     other.train(mine, 20)
@@ -63,13 +62,13 @@ def step(opt: Any, *params: nn.Parameter) -> None:
 
 def test_is_compiled_once_for_all_sizes_and_numbers() -> None:
     """Growing tensors, another layout, a scheduler, a tensor for a learning rate: no kernel more, and nothing compiled anew."""
-    params = [nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(1))) for shape in [(8, 6), (5,)]]
+    params = [nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(1))) for shape in [(200, 100), (5,)]]
     opt = AdamHD(params, lr=1e-3, hypergrad_lr=1e-5, fused=True)
     for _ in range(3):
         step(opt, *params)
     kernels, before = len(opt.run._kernels), counters["stats"]["unique_graphs"]
-    image = nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))
-    opt.add_param_group({"params": [nn.Parameter(torch.randn(40, 30)), image], "lr": torch.tensor(0.01)})
+    image = nn.Parameter(torch.randn(20, 30, 40, 5).to(memory_format=torch.channels_last))
+    opt.add_param_group({"params": [nn.Parameter(torch.randn(400, 300)), image], "lr": torch.tensor(0.01)})
     params += opt.param_groups[1]["params"]
     for t in range(4):
         opt.param_groups[0].update(lr=1e-3 * (t + 1), eps=10.0**-t)
@@ -83,9 +82,9 @@ def test_odd_tensors_take_the_eager_path_or_their_own_layout() -> None:
 
     def run(fused: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        params = [nn.Parameter(x) for x in (torch.randn(()), torch.randn(4, 3), torch.randn(5, dtype=torch.complex64))]
-        params.append(nn.Parameter(torch.randn(6, 2).bfloat16()))
-        opt = SGDHD([{"params": params[:3]}, {"params": params[3:]}], lr=0.1, momentum=0.9, hypergrad_lr=1e-4, fused=fused)
+        params = [nn.Parameter(x) for x in (torch.randn(()), torch.randn(200, 100), torch.randn(20_000, dtype=torch.complex64))]
+        params.append(nn.Parameter(torch.randn(200, 100).bfloat16()))
+        opt = SGDHD([{"params": params[:3]}, {"params": params[3:]}], lr=0.1, momentum=0.9, hypergrad_lr=1e-9, fused=fused)
         for _ in range(5):
             for p in params:
                 p.grad = p.detach().clone()
@@ -100,7 +99,7 @@ def test_odd_tensors_take_the_eager_path_or_their_own_layout() -> None:
 
 
 def test_without_a_compiler_the_eager_path_runs() -> None:
-    one, other = Problem(), Problem()
+    one, other = Problem(sizes=SIZES), Problem(sizes=SIZES)
     opt = AdamHD(one.parameters(), lr=1e-3, hypergrad_lr=1e-5, fused=True)
     missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with missing, torch._inductor.utils.fresh_cache(), pytest.warns(UserWarning, match="fused=True needs a compiler .*goes on without"):
@@ -111,7 +110,7 @@ def test_without_a_compiler_the_eager_path_runs() -> None:
 
 
 def test_copies_and_pickles_go_on_fused() -> None:
-    problem = Problem()
+    problem = Problem(sizes=SIZES)
     opt = SGDHD(problem.parameters(), lr=0.02, hypergrad_lr=1e-3, fused=True)
     problem.train(opt, 3)
     for twin, copied in (copy.deepcopy((problem, opt)), pickle.loads(pickle.dumps((problem, opt)))):
@@ -122,7 +121,7 @@ def test_copies_and_pickles_go_on_fused() -> None:
 
 
 def test_a_change_in_place_is_seen_by_autograd() -> None:
-    w = nn.Parameter(torch.ones(4))
+    w = nn.Parameter(torch.ones(20_000))
     opt = SGDHD([w], lr=0.1, hypergrad_lr=1e-3, fused=True)
     step(opt, w)
     loss = (w**2).sum()

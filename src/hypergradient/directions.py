@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_number
-from .tensors import add_product, add_scaled, is_zero, make_buffer, real
+from .tensors import add_product, add_scaled, is_zero, make_buffer, mix, real
 
 Numbers = dict[str, Any]
 """Coefficients of elementwise arithmetic: numbers, or tensors that broadcast; and switches that are True or False."""
@@ -32,6 +32,10 @@ class Direction(ABC):
 
     #: The options of a param group that ``previous`` must see as they were in the last step.
     remembers: tuple[str, ...]
+
+    #: What it keeps in the state of a tensor: buffers of the tensor's shape, and numbers.
+    buffers: tuple[str, ...]
+    counts: tuple[str, ...] = ()
 
     @abstractmethod
     def check(self, group: Mapping[str, Any]) -> None:
@@ -47,8 +51,8 @@ class Direction(ABC):
             state: dict[str, Any] = {}
             self.prepare(p, state, group)
             g = self.gradient(real(p.grad), real(p), self.objective(group))
-            whole = {key: real(x) for key, x in state.items() if isinstance(x, Tensor)}
-            yield p, self.advance(g, real(p), whole, self.numbers(state, group))
+            buffers = {name: real(state[name]) for name in self.buffers if name in state}
+            yield p, self.advance(g, real(p), buffers, self.numbers(state, group))
 
     @abstractmethod
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
@@ -84,6 +88,7 @@ class SGD(Direction):
     """Stochastic gradient descent, with momentum or Nesterov momentum where the group says so."""
 
     remembers = ("momentum", "nesterov", "weight_decay")
+    buffers = ("momentum_buffer", "direction")
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("momentum", "weight_decay"):
@@ -129,6 +134,8 @@ class Adam(Direction):
     """Adam with weight decay coupled into the gradient, or AdamW, which decays the parameters themselves."""
 
     remembers = ("betas", "eps", "weight_decay")
+    buffers = ("exp_avg", "exp_avg_sq")
+    counts = ("step",)
 
     def __init__(self, *, decoupled: bool) -> None:
         self.decoupled = decoupled
@@ -168,7 +175,7 @@ class Adam(Direction):
 
     def advance(self, g: Tensor, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
         m, s = state["exp_avg"], state["exp_avg_sq"].mul_(numbers["beta2"])
-        m.lerp_(g, numbers["new1"])  # m_t = β1 m_{t-1} + (1 − β1) g_t
+        mix(m, numbers["new1"], g)  # m_t = β1 m_{t-1} + (1 − β1) g_t
         add_product(s, numbers["new2"], g, g, out=s)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
         d = adam(m, s, numbers)
         return add_scaled(d, numbers["weight_decay"], p, out=d) if self.decoupled else d

@@ -1,36 +1,41 @@
-"""Elementwise work on the buffers of one tensor: in pieces that stay in the cache, or as one kernel that reads each of them once.
+"""Elementwise work on the buffers of tensors: in pieces that stay in the cache, or as one kernel that reads each of them once.
 
 The kernel is compiled by torch.compile from the function that runs in pieces otherwise, so there is one source for both, and for every
-device. It is compiled once for each structure of the work (which buffers, which rules), not for sizes, nor for numbers.
+device. It is compiled once for each structure of the work (which buffers, which rules, which dtypes), not for sizes, nor for numbers. It is
+then called as Inductor made it: torch.compile's own way to it, which checks that nothing has changed, takes five times as long as the work
+on a small tensor. What it would check is in the kernel's key here, and sizes are declared to be any from ``SMALL`` on.
 """
 
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from .directions import Numbers
-from .tensors import blocks
+from .tensors import SMALL, blocks, pack, unpack
 
 Work = Callable[..., list[Tensor]]
 """A function of tensors by name, numbers by name, and what is fixed; it gives scalars, and may write to the tensors."""
 
-Kernel = Callable[[list[Tensor], Tensor], Tensor | None]
+Kernel = Callable[[list[Tensor], Tensor], list[Tensor]]
 """Work that is compiled: of flat tensors, and of a vector of numbers."""
-
-#: Elements of a tensor below which the pieces are faster: a kernel takes 0.1 ms to call.
-SMALL = 16_384
 
 #: Numbers at which the work itself is another one when they are 0.
 STRUCTURAL = ("momentum", "penalty", "weight_decay")
 
+#: What work never writes to: gradients, and the learning rates of elements.
+READ_ONLY = ("g", "lr")
+
+#: Elements that a kernel is compiled with, so that it uses all cores, and that it takes at most, so that 32 bits count them.
+TYPICAL, LARGEST = 1 << 20, (1 << 31) - 1
+
 
 @final
 class Runner:
-    """Runs work on tensors of one shape.
+    """Runs work on a tensor, or on several small ones together.
 
     Args:
         fused: whether to compile it. Where that fails, a warning says so once, and the work is done in pieces.
@@ -43,64 +48,112 @@ class Runner:
     def __reduce__(self) -> tuple[Any, ...]:
         return Runner, (self.fused,)  # a copy compiles its own
 
-    def __call__(self, work: Work, tensors: Mapping[str, Tensor], numbers: Numbers, *fixed: Any) -> list[list[Tensor]]:
-        """The scalars of each piece."""
-        flat = flattened(tensors) if self.fused else None
-        scalars = None if flat is None else self._run(work, tuple(tensors), flat, numbers, fixed)
+    def __call__(
+        self, work: Work, tensors: Mapping[str, Sequence[Tensor]], numbers: Numbers, *fixed: Any, writes: bool = False
+    ) -> list[list[Tensor]]:
+        """The scalars of each piece.
+
+        Args:
+            work: what is to be done.
+            tensors: by name, those of one shape; or of several small shapes, each name with as many, which are worked on as one.
+            numbers: by name.
+            fixed: what is part of the work.
+            writes: whether it writes to the tensors.
+        """
+        whole = {name: pack(columns) for name, columns in tensors.items()}
+        flat = flattened(whole) if self.fused else None
+        scalars = None if flat is None else self._run(work, tuple(whole), flat, numbers, fixed)
         if scalars is None:
-            return [work(piece, numbers, *fixed) for piece in blocks(tensors)]
-        torch.autograd.graph.increment_version(list(tensors.values()))  # the flat ones have counters of their own
-        return [scalars]
+            found = [work(piece, numbers, *fixed) for piece in blocks(whole)]
+        elif writes:  # a kernel does not count its changes
+            torch.autograd.graph.increment_version([x for name, x in whole.items() if name not in READ_ONLY])
+        if writes:
+            for name, columns in tensors.items():
+                if len(columns) > 1 and name not in READ_ONLY:
+                    unpack(whole[name], columns)
+        return found if scalars is None else [scalars]
 
     def _run(self, work: Work, names: tuple[str, ...], flat: list[Tensor], numbers: Numbers, fixed: tuple[Any, ...]) -> list[Tensor] | None:
         """The scalars of one kernel; None where it cannot be compiled."""
         plain = {name: x for name, x in numbers.items() if not isinstance(x, Tensor)}  # a learning rate an element is among the tensors
-        switches = {name: x for name, x in plain.items() if isinstance(x, bool) or (x == 0 and name in STRUCTURAL)}
+        switches = {name: x for name, x in plain.items() if isinstance(x, bool) or (name in STRUCTURAL and x == 0)}
         values = {name: float(x) for name, x in plain.items() if name not in switches}
-        key = work, names, tuple(values), tuple(switches.items()), fixed
-        new = key not in self._kernels
-        if new:
-            self._kernels[key] = compiled(work, names, tuple(values), switches, fixed)
-        wide = torch.float64 if any(x.dtype == torch.float64 for x in flat) else torch.float32
-        try:
-            scalars = self._kernels[key](flat, torch.tensor(list(values.values()), dtype=wide, device=flat[0].device))
-        except Exception as error:
-            if not new:
-                raise
-            self.fused = False
-            lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
-            reason = (lines or [type(error).__name__])[0][:200]
-            warnings.warn(f"fused=True needs a compiler that torch.compile can use, and goes on without: {reason}", stacklevel=9)
-            return None
-        return [] if scalars is None else list(scalars.unbind())
+        dtypes = tuple(x.dtype for x in flat)
+        wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        vector = torch.tensor([*values.values()], dtype=wide, device=flat[0].device)
+        key = work, names, dtypes, flat[0].device, tuple(values), tuple(switches.items()), fixed
+        if key not in self._kernels:
+            try:
+                self._kernels[key] = compiled(work, names, flat, tuple(values), vector, switches, fixed)
+            except Exception as error:
+                self.fused = False
+                lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+                reason = (lines or [type(error).__name__])[0][:200]
+                warnings.warn(f"fused=True needs a compiler that torch.compile can use, and goes on without: {reason}", stacklevel=9)
+                return None
+        return self._kernels[key](flat, vector)
 
 
-def compiled(work: Work, tensors: tuple[str, ...], numbers: tuple[str, ...], switches: Numbers, fixed: tuple[Any, ...]) -> Kernel:
-    """``work`` as a kernel of flat tensors and a vector of numbers, in the order of their names."""
+def compiled(
+    work: Work,
+    tensors: tuple[str, ...],
+    like: Sequence[Tensor],
+    numbers: tuple[str, ...],
+    vector: Tensor,
+    switches: Numbers,
+    fixed: tuple[Any, ...],
+) -> Kernel:
+    """``work`` as a kernel of flat tensors and a vector of numbers, in the order of their names; ``like`` has their dtypes and device."""
 
-    def kernel(flat: list[Tensor], vector: Tensor) -> Tensor | None:
+    def kernel(flat: list[Tensor], vector: Tensor) -> tuple[Tensor, ...]:
         values = {**dict(zip(numbers, vector.unbind(), strict=True)), **switches}
-        scalars = work(dict(zip(tensors, flat, strict=True)), values, *fixed)
-        return torch.stack(scalars) if scalars else None
+        return tuple(work(dict(zip(tensors, flat, strict=True)), values, *fixed))
 
+    artifact: Callable[..., Sequence[Tensor]] | None = None
+    order: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        # Compiling the headers by themselves first pays from the fourth kernel on, and an optimizer has two.
+        made = torch._inductor.compile(graph, examples, options={"cpp_cache_precompile_headers": False})
+
+        def first(*inputs: Any) -> Any:
+            nonlocal artifact
+            artifact = made
+            known = [*dummies, numbers_like]
+            order[:] = [-1 if isinstance(x, int) else next(i for i, y in enumerate(known) if x is y) for x in inputs]
+            return made(*inputs)
+
+        return first
+
+    dummies = [torch.zeros(TYPICAL, dtype=x.dtype, device=x.device) for x in like]
+    for x in dummies:
+        torch._dynamo.mark_dynamic(x, 0, min=SMALL, max=LARGEST)
+    numbers_like = torch.zeros_like(vector)
+    torch._dynamo.mark_static(numbers_like)
     # torch.compile counts what it compiles by code object, and gives up at eight.
     own = types.FunctionType(kernel.__code__.replace(), kernel.__globals__, work.__name__, None, kernel.__closure__)
-    return torch.compile(own, dynamic=True, fullgraph=True)
+    torch.compile(own, dynamic=True, fullgraph=True, backend=backend)(dummies, numbers_like)
+    if artifact is None:
+        raise RuntimeError("torch.compile did not compile: it is switched off")
+    made = artifact
+
+    def call(flat: list[Tensor], vector: Tensor) -> list[Tensor]:
+        inputs = [*flat, vector]
+        return list(made(*[flat[0].numel() if i < 0 else inputs[i] for i in order]))
+
+    return call
 
 
 def flattened(tensors: Mapping[str, Tensor]) -> list[Tensor] | None:
-    """Tensors of one shape as flat ones over the same memory; None where they do not lie in it one like the other, or are small.
-
-    They are not views, since torch.compile would compile anew for the shapes of what they are views of.
-    """
+    """Tensors of one shape as flat ones over the same memory; None where they do not lie in it one like the other, or size forbids."""
     first = next(iter(tensors.values()))
-    size = first.numel()
-    if size < max(2, SMALL) or any(x.stride() != first.stride() for x in tensors.values()):
+    size, strides = first.numel(), first.stride()
+    if not SMALL <= size <= LARGEST or any(x.stride() != strides for x in tensors.values()):
         return None
     if not first.is_contiguous():
         length = 1
-        for stride, extent in sorted(zip(first.stride(), first.shape, strict=True)):
+        for stride, extent in sorted(zip(strides, first.shape, strict=True)):
             if extent != 1 and stride != length:
                 return None
             length *= extent
-    return [x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), (size,), (1,)) for x in tensors.values()]
+    return [x.as_strided((size,), (1,)) for x in tensors.values()]

@@ -24,7 +24,7 @@ from .checks import Bounds, check_bounds, check_lr, check_number, ends
 from .directions import Direction, Numbers
 from .fused import Runner
 from .hyperparameters import HYPERPARAMETERS, check_adapt, check_values, kept_gradient, spread
-from .products import Gradients, Products, given_gradients, last_direction, objective, weigh
+from .products import Bundle, Gradients, Products, given_gradients, last_direction, objective, weigh
 from .rules import Additive, Level, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName, read_lrs
 from .tensors import add_scaled, blocks, clip, finite_zero, make_buffer, real, to_floats
@@ -267,12 +267,14 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
 
     def _gradients(self, given: Mapping[Tensor, Tensor] | None = None) -> Gradients:
-        return Gradients(self.direction, self.param_groups, self.state, self.run, given)
+        apart = self.scope in ("tensor", "element")
+        return Gradients(self.direction, self.param_groups, self.state, self.run, apart, self.scope == "element", given)
 
     def _plan(self, given: Mapping[Tensor, Tensor] | None) -> Plan:
         """The new hyperparameters; nothing is written. Without gradients of its own a step after adapt() only asks whether it is finite."""
         adapts = given is not None or all(group["step_adapts"] for group in self.param_groups)
         gradients = self._gradients(given)
+        gradients.check()
         products = gradients.products({"lr": self.rule, **self.adapted}, adapts)
         scopes = SCOPES[self.scope].read(self.param_groups, self.state)
         found = [self._hypergradient(members, products["lr"]) for members in scopes]
@@ -349,9 +351,10 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         """α of each element, of its own h = −g d: the product of two numbers, whose cosine is its sign."""
         rule = cast(Any, self.rule)  # elementwise, tensors stand for floats
         found = {}
-        for p, group in gradients.tensors():
-            tensors, numbers = gradients.split(p)
-            if "trace" not in tensors and not numbers.get("applied", False):
+        for bundle in gradients.bundles():
+            (p,), group = bundle.params, bundle.group
+            tensors = {name: x for name, (x,) in gradients.split(bundle).items()}
+            if "trace" not in tensors and not self.state.get(p, {}).get("applied", False):
                 continue
             found[p] = tensors["lr"].clone()
             own = gradients.given is None
@@ -382,40 +385,42 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
     def _update(self, plan: Plan, alphas: dict[Tensor, float], windows: dict[Tensor, float], back: set[Tensor]) -> None:
         """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it; tensors in ``back`` return to their average."""
-        moving = {p: group for p, group in self._gradients().tensors() if p not in back}
-        self.direction.begin(moving)
+        gradients = self._gradients()
+        self.direction.begin({p: group for p, group in gradients.tensors() if p not in back})
         self._write_elements(plan)
+        for bundle in reversed(gradients.bundles()):  # the last ones' gradients and buffers are in the cache yet
+            if bundle.params[0] not in back:
+                self._advance(gradients, bundle, alphas[bundle.params[0]], windows[bundle.params[0]])
+        for p in back:
+            if "trace" in self.state.get(p, {}):
+                trace = real(self.state[p]["trace"])
+                real(p).add_(trace)
+                trace.zero_()
         for group in self.param_groups:
             for p in group["params"]:
-                if p in moving:
-                    self._advance(p, group, alphas[p], windows[p])
-                elif p in back and "trace" in self.state.get(p, {}):
-                    trace = real(self.state[p]["trace"])
-                    real(p).add_(trace)
-                    trace.zero_()
                 if p in self.state:
-                    self.state[p]["applied"] = p in moving
+                    self.state[p]["applied"] = p.grad is not None and p not in back
                     if self.scope != "element":
                         self.state[p]["lr"] = alphas[p]
             group["last"] = {name: group[name] for name in self.direction.remembers}
 
-    def _advance(self, p: Tensor, group: Group, alpha: float, window: float) -> None:
-        """θ_t = θ_{t-1} − α d_t of one tensor, piece by piece, with its buffers and its trace.
-
-        z_t = (1 − 1/n) z_{t-1} + d_t; under a rule that averages z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1} + (θ_t − θ̄_{t-1}) / n.
-        """
-        state, elements = self.state[p], self.scope == "element"
+    def _advance(self, gradients: Gradients, bundle: Bundle, alpha: float, window: float) -> None:
+        """θ_t = θ_{t-1} − α d_t of one bundle, piece by piece, with its buffers and its trace."""
+        group, elements = bundle.group, self.scope == "element"
         keeps = kept_gradient(self.direction, list(self.adapted), group)
-        self.direction.prepare(p, state, group)
-        if keeps:
-            make_buffer(state, "gradient", p)
-        if window != 1 or self.rule.averages:
-            make_buffer(state, "trace", p)
-        if elements:
-            make_buffer(state, "lr", p, alpha)
+        for p in bundle.params:
+            state = self.state[p]
+            self.direction.prepare(p, state, group)
+            if keeps:
+                make_buffer(state, "gradient", p)
+            if window != 1 or self.rule.averages:
+                make_buffer(state, "trace", p)
+            if elements:
+                make_buffer(state, "lr", p, alpha)
         trace = "average" if self.rule.averages else "trace" if window != 1 else ""
-        numbers = self.direction.objective(group) | self.direction.numbers(state, group) | {"alpha": alpha, "kept": 1 - 1 / window}
-        self.run(move, self._gradients().split(p)[0], numbers, self.direction, keeps, elements, trace)
+        step = self.direction.numbers(self.state[bundle.params[0]], group)
+        numbers = self.direction.objective(group) | step | {"alpha": alpha, "kept": 1 - 1 / window}
+        self.run(move, gradients.split(bundle), numbers, self.direction, keeps, elements, trace, writes=True)
 
     @torch.no_grad()
     def eval(self) -> None:

@@ -13,7 +13,7 @@ from .fused import Runner
 from .hyperparameters import LAST_STEPS, LastStep, known
 from .rules import Rule
 from .scopes import Group, State
-from .tensors import dot, finite_zero, real, split_state, to_floats, total
+from .tensors import BLOCK, SMALL, dot, finite_zero, real, to_floats, total
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,14 @@ def weigh(rows: Sequence[tuple[float, Products]]) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
+class Bundle:
+    """Tensors that go through a step as one: a large one, or small ones of a param group that differ in their elements alone."""
+
+    params: list[Tensor]
+    group: Group
+
+
+@dataclass(frozen=True)
 class Gradients:
     """The gradients of a step, and how they meet what the last one has left.
 
@@ -40,6 +48,8 @@ class Gradients:
         groups: its param groups.
         state: its state.
         run: does the elementwise work.
+        apart: whether each tensor has learning rates of its own, so that no two make a bundle.
+        elements: whether each element has one, in the state's "lr".
         given: the gradients that ``adapt()`` was given; None for those of ``step()``, in ``p.grad``.
     """
 
@@ -47,41 +57,71 @@ class Gradients:
     groups: Sequence[Group]
     state: State
     run: Runner
+    apart: bool = False
+    elements: bool = False
     given: Mapping[Tensor, Tensor] | None = None
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """What the state of a tensor may have of its shape, that a step reads or writes."""
+        return (*self.direction.buffers, "gradient", "trace", *(("lr",) if self.elements else ()))
+
+    def of(self, p: Tensor) -> Tensor | None:
+        """The gradient of a parameter."""
+        return p.grad if self.given is None else self.given.get(p)
 
     def tensors(self) -> Iterator[tuple[Tensor, Group]]:
         """The parameters that have a gradient, with their param groups."""
         for group in self.groups:
             for p in group["params"]:
-                if p in self.given if self.given is not None else p.grad is not None:
+                if self.of(p) is not None:
                     yield p, group
 
-    def split(self, p: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of a parameter's shape: itself "p", its gradient "g", its buffers; and all else of its state."""
-        tensors, numbers = split_state(p, self.state.get(p, {}))
-        g = p.grad if self.given is None else self.given[p]
-        assert g is not None
-        return tensors | {"g": real(g)}, numbers
-
-    def products(self, rules: Mapping[str, Rule], adapts: bool) -> dict[str, dict[Tensor, Products]]:
-        """For each hyperparameter with its rule, those of all tensors that have a gradient, brought to the host together.
-
-        Where nothing ``adapts``, they are 0, or NaN where a gradient is not finite.
-
-        Raises:
-            TypeError: a gradient is sparse.
-        """
-        terms: dict[tuple[str, Tensor], list[tuple[float, list[Tensor]]]] = {}
-        for p, group in self.tensors():
-            g = p.grad if self.given is None else self.given[p]
-            assert g is not None
-            if g.layout is not torch.strided:
+    def check(self) -> None:
+        """Raise TypeError where a gradient is sparse."""
+        for p, _ in self.tensors():
+            g = self.of(p)
+            if g is not None and g.layout is not torch.strided:
                 raise TypeError(
                     f"hypergradients take dense gradients, got {g.layout} for a parameter of shape {tuple(p.shape)}: "
                     "build its layer with sparse=False"
                 )
-            for name, scale, row in self._terms(p, group, rules, adapts):
-                terms.setdefault((name, p), []).append((scale, row))
+
+    def bundles(self) -> list[Bundle]:
+        """The parameters that have a gradient, small ones together."""
+        names, counts = self.buffers, ("lr", "applied", *self.direction.counts)
+        found: list[Bundle] = []
+        filling: dict[Any, tuple[Bundle, int]] = {}
+        for p, group in self.tensors():
+            size = p.numel()
+            if self.apart or size >= SMALL:
+                found.append(Bundle([p], group))
+                continue
+            state, g = self.state.get(p, {}), self.of(p)
+            alike = id(group), p.dtype, p.device, cast(Tensor, g).dtype, *[name in state for name in names], *map(state.get, counts)
+            bundle, filled = filling.get(alike, (None, 0))
+            if bundle is None or filled + size > BLOCK:
+                bundle, filled = Bundle([], group), 0
+                found.append(bundle)
+            bundle.params.append(p)
+            filling[alike] = bundle, filled + size
+        return found
+
+    def split(self, bundle: Bundle) -> dict[str, list[Tensor]]:
+        """The real views of a bundle's tensors: the parameters "p", the gradients "g", the buffers that they have by name."""
+        first = self.state.get(bundle.params[0], {})
+        columns = {name: [real(self.state[p][name]) for p in bundle.params] for name in self.buffers if first.get(name) is not None}
+        return {"p": [real(p) for p in bundle.params], "g": [real(cast(Tensor, self.of(p))) for p in bundle.params], **columns}
+
+    def products(self, rules: Mapping[str, Rule], adapts: bool) -> dict[str, dict[Tensor, Products]]:
+        """For each hyperparameter with its rule, those of all bundles, by their first tensors, brought to the host together.
+
+        Where nothing ``adapts``, they are 0, or NaN where a gradient is not finite.
+        """
+        terms: dict[tuple[str, Tensor], list[tuple[float, list[Tensor]]]] = {}
+        for bundle in self.bundles():
+            for name, scale, row in self._terms(bundle, rules, adapts):
+                terms.setdefault((name, bundle.params[0]), []).append((scale, row))
         values = iter(to_floats([x for pieces in terms.values() for _, row in pieces for x in row]))
         products: dict[str, dict[Tensor, Products]] = {name: {} for name in rules}
         for (name, p), pieces in terms.items():
@@ -90,20 +130,21 @@ class Gradients:
             products[name][p] = Products(scale * sums[0], *(x * k for x, k in zip(sums[1:], (1.0, scale**2), strict=False)))
         return products
 
-    def _terms(self, p: Tensor, group: Group, rules: Mapping[str, Rule], adapts: bool) -> Iterator[tuple[str, float, list[Tensor]]]:
+    def _terms(self, bundle: Bundle, rules: Mapping[str, Rule], adapts: bool) -> Iterator[tuple[str, float, list[Tensor]]]:
         """For each hyperparameter k and g · x, piece by piece, and g · g and x · x where its rule reads norms: ∂θ/∂φ = −α k x."""
-        tensors, state = self.split(p)
+        tensors, group = self.split(bundle), bundle.group
+        state = self.state.get(bundle.params[0], {})
         applied = state.get("applied", False)
         moved = adapts and (applied or "trace" in tensors)
         others = [name for name in rules if name != "lr"]
-        names = known(self.direction, others, self.state[p], group["last"]) if others and adapts and applied else []
+        names = known(self.direction, others, state, group["last"]) if others and adapts and applied else []
         now = {} if self.given is not None else self.direction.objective(group)
         kind = LAST_STEPS[type(self.direction)] if names else None
         last: Numbers = {}
         if kind is not None:
-            last = kind.numbers(self.direction, self.state[p], group["last"])
+            last = kind.numbers(self.direction, state, group["last"])
         elif moved and "trace" not in tensors:
-            last = self.direction.last_numbers(self.state[p], group["last"])
+            last = self.direction.last_numbers(state, group["last"])
         norms = {name: rule.reads_norms for name, rule in rules.items()}
         fixed = self.direction, self.given is None, moved, kind, tuple((name, norms[name]) for name in ("lr", *names))
         for scalars in self.run(meet, tensors, now | last, *fixed):

@@ -11,11 +11,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 Number = TypeVar("Number", float, Tensor)
 
 #: Elements of a piece: a few such tensors of float32 fit into the caches of two cores. Measured: 65,536 and 262,144 are slower.
 BLOCK = 131_072
+
+#: Elements of a tensor below which it is packed with others, and below which no compiled kernel is called.
+SMALL = 16_384
 
 
 def real(x: Tensor) -> Tensor:
@@ -31,12 +35,6 @@ def make_buffer(state: dict[str, Any], key: str, like: Tensor, value: float = 0.
             real(state[key]).fill_(value)
 
 
-def split_state(p: Tensor, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The real views of what has the shape of ``p``, with ``p`` itself as "p", and all else."""
-    shaped = {key: real(x) for key, x in state.items() if isinstance(x, Tensor) and x.shape == p.shape}
-    return {**shaped, "p": real(p)}, {key: x for key, x in state.items() if key not in shaped}
-
-
 def add_scaled(y: Tensor, a: float | Tensor, x: Tensor, *, out: Tensor | None = None) -> Tensor:
     """y + a x. ``a`` is a number, or a tensor that broadcasts: one number a run, where the first axis counts runs."""
     return torch.addcmul(y, x, a, out=out) if isinstance(a, Tensor) else torch.add(y, x, alpha=a, out=out)
@@ -50,6 +48,13 @@ def add_product(y: Tensor, a: float | Tensor, x: Tensor, z: Tensor, *, out: Tens
 def add_quotient(y: Tensor, a: float | Tensor, x: Tensor, z: Tensor) -> Tensor:
     """y + a x / z, elementwise."""
     return y + a * (x / z) if isinstance(a, Tensor) else torch.addcdiv(y, x, z, value=a)
+
+
+def mix(y: Tensor, a: float | Tensor, x: Tensor) -> Tensor:
+    """y + a (x − y) in place of y, elementwise, with a < 1/2 or of little rounding."""
+    if torch.compiler.is_compiling():  # which makes two cases of lerp, above 1/2 and below, for each element
+        return y.add_((x - y) * a)
+    return y.lerp_(x, a)
 
 
 def clip(x: Number, low: float, high: float) -> Number:
@@ -82,6 +87,16 @@ def blocks(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     flat = {name: torch.split(x.view(-1), BLOCK) for name, x in tensors.items()}
     for i in range(math.ceil(size / BLOCK)):
         yield {name: pieces[i] for name, pieces in flat.items()}
+
+
+def pack(tensors: Sequence[Tensor]) -> Tensor:
+    """A flat copy of several tensors, one after the other; a single one itself."""
+    return tensors[0] if len(tensors) == 1 else _flatten_dense_tensors(tensors)
+
+
+def unpack(packed: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Write a flat copy back to the tensors that it was made of."""
+    torch._foreach_copy_(tensors, _unflatten_dense_tensors(packed, tensors))
 
 
 def finite_zero(x: Tensor) -> Tensor:

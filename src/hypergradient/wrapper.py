@@ -41,6 +41,7 @@ class BaseStep(Direction):
     """
 
     remembers = ()
+    buffers = ("direction",)
 
     def __init__(self, base: torch.optim.Optimizer) -> None:
         self.base = base
