@@ -1,163 +1,260 @@
-"""What adapting costs: whole training steps of a network, all optimizers interleaved in one run.
+"""What ``opt.step()`` costs: ratios to torch's optimizers, all interleaved in one run, with the memory that each takes.
 
     python -m benchmarks.step_time
 
-The network is 784-1000-1000-10 with ReLU, at batch 128, on random images: forward, backward, step. Each number is the median over the
-turns of the ratio to another row in the same turn, and the middle half of them. "peer" is gradient-descent-the-ultimate-optimizer, which
-adapts by a graph that is kept alive through the update. Writes docs/results/step-time.md and docs/results/step-time.json.
+Parameters: 28 million in 40 tensors, 1,000 tensors of 1,000, one of 50 million; all rows of a model step on the same parameters, with the
+same gradients, new tensors at each step, as ``zero_grad`` leaves them. Every number is the median over the turns of the ratio in one turn,
+with the middle half. "state" is what an optimizer keeps, "peak" what it allocates for a time within a step, both in bytes a parameter.
+Writes docs/results/step-time.json, docs/images/step-time.png, and the table in docs/performance.md.
 """
 
 import argparse
 import json
-import statistics
+import os
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import dadaptation
+import dog
+import prodigyopt
+import pytorch_optimizer
+import schedulefree
 import torch
 from gradient_descent_the_ultimate_optimizer import gdtuo
-from torch import nn
-from torch.nn.functional import cross_entropy
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
-from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Hypergradient
+from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient, Multiplicative
 
 from .report import machine, sentence
+from .timing import fill, interleaved, ratio
 
-Step = Callable[[], None]
-LR, BETA = 1e-7, 0.0  # nothing moves, and no gradient vanishes: what is timed is the work
+LR = 1e-9  # nothing moves far: what is timed is the work
+
+MODELS = {
+    "28 million in 40 tensors": [(1000, 700)] * 40,
+    "1,000 tensors of 1,000": [(10, 100)] * 1000,
+    "one of 50 million": [(50_000, 1000)],
+}
+SHORT = dict(zip(MODELS, ("28 M in 40", "1,000 of 1,000", "1 of 50 M"), strict=True))
+
+Make = Callable[[list[Any]], Any]
+
+ADAM, SGD, MOMENTUM = "torch Adam fused", "torch SGD fused", "torch SGD momentum fused"
+
+#: A row's name, the row that it is compared with, and its optimizer.
+ROWS: list[tuple[str, str, Make]] = [
+    (ADAM, ADAM, lambda params: torch.optim.Adam(params, lr=LR, fused=True)),
+    ("torch Adam foreach", ADAM, lambda params: torch.optim.Adam(params, lr=LR, foreach=True)),
+    ("torch Adam default", ADAM, lambda params: torch.optim.Adam(params, lr=LR)),
+    ("AdamHD fused", ADAM, lambda params: AdamHD(params, lr=LR, rule=Multiplicative(0.0), fused=True)),
+    ("AdamHD fused, additive", ADAM, lambda params: AdamHD(params, lr=LR, hypergrad_lr=0.0, fused=True)),
+    ("AdamHD fused, no lr (TuningFree)", ADAM, lambda params: AdamHD(params, fused=True)),
+    ("AdamWHD fused, additive", ADAM, lambda params: AdamWHD(params, lr=LR, hypergrad_lr=0.0, fused=True)),
+    ("AdamHD, additive", ADAM, lambda params: AdamHD(params, lr=LR, hypergrad_lr=0.0)),
+    ("AdamHD, no lr (TuningFree)", ADAM, lambda params: AdamHD(params)),
+    (
+        "Hypergradient(Adam fused), additive",
+        ADAM,
+        lambda params: Hypergradient(torch.optim.Adam(params, lr=LR, fused=True), hypergrad_lr=0.0),
+    ),
+    (MOMENTUM, ADAM, lambda params: torch.optim.SGD(params, lr=LR, momentum=0.9, fused=True)),
+    ("SGDHD momentum fused, additive", MOMENTUM, lambda params: SGDHD(params, LR, 0.9, hypergrad_lr=0.0, fused=True)),
+    ("SGDHD momentum, additive", MOMENTUM, lambda params: SGDHD(params, LR, 0.9, hypergrad_lr=0.0)),
+    (SGD, ADAM, lambda params: torch.optim.SGD(params, lr=LR, fused=True)),
+    ("SGDHD fused, additive", SGD, lambda params: SGDHD(params, LR, hypergrad_lr=0.0, fused=True)),
+    ("SGDHD, additive", SGD, lambda params: SGDHD(params, LR, hypergrad_lr=0.0)),
+    ("Prodigy (prodigyopt)", ADAM, lambda params: prodigyopt.Prodigy(params, lr=LR)),
+    ("Prodigy (pytorch_optimizer)", ADAM, lambda params: pytorch_optimizer.Prodigy(params, lr=LR)),
+    ("DAdaptAdam (dadaptation)", ADAM, lambda params: dadaptation.DAdaptAdam(params, lr=LR)),
+    ("DoG (dog-optimizer)", ADAM, lambda params: dog.DoG(params, lr=LR)),
+    ("AdamWScheduleFree (schedulefree)", ADAM, lambda params: schedulefree.AdamWScheduleFree(params, lr=LR)),
+]
+PEER = "Adam/SGD (gdtuo)"
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(784, 1000), nn.ReLU(), nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 10))
+def peer(params: list[nn.Parameter], gradients: list[Tensor]) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The step of gradient-descent-the-ultimate-optimizer, and what must come before it: a loss with these gradients, with a graph."""
+    module = nn.Module()
+    module.tensors = nn.ParameterList([p.detach().clone() for p in params])
+    wrapped = gdtuo.ModuleWrapper(module, optimizer=gdtuo.Adam(LR, optimizer=gdtuo.SGD(0.0)))
+    wrapped.initialize()
+
+    def prepare() -> None:
+        wrapped.begin()
+        loss = sum((p * g).sum() for p, g in zip(wrapped.module.tensors, gradients, strict=True))
+        wrapped.zero_grad()
+        loss.backward(create_graph=True)
+
+    return wrapped.step, prepare
 
 
-def training(make: Callable[[Any], torch.optim.Optimizer], x: torch.Tensor, y: torch.Tensor) -> Step:
-    model = network()
-    opt = make(model.parameters())
+def state_bytes(opt: torch.optim.Optimizer) -> int:
+    """What it keeps in tensors, but for those of one number."""
+    tensors = [x for own in opt.state.values() for x in own.values() if isinstance(x, Tensor) and x.numel() > 1]
+    tensors += [x for group in opt.param_groups for x in group.values() if isinstance(x, Tensor) and x.numel() > 1]
+    return sum({x.data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
-    def step() -> None:
-        opt.zero_grad()
-        cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+
+def peak_bytes(step: Callable[[], Any]) -> int:
+    """The most that a step holds at a time beyond what was there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    held = most = 0
+    for event in sorted(profile.events() or [], key=lambda event: float(event.time_range.start)):
+        if event.name == "[memory]":
+            held += event.self_cpu_memory_usage
+            most = max(most, held)
+    return most
+
+
+def measure(shapes: list[tuple[int, ...]], turns: int) -> list[dict[str, Any]]:
+    """The rows of one model."""
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, generator=generator) * 0.01) for shape in shapes]
+    gradients = [[torch.randn(shape, generator=generator) * 1e-3 for shape in shapes] for _ in range(2)]
+    size = sum(p.numel() for p in params)
+
+    def give(turn: int) -> None:
+        for p, g in zip(params, gradients[turn % 2], strict=True):
+            p.grad = g
+
+    optimizers = {name: make(params) for name, _, make in ROWS}
+    for opt in optimizers.values():
+        if hasattr(opt, "train"):
+            opt.train()
+    steps: dict[str, Callable[[], Any]] = {name: opt.step for name, opt in optimizers.items()}
+    with_peer = size < 40_000_000  # its graphs keep some ten buffers
+    prepare: Callable[[], None] | None = None
+    if with_peer:
+        steps[PEER], prepare = peer(params, gradients[0])
+    names = list(steps)
+
+    count = 0
+
+    def before(turn: int) -> None:
+        nonlocal count
+        if prepare is not None and names[count % len(names)] == PEER:
+            prepare()
+        else:
+            give(turn)
+        count += 1
+
+    seconds = interleaved(steps, turns, warm=4, before=before)
+    rows = []
+    against = {name: other for name, other, _ in ROWS} | {PEER: ADAM}
+    for name in names:
+        row = {"optimizer": name, "milliseconds": sorted(seconds[name])[turns // 2] * 1e3, "against": against[name]}
+        row |= {"ratio": ratio(seconds[name], seconds[against[name]]), "to Adam": ratio(seconds[name], seconds[ADAM])}
+        if name in optimizers:
+            give(turns)
+            row |= {"state": state_bytes(optimizers[name]) / size, "peak": peak_bytes(steps[name]) / size}
+        rows.append(row)
+        print(f"{name:38s} {row['milliseconds']:9.2f} ms {row['ratio'][0]:6.2f} of {row['against']}", flush=True)
+    return rows
+
+
+def first_steps(tensors: int) -> None:
+    """Prints what the first two steps of a fused AdamHD take beyond two others, in seconds, with torch's compiler not yet imported."""
+    params = [nn.Parameter(torch.zeros(100 + i, 200)) for i in range(tensors)]
+    opt = AdamHD(params, lr=LR, hypergrad_lr=0.0, fused=True)
+    times = []
+    for _ in range(4):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        begun = time.perf_counter()
         opt.step()
-
-    return step
-
-
-def peer(optimizer: Any, x: torch.Tensor, y: torch.Tensor) -> Step:
-    model = gdtuo.ModuleWrapper(network(), optimizer=optimizer)
-    model.initialize()
-
-    def step() -> None:
-        model.begin()
-        loss = cross_entropy(model.forward(x), y)
-        model.zero_grad()
-        loss.backward(create_graph=True)  # type: ignore[no-untyped-call]
-        model.step()
-
-    return step
+        times.append(time.perf_counter() - begun)
+    assert opt.run.fused
+    print(json.dumps(sum(times[:2]) - sum(times[2:])))
 
 
-def tower(height: int) -> Additive:
-    """``height`` levels above the learning rate."""
-    rule = Additive(BETA)
-    for _ in range(height - 1):
-        rule = Additive(Adapted(BETA, rule))
-    return rule
+def compile_times() -> dict[str, float]:
+    """Seconds of the first steps, without and with what an earlier process has left on the disk."""
+    found = {}
+    for tensors in (40, 400):
+        with TemporaryDirectory() as folder:
+            for kind in ("cold", "from the disk"):
+                command = [sys.executable, "-m", "benchmarks.step_time", "--first-steps", str(tensors)]
+                output = subprocess.run(
+                    command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}, capture_output=True, text=True, check=True
+                )
+                found[f"{tensors} tensors, {kind}"] = json.loads(output.stdout.splitlines()[-1])
+    return found
 
 
-ALL = {"lr": Additive(BETA), "betas": (Additive(BETA), Additive(BETA)), "weight_decay": Additive(BETA)}
+def page(rows: dict[str, list[dict[str, Any]]], seconds: dict[str, float]) -> list[str]:
+    lines = [sentence(__doc__), machine(), ""]
+    lines += [f"| `opt.step()`, over | {' | '.join(f'{SHORT[model]} | ' for model in rows)}state | peak |"]
+    lines = lines[:-1]
+    lines.append("| optimizer | over | " + " | ".join(SHORT[model] for model in rows) + " | state, bytes | peak, bytes |")
+    lines.append("|---|---|" + "---|" * len(rows) + "---|---|")
+    for first in next(iter(rows.values())):
+        cells = []
+        for table in rows.values():
+            row = next((row for row in table if row["optimizer"] == first["optimizer"]), None)
+            cells.append("" if row is None else "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]))
+        memory = [f"{first[name]:.1f}" if name in first else "" for name in ("state", "peak")]
+        lines.append(f"| {first['optimizer']} | {first['against']} | {' | '.join([*cells, *memory])} |")
+    lines += ["", "First steps of a fused `AdamHD`, beyond what later ones take: "]
+    lines[-1] += "; ".join(f"{name} {value:.1f} s" for name, value in seconds.items()) + "."
+    return lines
 
-#: A row's name, the row that it is compared with, and its optimizer; the names of ours are what a user writes.
-OURS: list[tuple[str, str, Callable[[Any], torch.optim.Optimizer]]] = [
-    ("torch Adam", "torch Adam", lambda params: torch.optim.Adam(params, lr=LR)),
-    ("AdamHD, lr", "torch Adam", lambda params: AdamHD(params, lr=LR, weight_decay=1e-4, hypergrad_lr=BETA)),
-    ("AdamHD, lr, betas and weight decay", "AdamHD, lr", lambda params: AdamHD(params, lr=LR, weight_decay=1e-4, adapt=ALL)),
-    ("AdamHD, two levels", "AdamHD, lr", lambda params: AdamHD(params, lr=LR, weight_decay=1e-4, rule=tower(2))),
-    ("AdamHD, three levels", "AdamHD, two levels", lambda params: AdamHD(params, lr=LR, weight_decay=1e-4, rule=tower(3))),
-    ("AdamHD, four levels", "AdamHD, three levels", lambda params: AdamHD(params, lr=LR, weight_decay=1e-4, rule=tower(4))),
-    ("AdamWHD, lr", "torch Adam", lambda params: AdamWHD(params, lr=LR, hypergrad_lr=BETA)),
-    ("AdamWHD, lr, betas and weight decay", "AdamWHD, lr", lambda params: AdamWHD(params, lr=LR, adapt=ALL)),
-    ("SGDHD, lr", "torch Adam", lambda params: SGDHD(params, lr=LR, momentum=0.9, weight_decay=1e-4, hypergrad_lr=BETA)),
-    (
-        "SGDHD, lr, momentum and weight decay",
-        "SGDHD, lr",
-        lambda params: SGDHD(
-            params, LR, 0.9, weight_decay=1e-4, adapt={name: Additive(BETA) for name in ("lr", "momentum", "weight_decay")}
-        ),
-    ),
-    ("AdamHD fused, lr", "AdamHD, lr", lambda params: AdamHD(params, lr=LR, weight_decay=1e-4, hypergrad_lr=BETA, fused=True)),
-    (
-        "AdamHD fused, lr, betas and weight decay",
-        "AdamHD fused, lr",
-        lambda params: AdamHD(params, lr=LR, weight_decay=1e-4, adapt=ALL, fused=True),
-    ),
-    ("torch Adam fused", "torch Adam", lambda params: torch.optim.Adam(params, lr=LR, fused=True)),
-    ("Hypergradient(Adam)", "AdamHD, lr", lambda params: Hypergradient(torch.optim.Adam(params, lr=LR), hypergrad_lr=BETA)),
-]
-PEERS: list[tuple[str, str, Callable[[], Any]]] = [
-    ("peer: Adam/SGD, lr and betas", "torch Adam", lambda: gdtuo.Adam(LR, optimizer=gdtuo.SGD(BETA))),
-    ("peer: Adam/SGD/SGD", "torch Adam", lambda: gdtuo.Adam(LR, optimizer=gdtuo.SGD(BETA, optimizer=gdtuo.SGD(BETA)))),
-]
+
+def plot(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Bars over torch's fused Adam, a panel for each model."""
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    axes = figure.subplots(1, len(rows), sharey=True)
+    names = [row["optimizer"] for row in next(iter(rows.values()))][::-1]
+    for ax, (model, table) in zip(axes, rows.items(), strict=True):
+        values = {row["optimizer"]: row["to Adam"] for row in table}
+        for i, name in enumerate(names):
+            if name in values:
+                middle, low, high = values[name]
+                color = "#c1440e" if "HD" in name or name.startswith("Hypergradient") else "#4a6c8c" if "torch" in name else "#9a9a9a"
+                ax.barh(i, middle, color=color, height=0.7)
+                ax.plot([low, high], [i, i], color="black", linewidth=1)
+                ax.text(max(middle, high) * 1.06, i, f"{middle:.2f}", va="center", fontsize=7)
+        ax.set(title=SHORT[model], xscale="log", yticks=range(len(names)), yticklabels=names)
+        ax.set_xlim(0.15, 60)
+        ax.axvline(1, color="black", linewidth=0.6, linestyle=":")
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("time of opt.step() over torch's fused Adam, median and middle half", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=60, help="how many times each takes its turn")
-    parser.add_argument("--steps", type=int, default=5, help="training steps a turn")
-    parser.add_argument("--output", type=Path, default=Path("docs/results"), help="where table and data are written")
+    parser.add_argument("--turns", type=int, default=25, help="how many times each takes its turn")
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), help="which parameters; the table needs all")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where table, plot and data are written")
+    parser.add_argument("--first-steps", type=int, metavar="TENSORS", help="time compilation alone, in this process")
     options = parser.parse_args()
+    if options.first_steps:
+        return first_steps(options.first_steps)
     warnings.filterwarnings("ignore", "Using backward")
-    warnings.filterwarnings("ignore", "weight_decay is adapted on the training loss")
-
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(128, 784, generator=generator), torch.randint(10, (128,), generator=generator)
-    steps = {name: training(make, x, y) for name, _, make in OURS} | {name: peer(make(), x, y) for name, _, make in PEERS}
-    against = {name: other for name, other, _ in [*OURS, *PEERS]}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(options.turns + 2):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            for _ in range(options.steps):
-                step()
-            if turn >= 2:  # warm
-                seconds[name].append((time.perf_counter() - begun) / options.steps)
-
-    rows = []
-    for name, times in seconds.items():
-        ratios = {}
-        for kind, other in (("to Adam", "torch Adam"), ("to its own", against[name])):
-            each = sorted(mine / theirs for mine, theirs in zip(times, seconds[other], strict=True))
-            ratios[kind] = [statistics.median(each), each[len(each) // 4], each[3 * len(each) // 4]]
-        rows.append({"optimizer": name, "milliseconds": statistics.median(times) * 1e3, "against": against[name], **ratios})
-        print(
-            f"{name:40s} {rows[-1]['milliseconds']:8.2f} ms {ratios['to Adam'][0]:6.2f} {ratios['to its own'][0]:6.3f} of {against[name]}"
-        )
-
-    (options.output / "step-time.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    (options.output / "step-time.md").write_text("\n".join(page(rows)))
-
-
-def page(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "# What a step costs",
-        "",
-        sentence(__doc__),
-        machine(),
-        "",
-        "Whole training steps of a 784-1000-1000-10 ReLU network at batch 128: forward, backward and step, all rows interleaved in one",
-        "run. Medians of the ratios turn by turn, and their middle half.",
-        "",
-        "| optimizer | over torch's Adam | over another row |",
-        "|---|---|---|",
-    ]
-    for row in rows:
-        (adam, low, high), (own, own_low, own_high) = row["to Adam"], row["to its own"]
-        other = "" if row["against"] == "torch Adam" else f"{row['against']}: {own:.2f} ({own_low:.2f} to {own_high:.2f})"
-        lines.append(f"| {row['optimizer']} | {adam:.2f} ({low:.2f} to {high:.2f}) | {other} |")
-    return [*lines, ""]
+    warnings.filterwarnings("ignore", "`torch.jit")
+    rows = {}
+    for model in options.models:
+        print(model)
+        rows[model] = measure(MODELS[model], options.turns)
+    if list(rows) != list(MODELS):
+        return None
+    seconds = compile_times()
+    print(seconds)
+    found = {"machine": machine(), "models": rows, "first steps": seconds}
+    (options.docs / "results" / "step-time.json").write_text(json.dumps(found, indent=1) + "\n")
+    plot(rows, options.docs / "images" / "step-time.png")
+    fill(options.docs / "performance.md", "step_time", page(rows, seconds))
+    return None
 
 
 if __name__ == "__main__":

@@ -13,18 +13,23 @@ Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam,
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .checks import check_number
-from .tensors import add_product, add_scaled, is_zero, make_buffer, mix, real
+from .tensors import add_product, add_scaled, changed, copy_all, dense, is_zero, make_buffer, mix, real
 
 Numbers = dict[str, Any]
 """Coefficients of elementwise arithmetic: numbers, or tensors that broadcast; and switches that are True or False."""
+
+
+Columns = Mapping[str, Sequence[Tensor]]
+"""Tensors by name: of each name as many, in one order."""
 
 
 class Direction(ABC):
@@ -36,6 +41,9 @@ class Direction(ABC):
     #: What it keeps in the state of a tensor: buffers of the tensor's shape, and numbers.
     buffers: tuple[str, ...]
     counts: tuple[str, ...] = ()
+
+    #: Whether ``previous`` is one of the buffers, rather than computed from them.
+    stored = False
 
     @abstractmethod
     def check(self, group: Mapping[str, Any]) -> None:
@@ -53,6 +61,17 @@ class Direction(ABC):
             g = self.gradient(real(p.grad), real(p), self.objective(group))
             buffers = {name: real(state[name]) for name in self.buffers if name in state}
             yield p, self.advance(g, real(p), buffers, self.numbers(state, group))
+
+    def is_gradient(self, group: Mapping[str, Any]) -> bool:
+        """Whether d_t is the gradient of the loss itself, and is in the state as "direction"."""
+        return False
+
+    def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
+        """Take the whole step, θ_t = θ_{t-1} − α d_t with its buffers, by a kernel of torch's own; whether there is one for it.
+
+        It reads and writes each tensor once, which ``advance`` in pieces does not, and needs no compiler.
+        """
+        return False
 
     @abstractmethod
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
@@ -89,6 +108,7 @@ class SGD(Direction):
 
     remembers = ("momentum", "nesterov", "weight_decay")
     buffers = ("momentum_buffer", "direction")
+    stored = True
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("momentum", "weight_decay"):
@@ -113,6 +133,22 @@ class SGD(Direction):
     def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
         return {name: last[name] for name in ("momentum", "nesterov")}
 
+    def is_gradient(self, group: Mapping[str, Any]) -> bool:
+        return is_zero(group["momentum"]) and is_zero(group["weight_decay"]) and not group["maximize"]
+
+    def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
+        copies = "direction" in tensors  # rather than keeping the gradient itself
+        if (copies and not self.is_gradient(group)) or not suits_kernels(tensors):
+            return False
+        if copies:
+            copy_all(tensors["direction"], tensors["g"])
+        switches = {"is_first_step": state.get("first", False), "maximize": group["maximize"], "nesterov": False}
+        options = {name: group[name] for name in ("weight_decay", "momentum", "dampening")}
+        buffers = [] if is_zero(group["momentum"]) else tensors["momentum_buffer"]
+        torch._fused_sgd_(tensors["p"], tensors["g"], buffers, lr=alpha, **options, **switches)
+        changed(*tensors["p"], *buffers)
+        return True
+
     def gradient(self, g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
         return decayed(g, p, numbers)
 
@@ -123,7 +159,7 @@ class SGD(Direction):
     def advance(self, g: Tensor, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
         mu = numbers["momentum"]
         if is_zero(mu):
-            return state["direction"].copy_(g)  # d_t = g_t
+            return state["direction"].copy_(g) if "direction" in state else g  # d_t = g_t; the gradient itself where that is kept
         v = state["momentum_buffer"].mul_(mu)
         add_scaled(v, numbers["new"], g, out=v)  # v_t = μ v + (1 − τ) g
         return add_scaled(g, mu, v, out=state["direction"]) if numbers["nesterov"] else v  # d_t = g_t + μ v_t, or v_t
@@ -153,6 +189,19 @@ class Adam(Direction):
         make_buffer(state, "exp_avg", p)
         make_buffer(state, "exp_avg_sq", p)
 
+    def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
+        if not suits_kernels(tensors):
+            return False
+        kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        columns = [tensors[name] for name in ("p", "g", "exp_avg", "exp_avg_sq")]
+        count = torch.full((), state["step"], dtype=torch.float32, device=tensors["p"][0].device)
+        beta1, beta2 = group["betas"]
+        options = {name: group[name] for name in ("weight_decay", "eps", "maximize")}
+        kernel(*columns, [], [count] * len(columns[0]), lr=alpha, beta1=beta1, beta2=beta2, amsgrad=False, **options)
+        p, _, *moments = columns
+        changed(*p, *(x for column in moments for x in column))
+        return True
+
     def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
         beta1, beta2 = group["betas"]
         own = {"beta2": beta2, "new1": 1 - beta1, "new2": 1 - beta2, "weight_decay": group["weight_decay"]}
@@ -179,6 +228,15 @@ class Adam(Direction):
         add_product(s, numbers["new2"], g, g, out=s)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
         d = adam(m, s, numbers)
         return add_scaled(d, numbers["weight_decay"], p, out=d) if self.decoupled else d
+
+
+def suits_kernels(tensors: Columns) -> bool:
+    """Whether torch's own kernels take the tensors: without gaps, on a CPU or a CUDA device; in bfloat16 torch 2.13's SGD is wrong."""
+    first = tensors["p"][0]
+    plain = first.dtype in (torch.float32, torch.float64) and first.device.type in ("cpu", "cuda")
+    if not plain or any(type(x) not in (Tensor, Parameter) or x.dtype != first.dtype for column in tensors.values() for x in column):
+        return False
+    return all(map(dense, zip(*tensors.values(), strict=True)))
 
 
 def adam_numbers(step: int, betas: tuple[float, float], eps: float) -> Numbers:

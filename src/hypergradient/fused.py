@@ -14,8 +14,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .directions import Numbers
-from .tensors import SMALL, blocks, pack, unpack
+from .directions import Columns, Numbers
+from .tensors import SMALL, Pack, blocks, changed, dense, parts
 
 Work = Callable[..., list[Tensor]]
 """A function of tensors by name, numbers by name, and what is fixed; it gives scalars, and may write to the tensors."""
@@ -44,44 +44,57 @@ class Runner:
     def __init__(self, fused: bool) -> None:
         self.fused = fused
         self._kernels: dict[Any, Kernel] = {}
+        self._last: tuple[Any, Tensor] = (None, torch.empty(0))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Runner, (self.fused,)  # a copy compiles its own
 
     def __call__(
-        self, work: Work, tensors: Mapping[str, Sequence[Tensor]], numbers: Numbers, *fixed: Any, writes: bool = False
+        self, work: Work, tensors: Columns, numbers: Numbers, *fixed: Any, writes: bool = False, compiles: bool = True
     ) -> list[list[Tensor]]:
         """The scalars of each piece.
 
         Args:
             work: what is to be done.
-            tensors: by name, those of one shape; or of several small shapes, each name with as many, which are worked on as one.
+            tensors: by name; of each name as many, alike in shape from name to name.
             numbers: by name.
             fixed: what is part of the work.
             writes: whether it writes to the tensors.
+            compiles: whether a kernel is worth while.
         """
-        whole = {name: pack(columns) for name, columns in tensors.items()}
-        flat = flattened(whole) if self.fused else None
-        scalars = None if flat is None else self._run(work, tuple(whole), flat, numbers, fixed)
-        if scalars is None:
-            found = [work(piece, numbers, *fixed) for piece in blocks(whole)]
-        elif writes:  # a kernel does not count its changes
-            torch.autograd.graph.increment_version([x for name, x in whole.items() if name not in READ_ONLY])
-        if writes:
-            for name, columns in tensors.items():
-                if len(columns) > 1 and name not in READ_ONLY:
-                    unpack(whole[name], columns)
-        return found if scalars is None else [scalars]
+        found: list[list[Tensor]] = []
+        for part in parts([x.numel() for x in tensors["p"]]):
+            columns = {name: [column[i] for i in part] for name, column in tensors.items()}
+            found += self._part(work, columns, numbers, fixed, writes, self.fused and compiles)
+        return found
 
-    def _run(self, work: Work, names: tuple[str, ...], flat: list[Tensor], numbers: Numbers, fixed: tuple[Any, ...]) -> list[Tensor] | None:
-        """The scalars of one kernel; None where it cannot be compiled."""
+    def _part(
+        self, work: Work, tensors: Columns, numbers: Numbers, fixed: tuple[Any, ...], writes: bool, compiles: bool
+    ) -> list[list[Tensor]]:
+        """One tensor, or several small ones as one."""
+        if len(tensors["p"]) > 1:
+            pack = Pack(tensors)
+            scalars = [work(pack, numbers, *fixed)]
+            if writes:
+                pack.write_back()
+            return scalars
+        whole = {name: x for name, (x,) in tensors.items()}
+        found = self._run(work, whole, numbers, fixed, writes) if compiles else None
+        return [work(piece, numbers, *fixed) for piece in blocks(whole)] if found is None else [found]
+
+    def _run(
+        self, work: Work, tensors: Mapping[str, Tensor], numbers: Numbers, fixed: tuple[Any, ...], writes: bool
+    ) -> list[Tensor] | None:
+        """The scalars of one kernel; None where there is none for such tensors, or it cannot be compiled."""
+        flat = flattened(tensors)
+        if flat is None:
+            return None
         plain = {name: x for name, x in numbers.items() if not isinstance(x, Tensor)}  # a learning rate an element is among the tensors
         switches = {name: x for name, x in plain.items() if isinstance(x, bool) or (name in STRUCTURAL and x == 0)}
         values = {name: float(x) for name, x in plain.items() if name not in switches}
-        dtypes = tuple(x.dtype for x in flat)
-        wide = torch.float64 if torch.float64 in dtypes else torch.float32
-        vector = torch.tensor([*values.values()], dtype=wide, device=flat[0].device)
+        names, dtypes = tuple(tensors), tuple(x.dtype for x in flat)
         key = work, names, dtypes, flat[0].device, tuple(values), tuple(switches.items()), fixed
+        vector = self._vector(tuple(values.values()), torch.float64 if torch.float64 in dtypes else torch.float32, flat[0].device)
         if key not in self._kernels:
             try:
                 self._kernels[key] = compiled(work, names, flat, tuple(values), vector, switches, fixed)
@@ -91,7 +104,16 @@ class Runner:
                 reason = (lines or [type(error).__name__])[0][:200]
                 warnings.warn(f"fused=True needs a compiler that torch.compile can use, and goes on without: {reason}", stacklevel=9)
                 return None
-        return self._kernels[key](flat, vector)
+        scalars = self._kernels[key](flat, vector)
+        if writes:
+            changed(*(x for name, x in tensors.items() if name not in READ_ONLY))
+        return scalars
+
+    def _vector(self, values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The numbers on the device; tensors of one param group share them."""
+        if self._last[0] != (values, dtype, device):
+            self._last = (values, dtype, device), torch.tensor(values, dtype=dtype, device=device)
+        return self._last[1]
 
 
 def compiled(
@@ -146,14 +168,8 @@ def compiled(
 
 def flattened(tensors: Mapping[str, Tensor]) -> list[Tensor] | None:
     """Tensors of one shape as flat ones over the same memory; None where they do not lie in it one like the other, or size forbids."""
-    first = next(iter(tensors.values()))
-    size, strides = first.numel(), first.stride()
-    if not SMALL <= size <= LARGEST or any(x.stride() != strides for x in tensors.values()):
+    every = list(tensors.values())
+    size = every[0].numel()
+    if not SMALL <= size <= LARGEST or not dense(every):
         return None
-    if not first.is_contiguous():
-        length = 1
-        for stride, extent in sorted(zip(strides, first.shape, strict=True)):
-            if extent != 1 and stride != length:
-                return None
-            length *= extent
-    return [x.as_strided((size,), (1,)) for x in tensors.values()]
+    return [x.view(-1) if x.is_contiguous() else x.as_strided((size,), (1,)) for x in every]

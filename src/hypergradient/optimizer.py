@@ -24,7 +24,8 @@ from .checks import Bounds, check_bounds, check_lr, check_number, ends
 from .directions import Direction, Numbers
 from .fused import Runner
 from .hyperparameters import HYPERPARAMETERS, check_adapt, check_values, kept_gradient, spread
-from .products import Bundle, Gradients, Products, given_gradients, last_direction, objective, weigh
+from .kept import KeptGradients
+from .products import Bundle, Gradients, Products, buffers_of, given_gradients, last_direction, objective, weigh
 from .rules import Additive, Level, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName, read_lrs
 from .tensors import add_scaled, blocks, clip, finite_zero, make_buffer, real, to_floats
@@ -33,8 +34,13 @@ from .tuning import TuningFree, first_steps, safe_starts
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step makes of the hyperparameters: of the learning rates scope by scope or element by element, of all others by group."""
+    """What a step makes of the hyperparameters: of the learning rates scope by scope or element by element, of all others by group.
 
+    ``bundles`` are the tensors that it moves, ``kept`` those whose gradients are kept for the next.
+    """
+
+    bundles: list[Bundle]
+    kept: set[Tensor]
     scopes: list[Members]
     h: list[float]
     moves: list[Move]
@@ -102,6 +108,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         self.scope = scope
         self.horizon = horizon
         self.run = Runner(bool(fused))
+        self.kept = KeptGradients()
         self.skipped = 0
         self.warned = False
         self.hypergradients: list[float] = []
@@ -180,6 +187,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
     def __setstate__(self, state: Group) -> None:
         super().__setstate__(state)
+        self.kept = KeptGradients()
         self._prepare_groups()
         for group in self.param_groups:
             read_lrs(group, self.state, self.scope == "element")
@@ -267,22 +275,22 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
 
     def _gradients(self, given: Mapping[Tensor, Tensor] | None = None) -> Gradients:
-        apart = self.scope in ("tensor", "element")
-        return Gradients(self.direction, self.param_groups, self.state, self.run, apart, self.scope == "element", given)
+        return Gradients(self.direction, self.param_groups, self.state, self.run, self.scope, given)
 
     def _plan(self, given: Mapping[Tensor, Tensor] | None) -> Plan:
         """The new hyperparameters; nothing is written. Without gradients of its own a step after adapt() only asks whether it is finite."""
         adapts = given is not None or all(group["step_adapts"] for group in self.param_groups)
         gradients = self._gradients(given)
-        gradients.check()
-        products = gradients.products({"lr": self.rule, **self.adapted}, adapts)
+        kept = self._look_after(gradients)
+        bundles = gradients.bundles(kept)
+        products = gradients.products(bundles, {"lr": self.rule, **self.adapted}, adapts)
         scopes = SCOPES[self.scope].read(self.param_groups, self.state)
         found = [self._hypergradient(members, products["lr"]) for members in scopes]
         h = [row[0] for row in found]
         finite = all(math.isfinite(x.gx) for rows in products.values() for x in rows.values()) and all(map(math.isfinite, h))
         if not adapts:
             stay = [Move(members.alpha, members.memory) for members in scopes]
-            return Plan(scopes, self.hypergradients, stay, [], [], {}, finite)
+            return Plan(bundles, kept, scopes, self.hypergradients, stay, [], [], {}, finite)
         if not finite and self.rule.averages:
             found = [(math.nan, norm, norm) for _, norm, _ in found]
         starts = self._starts(scopes)
@@ -293,14 +301,29 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         largest = min(torch.finfo(dtype).max for dtype in {p.dtype for group in self.param_groups for p in group["params"]})
         finite = finite and all(abs(move.alpha) <= largest and move.finite for move in moves)
         finite = finite and all(move.finite for group in other_moves for move in group.values())
-        elements = self._elements(gradients) if self.scope == "element" else {}
+        elements = self._elements(gradients, bundles) if self.scope == "element" else {}
         finite = finite and all(map(math.isfinite, to_floats([finite_zero(lr) for lr in elements.values()])))
-        return Plan(scopes, h, moves, others_h, other_moves, elements, finite)
+        return Plan(bundles, kept, scopes, h, moves, others_h, other_moves, elements, finite)
+
+    def _look_after(self, gradients: Gradients) -> set[Tensor]:
+        """Forget the directions that were gradients and have been changed, and tell which gradients of this step can be kept."""
+        themselves = {id(group): self.direction.is_gradient(group) for group in self.param_groups}
+        rows = [(p, state) for group, p, _, state in gradients.rows if themselves[id(group)]]
+        changed = [state for p, state in rows if self.kept.changed(p, state)]
+        for state in changed:
+            state["applied"] = False
+        if changed:
+            warnings.warn(
+                f"the gradients of {len(changed)} parameters were changed after a step that kept them, since zero_grad() had set them to None "
+                "before: they do not count in this step's hypergradient, and are copied from now on",
+                stacklevel=6,
+            )
+        return {p for p, _ in rows if gradients.given is None and self.kept.take(p)}
 
     def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[float, float, float]:
         """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moved by −r α d."""
         whole = self.rule.averages  # the way to the average is that of the whole update already
-        return weigh([(1.0 if whole else r, products[p]) for p, r in members.last.items() if p in products])
+        return weigh([(1.0 if whole else members.last[p], products[p]) for p in products.keys() & members.last.keys()])
 
     def _starts(self, scopes: Sequence[Members]) -> dict[Tensor, tuple[float, float, float]] | None:
         """What a safe first learning rate is computed from, where a rule asks for one."""
@@ -326,8 +349,9 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
     def _others(self, group: Group, products: dict[str, dict[Tensor, Products]]) -> dict[str, tuple[tuple[float, float, float], Move]]:
         """For each other hyperparameter of a param group h, ‖g‖ and ‖∂θ/∂φ‖, and what its rule makes of them: ∂θ/∂φ = −α ∂d/∂φ."""
         found = {}
+        members = set(group["params"]) if self.adapted else ()
         for name, rule in self.adapted.items():
-            rows = [(p, products[name][p]) for p in group["params"] if p in products[name]]
+            rows = [(p, x) for p, x in products[name].items() if p in members]
             own = weigh([(1.0 if self.scope == "element" else self.state[p]["lr"], x) for p, x in rows])
             kept = {key.removeprefix(f"{name}."): value for key, value in group["adapted"].items() if key.startswith(f"{name}.")}
             beta = kept.pop("hypergrad_lr")
@@ -347,19 +371,19 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 kept = move.memory | ({} if move.beta is None else {"hypergrad_lr": move.beta})
                 group["adapted"] = group["adapted"] | {f"{name}.{key}": value for key, value in kept.items()}
 
-    def _elements(self, gradients: Gradients) -> dict[Tensor, Tensor]:
+    def _elements(self, gradients: Gradients, bundles: Sequence[Bundle]) -> dict[Tensor, Tensor]:
         """α of each element, of its own h = −g d: the product of two numbers, whose cosine is its sign."""
         rule = cast(Any, self.rule)  # elementwise, tensors stand for floats
         found = {}
-        for bundle in gradients.bundles():
-            (p,), group = bundle.params, bundle.group
-            tensors = {name: x for name, (x,) in gradients.split(bundle).items()}
-            if "trace" not in tensors and not self.state.get(p, {}).get("applied", False):
+        for bundle in bundles:
+            (p,), (state,), group = bundle.params, bundle.states, bundle.group
+            tensors = {name: x for name, (x,) in bundle.split(buffers_of(self.direction, self.scope)).items()}
+            if "trace" not in tensors and not state.get("applied", False):
                 continue
             found[p] = tensors["lr"].clone()
             own = gradients.given is None
             now = self.direction.objective(group) if own else {}
-            last = {} if "trace" in tensors else self.direction.last_numbers(self.state[p], group["last"])
+            last = {} if "trace" in tensors else self.direction.last_numbers(state, group["last"])
             wide = torch.promote_types(found[p].dtype, torch.float32)  # in float16 g d is soon infinite, or 0
             for piece in blocks(tensors | {"new": found[p]}):
                 h = -(objective(piece, now, self.direction, own).to(wide) * last_direction(piece, last, self.direction))
@@ -373,54 +397,78 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
     def _apply(self, plan: Plan) -> None:
         """Update the parameters, the learning rates, and what the rule keeps."""
-        alphas: dict[Tensor, float] = {}
-        windows: dict[Tensor, float] = {}
-        back: set[Tensor] = set()
-        for members, move in zip(plan.scopes, plan.moves, strict=True):
-            alphas |= {p: r * move.alpha for p, r in members.ratios.items()}
-            windows |= dict.fromkeys(members.ratios, self.horizon or move.window)
-            back |= set(members.ratios) if move.back else set()
-        self._update(plan, alphas, windows, back)
+        moves = {
+            p: (r * move.alpha, self.horizon or move.window, move.back)
+            for members, move in zip(plan.scopes, plan.moves, strict=True)
+            for p, r in members.ratios.items()
+        }
+        self._update(plan, moves)
         SCOPES[self.scope].write(self.param_groups, self.state, plan.moves)
 
-    def _update(self, plan: Plan, alphas: dict[Tensor, float], windows: dict[Tensor, float], back: set[Tensor]) -> None:
-        """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it; tensors in ``back`` return to their average."""
-        gradients = self._gradients()
-        self.direction.begin({p: group for p, group in gradients.tensors() if p not in back})
+    def _update(self, plan: Plan, moves: Mapping[Tensor, tuple[float, float, bool]]) -> None:
+        """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it.
+
+        Args:
+            plan: what the step has been found to be.
+            moves: α_t of each tensor, how many steps its trace looks over, and whether it returns to its average instead.
+        """
+        moving = [bundle for bundle in plan.bundles if not moves[bundle.params[0]][2]]
+        self.direction.begin({p: bundle.group for bundle in moving for p in bundle.params})
         self._write_elements(plan)
-        for bundle in reversed(gradients.bundles()):  # the last ones' gradients and buffers are in the cache yet
-            if bundle.params[0] not in back:
-                self._advance(gradients, bundle, alphas[bundle.params[0]], windows[bundle.params[0]])
-        for p in back:
-            if "trace" in self.state.get(p, {}):
-                trace = real(self.state[p]["trace"])
-                real(p).add_(trace)
-                trace.zero_()
+        for bundle in moving:
+            for i, p in enumerate(bundle.params):
+                bundle.states[i] = bundle.states[i] or self.state[p]
+                self.kept.release(p, bundle.states[i])
+                if p in plan.kept:
+                    bundle.states[i].pop("direction", None)
+        for bundle in reversed(moving):
+            p = bundle.params[0]
+            self._advance(bundle, *moves[p][:2], makes=p not in plan.kept)
+        went = {p for bundle in moving for p in bundle.params}
         for group in self.param_groups:
             for p in group["params"]:
-                if p in self.state:
-                    self.state[p]["applied"] = p.grad is not None and p not in back
-                    if self.scope != "element":
-                        self.state[p]["lr"] = alphas[p]
+                if p not in went and p in self.state:
+                    self._stay(p, *moves[p])
             group["last"] = {name: group[name] for name in self.direction.remembers}
 
-    def _advance(self, gradients: Gradients, bundle: Bundle, alpha: float, window: float) -> None:
-        """θ_t = θ_{t-1} − α d_t of one bundle, piece by piece, with its buffers and its trace."""
+    def _stay(self, p: Tensor, alpha: float, window: float, back: bool) -> None:
+        """A tensor that does not move along its direction: without a gradient, or on the way ``back`` to its average."""
+        state = self.state[p]
+        if back and "trace" in state:
+            trace = real(state["trace"])
+            real(p).add_(trace)
+            trace.zero_()
+        state["applied"] = False
+        if self.scope != "element":
+            state["lr"] = alpha
+
+    def _advance(self, bundle: Bundle, alpha: float, window: float, makes: bool) -> None:
+        """θ_t = θ_{t-1} − α d_t of one bundle, with its buffers, which it ``makes`` where there are none, and its trace."""
         group, elements = bundle.group, self.scope == "element"
         keeps = kept_gradient(self.direction, list(self.adapted), group)
-        for p in bundle.params:
-            state = self.state[p]
-            self.direction.prepare(p, state, group)
+        traces = window != 1 or self.rule.averages
+        for p, state in zip(bundle.params, bundle.states, strict=True):
+            if makes:
+                self.direction.prepare(p, state, group)
             if keeps:
                 make_buffer(state, "gradient", p)
-            if window != 1 or self.rule.averages:
+            if traces:
                 make_buffer(state, "trace", p)
             if elements:
                 make_buffer(state, "lr", p, alpha)
-        trace = "average" if self.rule.averages else "trace" if window != 1 else ""
-        step = self.direction.numbers(self.state[bundle.params[0]], group)
-        numbers = self.direction.objective(group) | step | {"alpha": alpha, "kept": 1 - 1 / window}
-        self.run(move, gradients.split(bundle), numbers, self.direction, keeps, elements, trace, writes=True)
+        state = bundle.states[0]
+        # In the other order than for the dot products: the gradients and buffers of the last tensors are in the cache yet.
+        tensors = {name: column[::-1] for name, column in bundle.split(buffers_of(self.direction, self.scope)).items()}
+        if keeps or elements or traces or not self.direction.step(tensors, state, group, alpha):
+            trace = "average" if self.rule.averages else "trace" if traces else ""
+            numbers = self.direction.objective(group) | self.direction.numbers(state, group) | {"alpha": alpha, "kept": 1 - 1 / window}
+            self.run(move, tensors, numbers, self.direction, keeps, elements, trace, writes=True)
+        for p, state in zip(bundle.params, bundle.states, strict=True):
+            state["applied"] = True
+            if not elements:
+                state["lr"] = alpha
+            if not makes:
+                self.kept.hold(p, state)
 
     @torch.no_grad()
     def eval(self) -> None:

@@ -1,7 +1,7 @@
 """The dot products that hypergradients are made of: g_t · ∂θ_{t-1}/∂φ, tensor by tensor, for every hyperparameter that moves."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,8 +12,8 @@ from .directions import Direction, Numbers, signed
 from .fused import Runner
 from .hyperparameters import LAST_STEPS, LastStep, known
 from .rules import Rule
-from .scopes import Group, State
-from .tensors import BLOCK, SMALL, dot, finite_zero, real, to_floats, total
+from .scopes import Group, ScopeName, State
+from .tensors import dot, finite_zero, is_zero, real, to_floats, total
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,32 @@ def weigh(rows: Sequence[tuple[float, Products]]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Tensors that go through a step as one: a large one, or small ones of a param group that differ in their elements alone."""
+    """Tensors of a param group that go through a step as one, since they differ in their elements alone.
 
-    params: list[Tensor]
+    Args:
+        group: their param group.
+        params: the parameters.
+        grads: their gradients.
+        states: their states, which ``split`` reads as they are then; empty for those that have none yet.
+    """
+
     group: Group
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: list[dict[str, Any]]
+
+    def split(self, buffers: Iterable[str]) -> dict[str, list[Tensor]]:
+        """Real views: the parameters "p", the gradients "g", and those of the buffers that they have, by name."""
+        held = [name for name in buffers if self.states[0].get(name) is not None]  # torch.optim.SGD keeps None for one not yet used
+        columns = {"p": self.params, "g": self.grads, **{name: [state[name] for state in self.states] for name in held}}
+        return {name: list(map(real, column)) for name, column in columns.items()} if self.params[0].is_complex() else columns
 
 
-@dataclass(frozen=True)
+def buffers_of(direction: Direction, scope: ScopeName) -> tuple[str, ...]:
+    """What the state of a tensor may have of its shape, that a step reads or writes; "lr" where each element has one."""
+    return (*direction.buffers, "gradient", "trace", *(("lr",) if scope == "element" else ()))
+
+
 class Gradients:
     """The gradients of a step, and how they meet what the last one has left.
 
@@ -48,78 +67,62 @@ class Gradients:
         groups: its param groups.
         state: its state.
         run: does the elementwise work.
-        apart: whether each tensor has learning rates of its own, so that no two make a bundle.
-        elements: whether each element has one, in the state's "lr".
+        scope: each tensor has a learning rate of its own under "tensor", each element under "element", in the state's "lr".
         given: the gradients that ``adapt()`` was given; None for those of ``step()``, in ``p.grad``.
+
+    Raises:
+        TypeError: a gradient is sparse.
     """
 
-    direction: Direction
-    groups: Sequence[Group]
-    state: State
-    run: Runner
-    apart: bool = False
-    elements: bool = False
-    given: Mapping[Tensor, Tensor] | None = None
-
-    @property
-    def buffers(self) -> tuple[str, ...]:
-        """What the state of a tensor may have of its shape, that a step reads or writes."""
-        return (*self.direction.buffers, "gradient", "trace", *(("lr",) if self.elements else ()))
-
-    def of(self, p: Tensor) -> Tensor | None:
-        """The gradient of a parameter."""
-        return p.grad if self.given is None else self.given.get(p)
-
-    def tensors(self) -> Iterator[tuple[Tensor, Group]]:
-        """The parameters that have a gradient, with their param groups."""
-        for group in self.groups:
+    def __init__(
+        self,
+        direction: Direction,
+        groups: Sequence[Group],
+        state: State,
+        run: Runner,
+        scope: ScopeName,
+        given: Mapping[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.direction, self.groups, self.run, self.given = direction, groups, run, given
+        self.apart = scope in ("tensor", "element")
+        self.buffers = buffers_of(direction, scope)
+        self.rows: list[tuple[Group, Tensor, Tensor, dict[str, Any]]] = []
+        for group in groups:
             for p in group["params"]:
-                if self.of(p) is not None:
-                    yield p, group
+                g = p.grad if given is None else given.get(p)
+                if g is None:
+                    continue
+                if g.layout is not torch.strided:
+                    raise TypeError(
+                        f"hypergradients take dense gradients, got {g.layout} for a parameter of shape {tuple(p.shape)}: "
+                        "build its layer with sparse=False"
+                    )
+                self.rows.append((group, p, g, state.get(p, {})))
 
-    def check(self) -> None:
-        """Raise TypeError where a gradient is sparse."""
-        for p, _ in self.tensors():
-            g = self.of(p)
-            if g is not None and g.layout is not torch.strided:
-                raise TypeError(
-                    f"hypergradients take dense gradients, got {g.layout} for a parameter of shape {tuple(p.shape)}: "
-                    "build its layer with sparse=False"
-                )
-
-    def bundles(self) -> list[Bundle]:
-        """The parameters that have a gradient, small ones together."""
-        names, counts = self.buffers, ("lr", "applied", *self.direction.counts)
-        found: list[Bundle] = []
-        filling: dict[Any, tuple[Bundle, int]] = {}
-        for p, group in self.tensors():
-            size = p.numel()
-            if self.apart or size >= SMALL:
-                found.append(Bundle([p], group))
-                continue
-            state, g = self.state.get(p, {}), self.of(p)
-            alike = id(group), p.dtype, p.device, cast(Tensor, g).dtype, *[name in state for name in names], *map(state.get, counts)
-            bundle, filled = filling.get(alike, (None, 0))
-            if bundle is None or filled + size > BLOCK:
-                bundle, filled = Bundle([], group), 0
-                found.append(bundle)
+    def bundles(self, kept: Container[Tensor] = ()) -> list[Bundle]:
+        """All of them; those whose gradients are to be ``kept`` are not put with others."""
+        numbers = ("lr", "applied", *self.direction.counts)
+        found: dict[Any, Bundle] = {}
+        for group, p, g, state in self.rows:
+            alike: Any = p
+            if not self.apart:
+                held, marks = map(state.__contains__, self.buffers), map(state.get, numbers)
+                alike = id(group), p.dtype, p.device, g.dtype, bool(kept) and p in kept, *held, *marks
+            if alike not in found:
+                found[alike] = Bundle(group, [], [], [])
+            bundle = found[alike]
             bundle.params.append(p)
-            filling[alike] = bundle, filled + size
-        return found
+            bundle.grads.append(g)
+            bundle.states.append(state)
+        return list(found.values())
 
-    def split(self, bundle: Bundle) -> dict[str, list[Tensor]]:
-        """The real views of a bundle's tensors: the parameters "p", the gradients "g", the buffers that they have by name."""
-        first = self.state.get(bundle.params[0], {})
-        columns = {name: [real(self.state[p][name]) for p in bundle.params] for name in self.buffers if first.get(name) is not None}
-        return {"p": [real(p) for p in bundle.params], "g": [real(cast(Tensor, self.of(p))) for p in bundle.params], **columns}
-
-    def products(self, rules: Mapping[str, Rule], adapts: bool) -> dict[str, dict[Tensor, Products]]:
+    def products(self, bundles: Sequence[Bundle], rules: Mapping[str, Rule], adapts: bool) -> dict[str, dict[Tensor, Products]]:
         """For each hyperparameter with its rule, those of all bundles, by their first tensors, brought to the host together.
 
         Where nothing ``adapts``, they are 0, or NaN where a gradient is not finite.
         """
         terms: dict[tuple[str, Tensor], list[tuple[float, list[Tensor]]]] = {}
-        for bundle in self.bundles():
+        for bundle in bundles:
             for name, scale, row in self._terms(bundle, rules, adapts):
                 terms.setdefault((name, bundle.params[0]), []).append((scale, row))
         values = iter(to_floats([x for pieces in terms.values() for _, row in pieces for x in row]))
@@ -132,8 +135,7 @@ class Gradients:
 
     def _terms(self, bundle: Bundle, rules: Mapping[str, Rule], adapts: bool) -> Iterator[tuple[str, float, list[Tensor]]]:
         """For each hyperparameter k and g · x, piece by piece, and g · g and x · x where its rule reads norms: ∂θ/∂φ = −α k x."""
-        tensors, group = self.split(bundle), bundle.group
-        state = self.state.get(bundle.params[0], {})
+        tensors, group, state = bundle.split(self.buffers), bundle.group, bundle.states[0]
         applied = state.get("applied", False)
         moved = adapts and (applied or "trace" in tensors)
         others = [name for name in rules if name != "lr"]
@@ -146,8 +148,10 @@ class Gradients:
         elif moved and "trace" not in tensors:
             last = self.direction.last_numbers(state, group["last"])
         norms = {name: rule.reads_norms for name, rule in rules.items()}
+        ready = "trace" in tensors or self.direction.stored  # no work but dot products of tensors that there are
+        compiles = bool(names or now.get("maximize") or not is_zero(now.get("penalty", 0.0)) or not ready)
         fixed = self.direction, self.given is None, moved, kind, tuple((name, norms[name]) for name in ("lr", *names))
-        for scalars in self.run(meet, tensors, now | last, *fixed):
+        for scalars in self.run(meet, tensors, now | last, *fixed, compiles=compiles and moved):
             rows = iter(scalars)
             for name in ("lr", *names):
                 scale = 1.0 if name == "lr" else last[f"scale of {name}"]

@@ -7,7 +7,7 @@ product. Dot products accumulate in float32 or wider, whatever the dtype of the 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 Number = TypeVar("Number", float, Tensor)
 
-#: Elements of a piece: a few such tensors of float32 fit into the caches of two cores. Measured: 65,536 and 262,144 are slower.
-BLOCK = 131_072
+#: Elements of a piece: a few such tensors of float32 fit into the caches of two cores. Measured: half and twice as many are slower.
+BLOCK = 262_144
 
-#: Elements of a tensor below which it is packed with others, and below which no compiled kernel is called.
+#: Elements of a tensor below which it goes through a step packed with others, and no compiled kernel is called for it.
 SMALL = 16_384
 
 
@@ -69,10 +69,25 @@ def is_zero(a: float | Tensor) -> bool:
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product of two real tensors of one shape, as a 0-dim tensor of float32 or wider."""
-    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    if x.dtype != y.dtype or x.dtype not in (torch.float32, torch.float64):
+        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        x, y = x.to(dtype), y.to(dtype)
     if torch.compiler.is_compiling():  # which makes one kernel of a sum and what it is of
-        return (x.to(dtype) * y.to(dtype)).sum()
-    return torch.dot(x.reshape(-1).to(dtype), y.reshape(-1).to(dtype))
+        return (x * y).sum()
+    return torch.dot(x, y) if x.dim() == y.dim() == 1 else torch.dot(x.reshape(-1), y.reshape(-1))
+
+
+def dense(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors of one shape lie in memory one like the other, and without gaps."""
+    first = tensors[0]
+    if any(x.stride() != first.stride() for x in tensors):
+        return False
+    length = 1
+    for stride, extent in () if first.is_contiguous() else sorted(zip(first.stride(), first.shape, strict=True)):
+        if extent != 1 and stride != length:
+            return False
+        length *= extent
+    return True
 
 
 def blocks(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -89,14 +104,60 @@ def blocks(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield {name: pieces[i] for name, pieces in flat.items()}
 
 
-def pack(tensors: Sequence[Tensor]) -> Tensor:
-    """A flat copy of several tensors, one after the other; a single one itself."""
-    return tensors[0] if len(tensors) == 1 else _flatten_dense_tensors(tensors)
+def parts(sizes: Sequence[int]) -> list[list[int]]:
+    """Which tensors are worked on together, in order: large ones alone, small ones up to ``BLOCK`` elements."""
+    found: list[list[int]] = []
+    filled = BLOCK + 1
+    for i, size in enumerate(sizes):
+        if size >= SMALL:
+            found.append([i])
+            continue
+        filled += size
+        if filled > BLOCK:
+            packed: list[int] = []
+            found.append(packed)
+            filled = size
+        packed.append(i)
+    return found
 
 
-def unpack(packed: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Write a flat copy back to the tensors that it was made of."""
-    torch._foreach_copy_(tensors, _unflatten_dense_tensors(packed, tensors))
+@final
+class Pack(Mapping[str, Tensor]):
+    """Several small tensors of each name as one flat copy, which is made when it is asked for."""
+
+    def __init__(self, columns: Mapping[str, Sequence[Tensor]]) -> None:
+        self.columns = columns
+        self.made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.made:
+            self.made[name] = _flatten_dense_tensors(self.columns[name])
+        return self.made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def write_back(self) -> None:
+        """Write to the tensors what has been written to their copies."""
+        for name, packed in self.made.items():
+            if packed._version:
+                copy_all(self.columns[name], _unflatten_dense_tensors(packed, self.columns[name]))
+
+
+def changed(*tensors: Tensor) -> None:
+    """Count a change of tensors that a kernel has made, which does not count it, so that autograd refuses to go back through it."""
+    torch.autograd.graph.increment_version(tensors)
+
+
+def copy_all(to: Iterable[Tensor], of: Iterable[Tensor]) -> None:
+    """Copy tensors, one to one, with one call."""
+    torch._foreach_copy_(list(to), list(of))
 
 
 def finite_zero(x: Tensor) -> Tensor:

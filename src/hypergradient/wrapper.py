@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from .checks import Bounds
-from .directions import Direction, Numbers, decayed
+from .directions import Columns, Direction, Numbers, decayed
 from .optimizer import HypergradientOptimizer
 from .rules import Rule
 from .scopes import Group, ScopeName
-from .tensors import real
+from .tensors import blocks, copy_all, real
 
 #: Why the step of these is not θ − α d with a d that does not depend on α.
 NOT_LINEAR = {
@@ -42,6 +42,7 @@ class BaseStep(Direction):
 
     remembers = ()
     buffers = ("direction",)
+    stored = True
 
     def __init__(self, base: torch.optim.Optimizer) -> None:
         self.base = base
@@ -71,7 +72,8 @@ class BaseStep(Direction):
         if not moving:
             return
         state = self.base.state
-        before = {p: state[p]["direction"].copy_(p) if "direction" in state.get(p, {}) else p.clone() for p in moving}
+        before = {p: state[p]["direction"] if "direction" in state.get(p, {}) else torch.empty_like(p) for p in moving}
+        copy_all(before.values(), before)
         new, without = [p for p in moving if "applied" not in state.get(p, {})], [p for p in moving if p not in state]
         try:
             unit_step(self.base, moving)
@@ -89,6 +91,15 @@ class BaseStep(Direction):
 
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """``begin`` has done it."""
+
+    def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
+        for column in zip(tensors["p"], tensors["direction"], strict=True):
+            for piece in blocks(dict(zip(("p", "direction"), column, strict=True))):
+                before = piece["direction"]
+                d = before - piece["p"]
+                torch.add(before, d, alpha=-alpha, out=piece["p"])
+                before.copy_(d)
+        return True
 
     def advance(self, g: Tensor, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
         before = state["direction"]
