@@ -37,7 +37,7 @@ from .timing import fill, interleaved, ratio
 
 LR = 1e-9  # nothing moves far: what is timed is the work
 
-MODELS = {
+MODELS: dict[str, list[tuple[int, ...]]] = {
     "28 million in 40 tensors": [(1000, 700)] * 40,
     "1,000 tensors of 1,000": [(10, 100)] * 1000,
     "one of 50 million": [(50_000, 1000)],
@@ -150,7 +150,7 @@ def measure(shapes: list[tuple[int, ...]], turns: int) -> list[dict[str, Any]]:
     rows = []
     against = {name: other for name, other, _ in ROWS} | {PEER: ADAM}
     for name in names:
-        row = {"optimizer": name, "milliseconds": sorted(seconds[name])[turns // 2] * 1e3, "against": against[name]}
+        row: dict[str, Any] = {"optimizer": name, "milliseconds": sorted(seconds[name])[turns // 2] * 1e3, "against": against[name]}
         row |= {"ratio": ratio(seconds[name], seconds[against[name]]), "to Adam": ratio(seconds[name], seconds[ADAM])}
         if name in optimizers:
             give(turns)

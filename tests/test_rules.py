@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypergradient import AdamHD, Additive, Multiplicative
+from hypergradient.numbers import total
 from hypergradient.rules import Move
 from hypergradient.scopes import ByTensor, Global, as_stored, ratios_of, write_lr
-from hypergradient.tensors import dot, finite_zero, real, to_floats, total
+from hypergradient.tensors import dot, finite_zero, real, to_floats
 
 settings.register_profile("seeded", derandomize=True, database=None, deadline=None, max_examples=60)
 settings.load_profile("seeded")
@@ -142,7 +143,7 @@ LRS = st.lists(st.floats(0, 10), min_size=1, max_size=5)
 
 @given(lrs=LRS, sign=st.sampled_from([1.0, -1.0]))
 def test_ratios_give_the_learning_rates_back(lrs: list, sign: float) -> None:
-    ratios = ratios_of([{"lr": sign * lr, "lr_ratio": 1.0} for lr in lrs])
+    ratios = ratios_of([{"lr": sign * lr, "lr_ratio": 1.0} for lr in lrs], False)
     assert max(ratios) == 1
     assert any(lrs) <= ([r * max(lrs) for r in ratios] == pytest.approx(lrs, rel=1e-12, abs=1e-300))
 
@@ -150,7 +151,7 @@ def test_ratios_give_the_learning_rates_back(lrs: list, sign: float) -> None:
 @given(lrs=LRS.filter(any), alpha=st.floats(1e-3, 10))
 def test_ratios_outlive_a_learning_rate_of_0(lrs: list, alpha: float) -> None:
     groups = [{"lr": lr, "params": [], "hypergrad_lr": 0.1, "lr_bounds": (None, None)} for lr in lrs]
-    ratios = ratios_of(groups)
+    ratios = ratios_of(groups, False)
     for value in (0.0, 0.0, alpha):
         Global().write(groups, {}, [Move(value, {})])
     assert [group["lr"] for group in groups] == pytest.approx([alpha * r for r in ratios], rel=1e-12)
@@ -172,6 +173,6 @@ def test_tensor_scope_scales_by_what_was_written(alphas: list, factor: float) ->
     state = {p: {"lr": alpha} for p, alpha in zip(params, alphas, strict=True)}
     group: dict[str, Any] = {"params": params, "lr": 0.0, "hypergrad_lr": 0.1, "lr_bounds": (None, None)}
     ByTensor().write([group], state, [Move(alpha, {}) for alpha in alphas])
-    assert [members.alpha for members in ByTensor().read([group], state)] == alphas
+    assert [members.alpha for members in ByTensor().read([group], state, False)] == alphas
     group["lr"] *= factor
-    assert [members.alpha for members in ByTensor().read([group], state)] == pytest.approx([a * factor for a in alphas], rel=1e-9)
+    assert [members.alpha for members in ByTensor().read([group], state, False)] == pytest.approx([a * factor for a in alphas], rel=1e-9)

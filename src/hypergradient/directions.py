@@ -13,7 +13,7 @@ Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam,
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any, final
 
@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .checks import check_number
+from .numbers import put, where, wide
 from .tensors import add_product, add_scaled, changed, copy_all, dense, is_zero, make_buffer, mix, real
 
 Numbers = dict[str, Any]
 """Coefficients of elementwise arithmetic: numbers, or tensors that broadcast; and switches that are True or False."""
 
 
-Columns = Mapping[str, Sequence[Tensor]]
+Columns = Mapping[str, list[Tensor]]
 """Tensors by name: of each name as many, in one order."""
 
 
@@ -138,14 +139,14 @@ class SGD(Direction):
 
     def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
         copies = "direction" in tensors  # rather than keeping the gradient itself
-        if (copies and not self.is_gradient(group)) or not suits_kernels(tensors):
+        if (copies and not self.is_gradient(group)) or not suits_kernels(tensors) or group["capturable"]:
             return False
         if copies:
             copy_all(tensors["direction"], tensors["g"])
-        switches = {"is_first_step": state.get("first", False), "maximize": group["maximize"], "nesterov": False}
-        options = {name: group[name] for name in ("weight_decay", "momentum", "dampening")}
+        options: Any = {name: group[name] for name in ("weight_decay", "momentum", "dampening", "maximize")}
+        first = bool(state.get("first", False))
         buffers = [] if is_zero(group["momentum"]) else tensors["momentum_buffer"]
-        torch._fused_sgd_(tensors["p"], tensors["g"], buffers, lr=alpha, **options, **switches)
+        torch._fused_sgd_(tensors["p"], tensors["g"], buffers, lr=alpha, nesterov=False, is_first_step=first, **options)
         changed(*tensors["p"], *buffers)
         return True
 
@@ -185,21 +186,23 @@ class Adam(Direction):
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
 
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        state["step"] = int(state.get("step", 0)) + 1
+        if group["capturable"]:
+            put(state, "step", torch.as_tensor(state.get("step", 0), dtype=torch.float32, device=p.device) + 1)
+        else:
+            state["step"] = int(state.get("step", 0)) + 1
         make_buffer(state, "exp_avg", p)
         make_buffer(state, "exp_avg_sq", p)
 
     def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
-        if not suits_kernels(tensors):
+        if not suits_kernels(tensors) or group["capturable"]:
             return False
         kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
-        columns = [tensors[name] for name in ("p", "g", "exp_avg", "exp_avg_sq")]
+        p, g, m, s = (tensors[name] for name in ("p", "g", "exp_avg", "exp_avg_sq"))
         count = torch.full((), state["step"], dtype=torch.float32, device=tensors["p"][0].device)
         beta1, beta2 = group["betas"]
-        options = {name: group[name] for name in ("weight_decay", "eps", "maximize")}
-        kernel(*columns, [], [count] * len(columns[0]), lr=alpha, beta1=beta1, beta2=beta2, amsgrad=False, **options)
-        p, _, *moments = columns
-        changed(*p, *(x for column in moments for x in column))
+        options: Any = {name: group[name] for name in ("weight_decay", "eps", "maximize")}
+        kernel(p, g, m, s, [], [count] * len(p), lr=alpha, beta1=beta1, beta2=beta2, amsgrad=False, **options)
+        changed(*p, *m, *s)
         return True
 
     def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
@@ -239,9 +242,10 @@ def suits_kernels(tensors: Columns) -> bool:
     return all(map(dense, zip(*tensors.values(), strict=True)))
 
 
-def adam_numbers(step: int, betas: tuple[float, float], eps: float) -> Numbers:
-    """W = c1 (√ŝ + ε) = "root" √s + "eps", where c1 = 1 − β1^t, c2 = 1 − β2^t and ŝ = s/c2."""
-    c1, c2 = 1 - betas[0] ** step, 1 - betas[1] ** step
+def adam_numbers(step: int | Tensor, betas: tuple[float, float], eps: float) -> Numbers:
+    """W = c1 (√ŝ + ε) = "root" √s + "eps", where c1 = 1 − β1^t, c2 = 1 − β2^t and ŝ = s/c2; 1 for both before the first step."""
+    t = step.to(wide(step.device)) if isinstance(step, Tensor) else step
+    c1, c2 = (where(t == 0, 1.0, 1 - beta**t) for beta in betas)
     return {"root": c1 / c2**0.5, "eps": c1 * eps}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .directions import Columns, Numbers
-from .tensors import SMALL, Pack, blocks, changed, dense, parts
+from .tensors import SMALL, Pack, blocks, changed, dense, is_zero, parts
 
 Work = Callable[..., list[Tensor]]
 """A function of tensors by name, numbers by name, and what is fixed; it gives scalars, and may write to the tensors."""
@@ -89,9 +89,10 @@ class Runner:
         flat = flattened(tensors)
         if flat is None:
             return None
-        plain = {name: x for name, x in numbers.items() if not isinstance(x, Tensor)}  # a learning rate an element is among the tensors
-        switches = {name: x for name, x in plain.items() if isinstance(x, bool) or (name in STRUCTURAL and x == 0)}
-        values = {name: float(x) for name, x in plain.items() if name not in switches}
+        # A learning rate an element is among the tensors.
+        plain = {name: x for name, x in numbers.items() if not isinstance(x, Tensor) or (x.dim() == 0 and name not in tensors)}
+        switches = {name: x for name, x in plain.items() if isinstance(x, bool) or (name in STRUCTURAL and is_zero(x))}
+        values = {name: x for name, x in plain.items() if name not in switches}
         names, dtypes = tuple(tensors), tuple(x.dtype for x in flat)
         key = work, names, dtypes, flat[0].device, tuple(values), tuple(switches.items()), fixed
         vector = self._vector(tuple(values.values()), torch.float64 if torch.float64 in dtypes else torch.float32, flat[0].device)
@@ -109,8 +110,10 @@ class Runner:
             changed(*(x for name, x in tensors.items() if name not in READ_ONLY))
         return scalars
 
-    def _vector(self, values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def _vector(self, values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """The numbers on the device; tensors of one param group share them."""
+        if any(isinstance(x, Tensor) for x in values):
+            return torch.stack([x.to(dtype) if isinstance(x, Tensor) else torch.full((), x, dtype=dtype, device=device) for x in values])
         if self._last[0] != (values, dtype, device):
             self._last = (values, dtype, device), torch.tensor(values, dtype=dtype, device=device)
         return self._last[1]

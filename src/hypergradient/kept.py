@@ -51,8 +51,10 @@ class KeptGradients:
 
     def changed(self, p: Tensor, state: dict[str, Any]) -> bool:
         """Whether what stands in the state was kept, and has been written to since; no gradient of ``p`` is kept from then on."""
-        g, version = self._held.get(p, (None, 0))
-        if g is None or state.get("direction") is not g or g._version == version:
+        if p not in self._held:
+            return False
+        g, version = self._held[p]
+        if state.get("direction") is not g or g._version == version:
             return False
         self._refused.add(p)
         self.release(p, state)

@@ -22,14 +22,21 @@ from torch.optim.optimizer import ParamsT
 
 from .checks import Bounds, check_bounds, check_lr, check_number, ends
 from .directions import Direction, Numbers
-from .fused import Runner
+from .fused import READ_ONLY, Runner
 from .hyperparameters import HYPERPARAMETERS, check_adapt, check_values, kept_gradient, spread
 from .kept import KeptGradients
+from .numbers import Truth, every, finite, inside, no, number, put, where, wide
 from .products import Bundle, Gradients, Products, buffers_of, given_gradients, last_direction, objective, weigh
 from .rules import Additive, Level, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName, read_lrs
 from .tensors import add_scaled, blocks, clip, finite_zero, make_buffer, real, to_floats
 from .tuning import TuningFree, first_steps, safe_starts
+
+#: Steps in which ``capturable`` looks for a safe start, since the host does not know whether there has been a gradient.
+BEGINS = 3
+
+#: What a checkpoint may hold as a tensor of one number, beside what rules keep.
+NUMBERS = ("step", "lr", "hypergrad_lr", "lr_ratio", "applied")
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Plan:
     others_h: list[dict[str, float]]
     others: list[dict[str, Move]]
     elements: dict[Tensor, Tensor]
-    finite: bool
+    finite: Any
 
 
 class HypergradientOptimizer(torch.optim.Optimizer, ABC):
@@ -75,6 +82,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         scope: ScopeName,
         lr_bounds: Bounds,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         params = params if isinstance(params, Tensor) else cast(ParamsT, list(params))
         rules = spread("adapt", {} if adapt is None else adapt, self.direction, type(self).__name__)
@@ -102,6 +110,10 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             raise ValueError(f'scope="element" takes Additive or Multiplicative with a constant beta, got {rule!r}')
         if horizon is not None:
             check_number("horizon", horizon, low=2 if rule.averages else 1)
+        if capturable and (rules or scope == "element"):
+            what = 'scope="element"' if scope == "element" else f"adapt={sorted(rules)}"
+            raise ValueError(f"capturable=True keeps learning rates of groups and tensors on the device, got {what}: leave one of both out")
+        self.capturable = capturable
         self.rule = rule
         self.adapted: dict[str, Level] = rules
         self.bounds = check_adapt(rules, spread("bounds", {} if bounds is None else bounds, self.direction, type(self).__name__))
@@ -109,7 +121,8 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         self.horizon = horizon
         self.run = Runner(bool(fused))
         self.kept = KeptGradients()
-        self.skipped = 0
+        self.skipped: Any = 0
+        self.begun = 0
         self.warned = False
         self.hypergradients: list[float] = []
         self.other_hypergradients: list[dict[str, float]] = []
@@ -161,13 +174,16 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             for name in ("hypergrad_lr", "lr_bounds"):
                 group.setdefault(name, self.defaults[name])
             group.setdefault("step_adapts", True)
+            if self.capturable and not isinstance(group["lr"], Tensor):
+                device = group["params"][0].device if group["params"] else torch.device("cpu")
+                group["lr"] = torch.tensor(float(group["lr"]), dtype=wide(device), device=device)
             if "last" in group:  # of the wrapper's checkpoint, which remembers nothing
                 group["last"] = {name: group[name] for name in self.direction.remembers} | group["last"]
             for name, fresh in (("memory", self.rule.fresh()), ("adapted", self._fresh())):
                 if fresh:
                     group[name] = fresh | {key: value for key, value in group.get(name, {}).items() if key in fresh}
             if self.scope == "global":
-                group.setdefault("lr_ratio", float(group["lr"]))
+                group.setdefault("lr_ratio", number(group["lr"], self.capturable))
             if isinstance(group["lr"], Tensor):
                 if any(group["lr"] is other for other in seen):
                     group["lr"] = group["lr"].clone()
@@ -182,15 +198,54 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         }
 
     def __getstate__(self) -> Group:
-        own = ("run", "rule", "adapted", "bounds", "scope", "horizon", "skipped", "warned", "hypergradients", "other_hypergradients")
+        own = (
+            "run",
+            "capturable",
+            "rule",
+            "adapted",
+            "bounds",
+            "scope",
+            "horizon",
+            "skipped",
+            "warned",
+            "hypergradients",
+            "other_hypergradients",
+        )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: Group) -> None:
         super().__setstate__(state)
-        self.kept = KeptGradients()
+        self.kept, self.begun = KeptGradients(), 0
         self._prepare_groups()
         for group in self.param_groups:
+            if "capturable" in self.defaults:
+                group["capturable"] = self.capturable
+            self._read_numbers(group)
             read_lrs(group, self.state, self.scope == "element")
+
+    def _read_numbers(self, group: Group) -> None:
+        """Bring the numbers of a checkpoint to the host, unless they are to stay on the device."""
+        if self.capturable:
+            return
+        holders = [group, group.get("memory", {}), *(self.state.get(p, {}) for p in group["params"])]
+        for holder in holders:
+            for name in [name for name in holder if name in NUMBERS or name.startswith("memory_") or holder is group.get("memory")]:
+                if isinstance(holder[name], Tensor) and holder[name].dim() == 0:
+                    holder[name] = holder[name].item() if name != "applied" else bool(holder[name].item())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the state of such an optimizer, as torch.optim's does.
+
+        Args:
+            state_dict: what ``state_dict()`` of such an optimizer has given, or of torch's own that it stands for.
+        """
+        super().load_state_dict(state_dict)
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(ids, params, strict=True):
+            for name, value in state_dict["state"].get(i, {}).items():  # torch has rounded numbers to the dtype of the parameter
+                if self.capturable and isinstance(value, Tensor) and value.dim() == 0 and (name in NUMBERS or name.startswith("memory_")):
+                    self.state[p][name] = value.to(p.device, wide(p.device), copy=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -215,12 +270,15 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         plan = self._plan(None)
-        if plan.finite:
+        if self.capturable:
+            self._count_skipped(plan.finite)
+            self.hypergradients = [where(plan.finite, new, old) for new, old in zip(plan.h, self.hypergradients or plan.h, strict=True)]
+        elif plan.finite:
             self._warn_of_decay(plan)
             self._adapt_others(plan)
         else:
             self._skip(stacklevel=5)  # the caller, seen through torch's two wrappers
-        if plan.finite or self.rule.averages:
+        if self.capturable or plan.finite or self.rule.averages:
             self._apply(plan)
         return loss
 
@@ -261,7 +319,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 f"adapt() takes Additive or Multiplicative; {self.rule!r} must see the gradients of the steps: leave adapt() out"
             )
         plan = self._plan(given_gradients(loss_or_grads, self.param_groups))
-        if plan.finite:
+        if self.capturable or plan.finite:
             self._adapt_others(plan)
             self._write_elements(plan)
             SCOPES[self.scope].write(self.param_groups, self.state, plan.moves)
@@ -275,7 +333,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
 
     def _gradients(self, given: Mapping[Tensor, Tensor] | None = None) -> Gradients:
-        return Gradients(self.direction, self.param_groups, self.state, self.run, self.scope, given)
+        return Gradients(self.direction, self.param_groups, self.state, self.run, self.scope, given, self.capturable)
 
     def _plan(self, given: Mapping[Tensor, Tensor] | None) -> Plan:
         """The new hyperparameters; nothing is written. Without gradients of its own a step after adapt() only asks whether it is finite."""
@@ -284,26 +342,28 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         kept = self._look_after(gradients)
         bundles = gradients.bundles(kept)
         products = gradients.products(bundles, {"lr": self.rule, **self.adapted}, adapts)
-        scopes = SCOPES[self.scope].read(self.param_groups, self.state)
+        scopes = SCOPES[self.scope].read(self.param_groups, self.state, self.capturable)
         found = [self._hypergradient(members, products["lr"]) for members in scopes]
         h = [row[0] for row in found]
-        finite = all(math.isfinite(x.gx) for rows in products.values() for x in rows.values()) and all(map(math.isfinite, h))
+        ok = every([finite(x) for x in [*h, *(row.gx for rows in products.values() for row in rows.values())]])
         if not adapts:
             stay = [Move(members.alpha, members.memory) for members in scopes]
-            return Plan(bundles, kept, scopes, self.hypergradients, stay, [], [], {}, finite)
-        if not finite and self.rule.averages:
-            found = [(math.nan, norm, norm) for _, norm, _ in found]
+            return Plan(bundles, kept, scopes, self.hypergradients, stay, [], [], {}, ok)
+        if self.rule.averages:  # no scope goes on where one cannot
+            found = [(where(ok, x, math.nan), *norms) for x, *norms in found]
         starts = self._starts(scopes)
         moves = [self._move(members, starts, *row) for members, row in zip(scopes, found, strict=True)]
         others = [self._others(group, products) for group in self.param_groups]
         others_h = [{name: row[0] for name, (row, _) in both.items()} for both in others]
         other_moves = [{name: move for name, (_, move) in both.items()} for both in others]
         largest = min(torch.finfo(dtype).max for dtype in {p.dtype for group in self.param_groups for p in group["params"]})
-        finite = finite and all(abs(move.alpha) <= largest and move.finite for move in moves)
-        finite = finite and all(move.finite for group in other_moves for move in group.values())
+        ok &= every([(abs(move.alpha) <= largest) & move.finite for move in moves])
+        ok &= every([move.finite for group in other_moves for move in group.values()])
         elements = self._elements(gradients, bundles) if self.scope == "element" else {}
-        finite = finite and all(map(math.isfinite, to_floats([finite_zero(lr) for lr in elements.values()])))
-        return Plan(bundles, kept, scopes, h, moves, others_h, other_moves, elements, finite)
+        ok &= all(map(math.isfinite, to_floats([finite_zero(lr) for lr in elements.values()])))
+        if not self.rule.averages:
+            moves = [move.or_else(ok, Move(x.alpha, x.memory, beta=x.beta)) for x, move in zip(scopes, moves, strict=True)]
+        return Plan(bundles, kept, scopes, h, moves, others_h, other_moves, elements, ok)
 
     def _look_after(self, gradients: Gradients) -> set[Tensor]:
         """Forget the directions that were gradients and have been changed, and tell which gradients of this step can be kept."""
@@ -314,22 +374,28 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             state["applied"] = False
         if changed:
             warnings.warn(
-                f"the gradients of {len(changed)} parameters were changed after a step that kept them, since zero_grad() had set them to None "
-                "before: they do not count in this step's hypergradient, and are copied from now on",
+                f"the gradients of {len(changed)} parameters were changed after a step that kept them, since zero_grad() had set them to "
+                "None before: they do not count in this step's hypergradient, and are copied from now on",
                 stacklevel=6,
             )
-        return {p for p, _ in rows if gradients.given is None and self.kept.take(p)}
+        if gradients.given is not None or self.capturable:  # a CUDA graph knows tensors by their place
+            return set()
+        return {p for p, _ in rows if self.kept.take(p)}
 
-    def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[float, float, float]:
+    def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[Any, Any, Any]:
         """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moved by −r α d."""
         whole = self.rule.averages  # the way to the average is that of the whole update already
-        return weigh([(1.0 if whole else members.last[p], products[p]) for p in products.keys() & members.last.keys()])
+        fewer, more = sorted((products, members.last), key=len)
+        return weigh([(1.0 if whole else members.last[p], products[p]) for p in fewer if p in more])
 
     def _starts(self, scopes: Sequence[Members]) -> dict[Tensor, tuple[float, float, float]] | None:
         """What a safe first learning rate is computed from, where a rule asks for one."""
-        if not self.rule.averages or all(members.memory["steps"] for members in scopes):
+        if not self.rule.averages:
             return None
-        return first_steps(self.direction, {p: group for group in self.param_groups for p in group["params"]})
+        self.begun += 1
+        if self.begun > BEGINS if self.capturable else all(x.memory["steps"] for x in scopes):
+            return None
+        return first_steps(self.direction, {p: group for group in self.param_groups for p in group["params"]}, self.capturable)
 
     def _move(
         self, members: Members, starts: Mapping[Tensor, tuple[float, float, float]] | None, h: float, g_norm: float, d_norm: float
@@ -338,13 +404,15 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         alpha, memory = members.alpha, members.memory
         if self.scope == "element":
             return Move(alpha, memory)
-        if starts is not None and memory["steps"] == 0 and math.isfinite(h):
+        begins: Truth = False
+        if starts is not None:
             low, high = safe_starts(starts, members.ratios)
-            if low == 0:  # no gradient yet
-                return Move(alpha, memory)
-            alpha = min(max(alpha, low), high)
-        move = self.rule.move(memory, alpha, members.beta, h, g_norm, d_norm)
-        return move if move.alpha == members.alpha else replace(move, alpha=clip(move.alpha, *members.bounds))
+            begins = (memory["steps"] == 0) & finite(h)
+            alpha = where(begins & (low > 0), inside(alpha, low, high), alpha)
+            begins &= low == 0  # no gradient yet
+        move = self.rule.move(memory, alpha, members.beta, h, g_norm, d_norm).or_else(no(begins), Move(alpha, memory))
+        stays = move.alpha == members.alpha
+        return replace(move, alpha=where(stays, move.alpha, inside(move.alpha, *members.bounds)))
 
     def _others(self, group: Group, products: dict[str, dict[Tensor, Products]]) -> dict[str, tuple[tuple[float, float, float], Move]]:
         """For each other hyperparameter of a param group h, ‖g‖ and ‖∂θ/∂φ‖, and what its rule makes of them: ∂θ/∂φ = −α ∂d/∂φ."""
@@ -398,7 +466,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
     def _apply(self, plan: Plan) -> None:
         """Update the parameters, the learning rates, and what the rule keeps."""
         moves = {
-            p: (r * move.alpha, self.horizon or move.window, move.back)
+            p: (move.alpha if isinstance(r, float) and r == 1 else r * move.alpha, self.horizon or move.window, move.back)
             for members, move in zip(plan.scopes, plan.moves, strict=True)
             for p, r in members.ratios.items()
         }
@@ -412,7 +480,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             plan: what the step has been found to be.
             moves: α_t of each tensor, how many steps its trace looks over, and whether it returns to its average instead.
         """
-        moving = [bundle for bundle in plan.bundles if not moves[bundle.params[0]][2]]
+        moving = [bundle for bundle in plan.bundles if self.capturable or not moves[bundle.params[0]][2]]
         self.direction.begin({p: bundle.group for bundle in moving for p in bundle.params})
         self._write_elements(plan)
         for bundle in moving:
@@ -423,7 +491,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                     bundle.states[i].pop("direction", None)
         for bundle in reversed(moving):
             p = bundle.params[0]
-            self._advance(bundle, *moves[p][:2], makes=p not in plan.kept)
+            self._advance(bundle, plan, *moves[p], makes=p not in plan.kept)
         went = {p for bundle in moving for p in bundle.params}
         for group in self.param_groups:
             for p in group["params"]:
@@ -442,11 +510,14 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         if self.scope != "element":
             state["lr"] = alpha
 
-    def _advance(self, bundle: Bundle, alpha: float, window: float, makes: bool) -> None:
-        """θ_t = θ_{t-1} − α d_t of one bundle, with its buffers, which it ``makes`` where there are none, and its trace."""
+    def _advance(self, bundle: Bundle, plan: Plan, alpha: Any, window: Any, back: Truth, makes: bool) -> None:
+        """θ_t = θ_{t-1} − α d_t of one bundle, with its buffers, which it ``makes`` where there are none, and its trace.
+
+        Where numbers are on the device it is there that this is undone if the step cannot be made, or the bundle goes ``back`` instead.
+        """
         group, elements = bundle.group, self.scope == "element"
         keeps = kept_gradient(self.direction, list(self.adapted), group)
-        traces = window != 1 or self.rule.averages
+        traces = self.rule.averages or self.horizon not in (None, 1)
         for p, state in zip(bundle.params, bundle.states, strict=True):
             if makes:
                 self.direction.prepare(p, state, group)
@@ -462,8 +533,18 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         if keeps or elements or traces or not self.direction.step(tensors, state, group, alpha):
             trace = "average" if self.rule.averages else "trace" if traces else ""
             numbers = self.direction.objective(group) | self.direction.numbers(state, group) | {"alpha": alpha, "kept": 1 - 1 / window}
+            if self.capturable:
+                numbers |= {"goes": plan.finite & no(back), "back": back}
             self.run(move, tensors, numbers, self.direction, keeps, elements, trace, writes=True)
         for p, state in zip(bundle.params, bundle.states, strict=True):
+            if self.capturable:
+                goes = where(numbers["goes"], 1.0, 0.0)
+                for name in self.direction.counts:
+                    state[name].sub_(1 - goes)
+                applied = state.get("applied", False)
+                put(state, "applied", where(plan.finite, goes, applied if isinstance(applied, Tensor) else float(applied)))
+                put(state, "lr", where(plan.finite | self.rule.averages, alpha, state.get("lr", alpha)))
+                continue
             state["applied"] = True
             if not elements:
                 state["lr"] = alpha
@@ -498,9 +579,11 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             before the learning rate has turned for the first time.
         """
         rows = []
-        for members, h in zip(SCOPES[self.scope].read(self.param_groups, self.state), self.hypergradients, strict=False):
+        scopes = SCOPES[self.scope].read(self.param_groups, self.state, self.capturable)
+        for members, h in zip(scopes, self.hypergradients, strict=False):
             row = {"lr": members.alpha, "hypergradient": h}
-            rows.append(row | self.rule.summary(members.memory) | ({"horizon": self.horizon} if self.horizon else {}))
+            row = row | self.rule.summary(members.memory) | ({"horizon": self.horizon} if self.horizon else {})
+            rows.append({name: float(value) for name, value in row.items()})
         return rows
 
     def _warn_of_decay(self, plan: Plan) -> None:
@@ -512,6 +595,12 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 "call opt.adapt(validation_loss) instead",
                 stacklevel=5,
             )
+
+    def _count_skipped(self, finite: Tensor) -> None:
+        """Add to ``skipped`` on the device, without a warning, which would have to ask for the value."""
+        if not isinstance(self.skipped, Tensor):
+            self.skipped = torch.full((), self.skipped, device=finite.device)
+        self.skipped.add_(~finite)
 
     def _skip(self, stacklevel: int) -> None:
         self.skipped += 1
@@ -528,8 +617,11 @@ def move(piece: Mapping[str, Tensor], numbers: Numbers, direction: Direction, ke
     """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs: the gradient where ``keeps``, a trace or the average.
 
     z_t = (1 − 1/n) z_{t-1} + d_t ("trace"); z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1} + (θ_t − θ̄_{t-1}) / n ("average").
+
+    Where the host does not know whether a tensor "goes", nothing is left of it if it does not; if it goes "back", it does to its average.
     """
     theta, z = piece["p"], piece.get("trace")
+    before = {name: x.clone() for name, x in piece.items() if name not in READ_ONLY} if "goes" in numbers else {}
     g = direction.gradient(piece["g"], theta, numbers)
     d = direction.advance(g, theta, piece, numbers)
     if keeps:
@@ -542,4 +634,9 @@ def move(piece: Mapping[str, Tensor], numbers: Numbers, direction: Direction, ke
         add_scaled(z, numbers["alpha"], d, out=z).mul_(numbers["kept"])
     elif z is not None and trace:
         z.mul_(numbers["kept"]).add_(d)
+    for name, x in before.items():
+        piece[name].copy_(torch.where(numbers["goes"] > 0, piece[name], x))
+    if before and z is not None and trace == "average":
+        theta.copy_(torch.where(numbers["back"] > 0, theta + z, theta))
+        z.mul_(numbers["back"] == 0)
     return []

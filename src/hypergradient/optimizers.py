@@ -94,6 +94,7 @@ class SGDHD(HypergradientOptimizer):
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -104,6 +105,7 @@ class SGDHD(HypergradientOptimizer):
                 "weight_decay": weight_decay,
                 "nesterov": nesterov,
                 "maximize": maximize,
+                "capturable": capturable,
             },
             hypergrad_lr=hypergrad_lr,
             default_hypergrad_lr=1e-6,
@@ -114,6 +116,7 @@ class SGDHD(HypergradientOptimizer):
             scope=scope,
             lr_bounds=lr_bounds,
             fused=fused,
+            capturable=capturable,
         )
 
 
@@ -196,10 +199,11 @@ class AdamHD(HypergradientOptimizer):
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize},
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "capturable": capturable},
             hypergrad_lr=hypergrad_lr,
             default_hypergrad_lr=1e-8,
             rule=rule,
@@ -209,6 +213,7 @@ class AdamHD(HypergradientOptimizer):
             scope=scope,
             lr_bounds=lr_bounds,
             fused=fused,
+            capturable=capturable,
         )
 
 
@@ -292,10 +297,11 @@ class AdamWHD(HypergradientOptimizer):
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize},
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "capturable": capturable},
             hypergrad_lr=hypergrad_lr,
             default_hypergrad_lr=1e-8,
             rule=rule,
@@ -305,4 +311,5 @@ class AdamWHD(HypergradientOptimizer):
             scope=scope,
             lr_bounds=lr_bounds,
             fused=fused,
+            capturable=capturable,
         )

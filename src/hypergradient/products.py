@@ -1,6 +1,5 @@
 """The dot products that hypergradients are made of: g_t · ∂θ_{t-1}/∂φ, tensor by tensor, for every hyperparameter that moves."""
 
-import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,24 +10,25 @@ from torch import Tensor
 from .directions import Direction, Numbers, signed
 from .fused import Runner
 from .hyperparameters import LAST_STEPS, LastStep, known
+from .numbers import Number, sqrt, total
 from .rules import Rule
 from .scopes import Group, ScopeName, State
-from .tensors import dot, finite_zero, is_zero, real, to_floats, total
+from .tensors import dot, finite_zero, is_zero, real, to_numbers
 
 
 @dataclass(frozen=True)
 class Products:
     """What one tensor adds to a hypergradient: g · x, and the squared norms of both where the rule reads norms; −x is the derivative."""
 
-    gx: float = 0.0
-    gg: float = 0.0
-    xx: float = 0.0
+    gx: Number = 0.0
+    gg: Number = 0.0
+    xx: Number = 0.0
 
 
-def weigh(rows: Sequence[tuple[float, Products]]) -> tuple[float, float, float]:
+def weigh(rows: Sequence[tuple[Number, Products]]) -> tuple[Any, Any, Any]:
     """h = −Σ w g·x, ‖g‖ and ‖w x‖ of tensors that moved by −w x for each unit of a hyperparameter."""
     h = 0.0 - total(w * x.gx for w, x in rows)  # 0, not −0, at the first step
-    return h, math.sqrt(total(x.gg for _, x in rows)), math.sqrt(total(w**2 * x.xx for w, x in rows))
+    return h, sqrt(total(x.gg for _, x in rows)), sqrt(total(w**2 * x.xx for w, x in rows))
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Gradients:
         run: does the elementwise work.
         scope: each tensor has a learning rate of its own under "tensor", each element under "element", in the state's "lr".
         given: the gradients that ``adapt()`` was given; None for those of ``step()``, in ``p.grad``.
+        on_device: whether the products stay on the device.
 
     Raises:
         TypeError: a gradient is sparse.
@@ -82,8 +83,9 @@ class Gradients:
         run: Runner,
         scope: ScopeName,
         given: Mapping[Tensor, Tensor] | None = None,
+        on_device: bool = False,
     ) -> None:
-        self.direction, self.groups, self.run, self.given = direction, groups, run, given
+        self.direction, self.groups, self.run, self.given, self.on_device = direction, groups, run, given, on_device
         self.apart = scope in ("tensor", "element")
         self.buffers = buffers_of(direction, scope)
         self.rows: list[tuple[Group, Tensor, Tensor, dict[str, Any]]] = []
@@ -117,7 +119,7 @@ class Gradients:
         return list(found.values())
 
     def products(self, bundles: Sequence[Bundle], rules: Mapping[str, Rule], adapts: bool) -> dict[str, dict[Tensor, Products]]:
-        """For each hyperparameter with its rule, those of all bundles, by their first tensors, brought to the host together.
+        """For each hyperparameter with its rule, those of all bundles, by their first tensors, brought to the host together or left there.
 
         Where nothing ``adapts``, they are 0, or NaN where a gradient is not finite.
         """
@@ -125,7 +127,7 @@ class Gradients:
         for bundle in bundles:
             for name, scale, row in self._terms(bundle, rules, adapts):
                 terms.setdefault((name, bundle.params[0]), []).append((scale, row))
-        values = iter(to_floats([x for pieces in terms.values() for _, row in pieces for x in row]))
+        values = iter(to_numbers([x for pieces in terms.values() for _, row in pieces for x in row], self.on_device))
         products: dict[str, dict[Tensor, Products]] = {name: {} for name in rules}
         for (name, p), pieces in terms.items():
             scale = pieces[0][0]
@@ -137,7 +139,8 @@ class Gradients:
         """For each hyperparameter k and g · x, piece by piece, and g · g and x · x where its rule reads norms: ∂θ/∂φ = −α k x."""
         tensors, group, state = bundle.split(self.buffers), bundle.group, bundle.states[0]
         applied = state.get("applied", False)
-        moved = adapts and (applied or "trace" in tensors)
+        unsure = isinstance(applied, Tensor)  # which the device alone knows
+        moved = adapts and (unsure or applied or "trace" in tensors)
         others = [name for name in rules if name != "lr"]
         names = known(self.direction, others, state, group["last"]) if others and adapts and applied else []
         now = {} if self.given is not None else self.direction.objective(group)
@@ -152,6 +155,8 @@ class Gradients:
         compiles = bool(names or now.get("maximize") or not is_zero(now.get("penalty", 0.0)) or not ready)
         fixed = self.direction, self.given is None, moved, kind, tuple((name, norms[name]) for name in ("lr", *names))
         for scalars in self.run(meet, tensors, now | last, *fixed, compiles=compiles and moved):
+            if unsure and "trace" not in tensors:
+                scalars = [torch.where(applied > 0, x, 0 * x) for x in scalars]
             rows = iter(scalars)
             for name in ("lr", *names):
                 scale = 1.0 if name == "lr" else last[f"scale of {name}"]

@@ -1,6 +1,7 @@
-"""Rules: how a hyperparameter follows its hypergradient. (α_{t-1}, β, h_t, ‖g_t‖, ‖∇αu_{t-1}‖) → α_t, in Python floats.
+"""Rules: how a hyperparameter follows its hypergradient. (α_{t-1}, β, h_t, ‖g_t‖, ‖∇αu_{t-1}‖) → α_t.
 
-They are written for the learning rate, and move every other hyperparameter too, in the coordinates of hyperparameters.py.
+In Python floats, or in tensors where they stay on the device (see numbers.py): so a rule asks no number what it is, and chooses by
+``where``. They are written for the learning rate, and move every other hyperparameter too, in the coordinates of hyperparameters.py.
 """
 
 import math
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from .checks import check_number
+from .numbers import Truth, every, finite, no, where
 from .tensors import clip
 
-Memory = dict[str, float]
+Memory = dict[str, Any]
 """What a rule keeps of the steps so far, for one scope."""
 
 
@@ -34,9 +36,16 @@ class Move:
     beta: float | None = None
 
     @property
-    def finite(self) -> bool:
+    def finite(self) -> Any:
         """Whether the step can be taken."""
-        return all(math.isfinite(x) for x in (self.alpha, self.beta or 0.0, *self.memory.values()))
+        return every(finite(x) for x in (self.alpha, 0.0 if self.beta is None else self.beta, *self.memory.values()))
+
+    def or_else(self, holds: Truth, other: "Move") -> "Move":
+        """This one where a condition ``holds``, or the other, which keeps the same."""
+        memory = {name: where(holds, value, other.memory[name]) for name, value in self.memory.items()}
+        beta = self.beta if self.beta is None or other.beta is None else where(holds, self.beta, other.beta)
+        alpha, window = where(holds, self.alpha, other.alpha), where(holds, self.window, other.window)
+        return Move(alpha, memory, window, (holds & self.back) | (no(holds) & other.back), beta)
 
 
 @dataclass(frozen=True)
@@ -210,9 +219,9 @@ class Multiplicative(Level):
             )
 
     def speed(self, alpha: float, h: float, bound: float) -> float:
-        if not 0 < bound < math.inf:  # no gradient, no last direction, or norms beyond the numbers: no cosine
-            return 0.0
-        return alpha * clip(h / bound, -1.0, 1.0)  # beyond 1 by rounding alone
+        known = (bound > 0) & (bound < math.inf)  # otherwise no gradient, no last direction, or norms beyond the numbers: no cosine
+        s: float = where(known, alpha * clip(h / where(known, bound, 1.0), -1.0, 1.0), 0.0)  # beyond 1 by rounding alone
+        return s
 
     def reach(self, alpha: float, bound: float) -> float:
         return abs(alpha)

@@ -1,12 +1,14 @@
 """Rules around a rule: what is applied of the learning rate that it adapts, as a function of time."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import Any, final
+
+from torch import Tensor
 
 from .checks import check_number
+from .numbers import inside, larger, where
 from .rules import Adapted, Memory, Move, Rule
 
 
@@ -27,8 +29,8 @@ class Schedule(Rule):
             object.__setattr__(self, name, getattr(self.rule, name))
 
     @abstractmethod
-    def applied(self, alpha: float, t: int) -> float:
-        """The learning rate of step t, from 1, where the rule's is ``alpha``."""
+    def applied(self, alpha: float, t: Any) -> float:
+        """The learning rate of step t, from 1, where the rule's is ``alpha``; t is an int, or a tensor on the device."""
 
     def check_lr(self, lr: float) -> None:
         self.rule.check_lr(lr)
@@ -47,11 +49,11 @@ class Schedule(Rule):
 
     def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
         steps, kept, applied = self._own
-        if memory[steps] and math.isclose(alpha, memory[applied], rel_tol=1e-6):  # a tensor lr is rounded
-            alpha = memory[kept]
+        near = abs(alpha - memory[applied]) <= 1e-6 * larger(abs(alpha), abs(memory[applied]))  # a tensor lr is rounded
+        alpha = where((memory[steps] > 0) & near, memory[kept], alpha)
         move = self.rule.move(memory, alpha, beta, h, g_norm, d_norm)
         t = memory[steps] + 1
-        found = self.applied(move.alpha, int(t))
+        found = self.applied(move.alpha, t if isinstance(t, Tensor) else int(t))
         return replace(move, alpha=found, memory={**move.memory, steps: t, kept: move.alpha, applied: found})
 
 
@@ -70,7 +72,7 @@ class Transition(Schedule):
     Args:
         rule: adapts α_t.
         alpha_inf: α_∞ > 0, the learning rate that it ends with.
-        delta: δ, from t = 1 to [0, 1]: δ(1) = 1, δ → 0 and t δ(t) → 0. Default 1/t².
+        delta: δ, from t = 1 to [0, 1]: δ(1) = 1, δ → 0 and t δ(t) → 0. Under ``capturable`` t is a tensor. Default 1/t².
 
     Raises:
         ValueError: ``alpha_inf`` is not a positive number, or δ(1) is not 1.
@@ -97,7 +99,7 @@ class Transition(Schedule):
         if self.delta(1) != 1:
             raise ValueError(f"delta(1) must be 1, got {self.delta(1)!r}")
 
-    def applied(self, alpha: float, t: int) -> float:
+    def applied(self, alpha: float, t: Any) -> float:
         delta = self.delta(t)
         return delta * alpha + (1 - delta) * self.alpha_inf
 
@@ -134,5 +136,6 @@ class Decay(Schedule):
         if not 0 < self.share <= 1:
             raise ValueError(f"share must lie above 0 and be at most 1, got {self.share!r}")
 
-    def applied(self, alpha: float, t: int) -> float:
-        return alpha * min(1.0, max(0.0, (self.total_steps + 1 - t) / (self.share * self.total_steps)))
+    def applied(self, alpha: float, t: Any) -> float:
+        found: float = alpha * inside((self.total_steps + 1 - t) / (self.share * self.total_steps), 0.0, 1.0)
+        return found

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from .numbers import wide
+
 Number = TypeVar("Number", float, Tensor)
 
 #: Elements of a piece: a few such tensors of float32 fit into the caches of two cores. Measured: half and twice as many are slower.
@@ -131,7 +133,7 @@ class Pack(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.made:
-            self.made[name] = _flatten_dense_tensors(self.columns[name])
+            self.made[name] = _flatten_dense_tensors(self.columns[name])  # type: ignore[no-untyped-call]
         return self.made[name]
 
     def __contains__(self, name: object) -> bool:
@@ -147,7 +149,8 @@ class Pack(Mapping[str, Tensor]):
         """Write to the tensors what has been written to their copies."""
         for name, packed in self.made.items():
             if packed._version:
-                copy_all(self.columns[name], _unflatten_dense_tensors(packed, self.columns[name]))
+                views = _unflatten_dense_tensors(packed, self.columns[name])  # type: ignore[no-untyped-call]
+                copy_all(self.columns[name], views)
 
 
 def changed(*tensors: Tensor) -> None:
@@ -165,6 +168,14 @@ def finite_zero(x: Tensor) -> Tensor:
     return (x * 0).sum(dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def to_numbers(scalars: Sequence[Tensor], on_device: bool) -> Sequence[Any]:
+    """The values of 0-dim tensors on the host, or as wide numbers on the device of the first."""
+    if not on_device or not scalars:
+        return to_floats(scalars)
+    device = scalars[0].device
+    return [x.to(device, wide(device)) for x in scalars]
+
+
 def to_floats(scalars: Sequence[Tensor]) -> list[float]:
     """The values of 0-dim tensors, with one transfer for each device and dtype."""
     places = defaultdict(list)
@@ -175,11 +186,3 @@ def to_floats(scalars: Sequence[Tensor]) -> list[float]:
         for i, value in zip(indices, torch.stack([scalars[i] for i in indices]).tolist(), strict=True):
             values[i] = value
     return values
-
-
-def total(values: Iterable[float]) -> float:
-    """The sum, rounded once, so that it does not depend on the order; NaN where it is not finite."""
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):  # finite terms beyond float64's range; inf - inf
-        return math.nan

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from .directions import Direction
+from .numbers import exp, finite, inside, larger, no, smaller, sqrt, total, where
 from .rules import Memory, Move, Rule
-from .tensors import dot, real, to_floats, total
+from .tensors import dot, real, to_numbers
 
 
 @final
@@ -86,58 +87,65 @@ class TuningFree(Rule):
         return dict.fromkeys(("steps", "signals", "signal", "power", "largest", "sudden", "turned"), 0.0)
 
     def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
-        steps = memory["steps"]
-        memory = memory | {"steps": steps + 1}
+        steps, turned = memory["steps"], memory["turned"]
         window = self._window(steps + 1)
-        if not (math.isfinite(h) and math.isfinite(g_norm) and math.isfinite(d_norm)):
-            return Move(alpha / 2 if steps else alpha, memory | {"steps": steps}, window, back=True)
-        largest = memory["largest"]
-        if steps == 0 or not g_norm * d_norm > 0:  # nothing has moved yet, or again: no signal
-            return Move(alpha, memory | {"largest": max(g_norm, 0.99 * largest)}, window)
-        cosine = min(1.0, max(-1.0, -h / g_norm / d_norm))
+        known = finite(h) & finite(g_norm) & finite(d_norm)
+        moved = known & (steps > 0) & (g_norm * d_norm > 0)
+        cosine = where(moved, inside(-h / where(moved, g_norm, 1.0) / where(moved, d_norm, 1.0), -1.0, 1.0), 0.0)
         signals = memory["signals"] + 1
         m = 0.9 * memory["signal"] + 0.1 * cosine
         v = 0.99 * memory["power"] + 0.01 * cosine**2
-        memory |= {"signals": signals, "signal": m, "power": v}
-        climbs = memory["turned"] == 0
-        early = climbs or steps < memory["turned"] + 50
-        sudden = cosine < 0 and g_norm > self.SUDDEN[0 if early else 1] * largest > 0
-        runs_away = sudden and (early or memory["sudden"] > 0)
-        memory |= {"sudden": float(sudden)}
-        if runs_away or m < -0.9 or (climbs and m < 0 and steps > 10):
-            return Move(alpha / 2, self._turned(memory, steps), window, back=True)
-        memory |= {"largest": max(min(g_norm, 1.1 * largest), 0.99 * largest)}
-        s = (m / (1 - 0.9**signals)) / (math.sqrt(v / (1 - 0.99**signals)) + 1e-8)
-        if climbs:
-            return Move(alpha * math.exp(min(self.CLIMB, 0.7 / math.sqrt(steps)) * s), memory, window)
-        q = min(1.0, max(-1.0, s + self.BIAS))
-        return Move(alpha * math.exp(beta * (self.RISE * q if q > 0 else q) / max(10.0, steps)), memory, window)
+        climbs = turned == 0
+        early = climbs | (steps < turned + 50)
+        largest = memory["largest"]
+        sudden = (cosine < 0) & (largest > 0) & (g_norm > where(early, *self.SUDDEN) * largest)
+        runs_away = sudden & (early | (memory["sudden"] > 0))
+        turns = moved & (runs_away | (m < -0.9) | (climbs & (m < 0) & (steps > 10)))
+
+        s = (m / (1 - 0.9**signals)) / (sqrt(v / (1 - 0.99**signals)) + 1e-8)
+        climb = smaller(self.CLIMB, 0.7 / sqrt(larger(steps, 1.0))) * s
+        q = inside(s + self.BIAS, -1.0, 1.0)
+        fall = beta * where(q > 0, self.RISE * q, q) / larger(10.0, steps)
+        halves = (no(known) & (steps > 0)) | turns
+        goes_on = where(moved, alpha * exp(where(climbs, climb, fall)), alpha)  # without a signal, where nothing has moved yet, or again
+
+        grown = where(moved, larger(smaller(g_norm, 1.1 * largest), 0.99 * largest), larger(g_norm, 0.99 * largest))
+        new = {
+            "steps": where(known, steps + 1, steps),
+            "signals": where(moved, signals, memory["signals"]),
+            # What the signal was before is forgotten at the end of the climb, and at a return after it.
+            "signal": where(moved, where(turns, 0.0, m), memory["signal"]),
+            "power": where(moved, v, memory["power"]),
+            "largest": where(known & no(turns), grown, largest),
+            "sudden": where(moved, where(sudden, 1.0, 0.0), memory["sudden"]),
+            "turned": where(turns & climbs, larger(1.0, steps), turned),
+        }
+        return Move(where(halves, alpha / 2, goes_on), new, window, no(known) | turns)
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {
             "signal": memory["signal"],
-            "noise": math.sqrt(memory["power"]),
+            "noise": sqrt(memory["power"]),
             "horizon": self._window(memory["steps"]),
-            "climbing": float(memory["turned"] == 0),
+            "climbing": where(memory["turned"] == 0, 1.0, 0.0),
         }
 
     def _window(self, steps: float) -> float:
         """How many steps the average looks over."""
-        return max(self.SHORTEST, self.SHARE * steps)
-
-    def _turned(self, memory: Memory, steps: float) -> Memory:
-        """The end of the climb, or a return after it: what the signal was before is forgotten."""
-        return memory | {"signal": 0.0, "turned": memory["turned"] or max(1.0, steps)}
+        window: float = larger(self.SHORTEST, self.SHARE * steps)
+        return window
 
 
-def first_steps(direction: Direction, groups: Mapping[Tensor, dict[str, Any]]) -> dict[Tensor, tuple[float, float, float]]:
+def first_steps(
+    direction: Direction, groups: Mapping[Tensor, dict[str, Any]], on_device: bool = False
+) -> dict[Tensor, tuple[float, float, float]]:
     """‖g_1‖², ‖θ_0‖² and ‖d_1‖² of each tensor with a gradient; ``groups`` has the param group of each tensor."""
     moving = {p: group for p, group in groups.items() if p.grad is not None}
     terms: dict[Tensor, list[Tensor]] = {}
     for p, d in direction.first(moving):
         assert p.grad is not None
         terms[p] = [dot(x, x) for x in (real(p.grad), real(p), d)]
-    values = iter(to_floats([term for row in terms.values() for term in row]))
+    values = iter(to_numbers([term for row in terms.values() for term in row], on_device))
     return {p: (next(values), next(values), next(values)) for p in terms}
 
 
@@ -152,8 +160,8 @@ def safe_starts(first: Mapping[Tensor, tuple[float, float, float]], ratios: Mapp
     """
     rows = [(ratio, *first[p]) for p, ratio in ratios.items() if p in first]
     # Without a gradient weight decay may give a direction yet: torch's distributed checkpoint primes state by such a step.
-    if not any(gg for _, gg, _, _ in rows):
-        return 0.0, 0.0
-    d_norm = math.sqrt(total(ratio**2 * dd for ratio, _, _, dd in rows))
-    whole = (1 + math.sqrt(total(theta for _, _, theta, _ in rows))) / d_norm if 0 < d_norm < math.inf else 0.0
+    moves = total(gg for _, gg, _, _ in rows) > 0
+    d_norm = sqrt(total(ratio**2 * dd for ratio, _, _, dd in rows))
+    moves = moves & (d_norm > 0) & (d_norm < math.inf)
+    whole = where(moves, (1 + sqrt(total(theta for _, _, theta, _ in rows))) / where(moves, d_norm, 1.0), 0.0)
     return TuningFree.FIRST[0] * whole, TuningFree.FIRST[1] * whole

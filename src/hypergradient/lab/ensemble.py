@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from hypergradient import directions
+from hypergradient.numbers import total
 from hypergradient.rules import Additive, Rule
-from hypergradient.tensors import total
 
 from .config import Config
 from .data import Data
@@ -73,7 +73,8 @@ class Ensemble:
             return torch.tensor(values, dtype=p.dtype, device=p.device).reshape(-1, *[1] * (p.dim() - 1))
 
         nesterov = self.runs[0].family == "sgdn"
-        fixed = {"maximize": False, "momentum": 0.0, "dampening": 0.0, "nesterov": nesterov, "betas": (0.9, 0.999), "eps": 1e-8}
+        fixed: dict[str, Any] = {"maximize": False, "capturable": False, "momentum": 0.0, "dampening": 0.0, "nesterov": nesterov}
+        fixed |= {"betas": (0.9, 0.999), "eps": 1e-8}
         varied = ("weight_decay", "momentum") if nesterov else ("weight_decay",)
         self.groups = [{**fixed, **{name: stacked(name, p) for name in varied}} for p in self.params]
 
