@@ -65,7 +65,8 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             ("global"), one a tensor in the order of the param groups ("tensor", "element"). Empty before the first step.
         other_hypergradients: ∂f/∂φ of the other hyperparameters in ``adapt``, a dict for each param group, by name: "momentum",
             "weight_decay", "beta1", "beta2", "eps".
-        skipped: how many steps were not applied because a gradient or hypergradient was not finite.
+        skipped: how many steps were not applied because a gradient or hypergradient was not finite. Under ``capturable`` it and the
+            hypergradients are tensors.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
 
         Args:
             param_group: ``{"params": tensors, option: value, ...}``; any option of the constructor but ``rule``, ``adapt``,
-                ``bounds``, ``horizon``, ``scope`` and ``fused``.
+                ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable``.
 
         Raises:
             ValueError: an option is out of its range, or is one of the first five of those.

@@ -25,7 +25,7 @@ class SGDHD(HypergradientOptimizer):
 
     Args:
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon``, ``scope`` and ``fused`` may differ by group.
+            ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
             ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         momentum: μ >= 0. Default 0.
@@ -46,12 +46,15 @@ class SGDHD(HypergradientOptimizer):
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
-        fused: one compiled kernel for the dot products of a tensor and one for its update (torch.compile, which needs a compiler, and
-            takes some seconds at the first steps). Default None: none.
+        fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
+            needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
+        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a value,
+            and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are not
+            taken are counted in ``skipped`` without a warning. Default False.
 
     State:
-        one buffer of the parameters' size for SGD and for plain momentum, two for Nesterov momentum; one more under ``TuningFree`` or a
-        horizon above 1, one more where each element has a learning rate, and one more where plain momentum is adapted.
+        one buffer of the parameters' size for SGD (the last gradient itself, where ``zero_grad()`` sets gradients to None) and for plain
+        momentum, two for Nesterov momentum; one more under ``TuningFree`` or a horizon above 1, one more where each element has a learning rate, and one more where plain momentum is adapted.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
@@ -131,7 +134,7 @@ class AdamHD(HypergradientOptimizer):
 
     Args:
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon``, ``scope`` and ``fused`` may differ by group.
+            ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
             ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
@@ -152,8 +155,11 @@ class AdamHD(HypergradientOptimizer):
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
-        fused: one compiled kernel for the dot products of a tensor and one for its update (torch.compile, which needs a compiler, and
-            takes some seconds at the first steps). Default None: none.
+        fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
+            needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
+        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a value,
+            and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are not
+            taken are counted in ``skipped`` without a warning. Default False.
 
     State:
         two buffers of the parameters' size, as Adam; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
@@ -229,7 +235,7 @@ class AdamWHD(HypergradientOptimizer):
 
     Args:
         params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon``, ``scope`` and ``fused`` may differ by group.
+            ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable`` may differ by group.
         lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
             ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
@@ -250,8 +256,11 @@ class AdamWHD(HypergradientOptimizer):
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
-        fused: one compiled kernel for the dot products of a tensor and one for its update (torch.compile, which needs a compiler, and
-            takes some seconds at the first steps). Default None: none.
+        fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
+            needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
+        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a value,
+            and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are not
+            taken are counted in ``skipped`` without a warning. Default False.
 
     State:
         two buffers of the parameters' size, as AdamW; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
