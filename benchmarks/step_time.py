@@ -108,9 +108,10 @@ def peak_bytes(step: Callable[[], Any]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     held = most = 0
-    for event in sorted(profile.events() or [], key=lambda event: float(event.time_range.start)):
-        if event.name == "[memory]":
-            held += event.self_cpu_memory_usage
+    results: Any = profile.profiler
+    for event in sorted(results.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
             most = max(most, held)
     return most
 

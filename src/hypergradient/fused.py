@@ -8,20 +8,20 @@ on a small tensor. What it would check is in the kernel's key here, and sizes ar
 
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from .directions import Columns, Numbers
-from .tensors import SMALL, Pack, blocks, changed, dense, is_zero, parts
+from .tensors import BLOCK, DOTS, SMALL, Pack, blocks, changed, dense, is_zero, parts
 
 Work = Callable[..., list[Tensor]]
 """A function of tensors by name, numbers by name, and what is fixed; it gives scalars, and may write to the tensors."""
 
-Kernel = Callable[[list[Tensor], Tensor], list[Tensor]]
-"""Work that is compiled: of flat tensors, and of a vector of numbers."""
+Kernel = Callable[[Mapping[str, Tensor], Tensor], list[Tensor]]
+"""Work that is compiled: of dense tensors by name, and of a vector of numbers."""
 
 #: Numbers at which the work itself is another one when they are 0.
 STRUCTURAL = ("momentum", "penalty", "weight_decay")
@@ -50,7 +50,7 @@ class Runner:
         return Runner, (self.fused,)  # a copy compiles its own
 
     def __call__(
-        self, work: Work, tensors: Columns, numbers: Numbers, *fixed: Any, writes: bool = False, compiles: bool = True
+        self, work: Work, tensors: Columns, numbers: Numbers, *fixed: Any, writes: bool = False, light: bool = False
     ) -> list[list[Tensor]]:
         """The scalars of each piece.
 
@@ -60,52 +60,43 @@ class Runner:
             numbers: by name.
             fixed: what is part of the work.
             writes: whether it writes to the tensors.
-            compiles: whether a kernel is worth while.
+            light: whether it is dot products of tensors that there are: no kernel is faster, and no temporary needs small pieces.
         """
         found: list[list[Tensor]] = []
+        switches, values = ({}, {}) if light or not self.fused else split(numbers, tensors)
         for part in parts([x.numel() for x in tensors["p"]]):
-            columns = {name: [column[i] for i in part] for name, column in tensors.items()}
-            found += self._part(work, columns, numbers, fixed, writes, self.fused and compiles)
+            if len(part) > 1:
+                pack = Pack({name: [column[i] for i in part] for name, column in tensors.items()})
+                found.append(work(pack, numbers, *fixed))
+                if writes:
+                    pack.write_back()
+                continue
+            whole = {name: column[part[0]] for name, column in tensors.items()}
+            scalars = None if light or not self.fused else self._run(work, whole, switches, values, fixed, writes)
+            size = DOTS if light else BLOCK
+            found += [work(piece, numbers, *fixed) for piece in blocks(whole, size)] if scalars is None else [scalars]
         return found
 
-    def _part(
-        self, work: Work, tensors: Columns, numbers: Numbers, fixed: tuple[Any, ...], writes: bool, compiles: bool
-    ) -> list[list[Tensor]]:
-        """One tensor, or several small ones as one."""
-        if len(tensors["p"]) > 1:
-            pack = Pack(tensors)
-            scalars = [work(pack, numbers, *fixed)]
-            if writes:
-                pack.write_back()
-            return scalars
-        whole = {name: x for name, (x,) in tensors.items()}
-        found = self._run(work, whole, numbers, fixed, writes) if compiles else None
-        return [work(piece, numbers, *fixed) for piece in blocks(whole)] if found is None else [found]
-
     def _run(
-        self, work: Work, tensors: Mapping[str, Tensor], numbers: Numbers, fixed: tuple[Any, ...], writes: bool
+        self, work: Work, tensors: Mapping[str, Tensor], switches: Numbers, values: Numbers, fixed: tuple[Any, ...], writes: bool
     ) -> list[Tensor] | None:
         """The scalars of one kernel; None where there is none for such tensors, or it cannot be compiled."""
-        flat = flattened(tensors)
-        if flat is None:
+        first = tensors["p"]
+        if not SMALL <= first.numel() <= LARGEST or not dense(list(tensors.values())):
             return None
-        # A learning rate an element is among the tensors.
-        plain = {name: x for name, x in numbers.items() if not isinstance(x, Tensor) or (x.dim() == 0 and name not in tensors)}
-        switches = {name: x for name, x in plain.items() if isinstance(x, bool) or (name in STRUCTURAL and is_zero(x))}
-        values = {name: x for name, x in plain.items() if name not in switches}
-        names, dtypes = tuple(tensors), tuple(x.dtype for x in flat)
-        key = work, names, dtypes, flat[0].device, tuple(values), tuple(switches.items()), fixed
-        vector = self._vector(tuple(values.values()), torch.float64 if torch.float64 in dtypes else torch.float32, flat[0].device)
+        dtypes = tuple(x.dtype for x in tensors.values())
+        key = work, tuple(tensors), dtypes, first.device, tuple(values), tuple(switches.items()), fixed
+        vector = self._vector(tuple(values.values()), torch.float64 if torch.float64 in dtypes else torch.float32, first.device)
         if key not in self._kernels:
             try:
-                self._kernels[key] = compiled(work, names, flat, tuple(values), vector, switches, fixed)
+                self._kernels[key] = compiled(work, tensors, tuple(values), vector, switches, fixed)
             except Exception as error:
                 self.fused = False
                 lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
                 reason = (lines or [type(error).__name__])[0][:200]
-                warnings.warn(f"fused=True needs a compiler that torch.compile can use, and goes on without: {reason}", stacklevel=9)
+                warnings.warn(f"fused=True needs a compiler that torch.compile can use, and goes on without: {reason}", stacklevel=8)
                 return None
-        scalars = self._kernels[key](flat, vector)
+        scalars = self._kernels[key](tensors, vector)
         if writes:
             changed(*(x for name, x in tensors.items() if name not in READ_ONLY))
         return scalars
@@ -119,60 +110,59 @@ class Runner:
         return self._last[1]
 
 
+def split(numbers: Numbers, tensors: Container[str]) -> tuple[Numbers, Numbers]:
+    """The numbers that the work itself depends on, and those that are handed to the kernel."""
+    # A learning rate an element is among the tensors.
+    plain = {name: x for name, x in numbers.items() if not isinstance(x, Tensor) or (x.dim() == 0 and name not in tensors)}
+    switches = {name: x for name, x in plain.items() if isinstance(x, bool) or (name in STRUCTURAL and is_zero(x))}
+    return switches, {name: x for name, x in plain.items() if name not in switches}
+
+
 def compiled(
-    work: Work,
-    tensors: tuple[str, ...],
-    like: Sequence[Tensor],
-    numbers: tuple[str, ...],
-    vector: Tensor,
-    switches: Numbers,
-    fixed: tuple[Any, ...],
+    work: Work, tensors: Mapping[str, Tensor], numbers: tuple[str, ...], vector: Tensor, switches: Numbers, fixed: tuple[Any, ...]
 ) -> Kernel:
-    """``work`` as a kernel of flat tensors and a vector of numbers, in the order of their names; ``like`` has their dtypes and device."""
+    """``work`` as a kernel of such tensors, and of a vector of numbers in the order of their names."""
+    names = list(tensors)
 
     def kernel(flat: list[Tensor], vector: Tensor) -> tuple[Tensor, ...]:
         values = {**dict(zip(numbers, vector.unbind(), strict=True)), **switches}
-        return tuple(work(dict(zip(tensors, flat, strict=True)), values, *fixed))
+        return tuple(work(dict(zip(names, flat, strict=True)), values, *fixed))
 
     artifact: Callable[..., Sequence[Tensor]] | None = None
-    order: list[int] = []
+    order: list[str | None] = []  # of its inputs: names of the tensors that it uses, "" for the vector, None for the size
 
     def backend(graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
-        # Compiling the headers by themselves first pays from the fourth kernel on, and an optimizer has two.
+        # Compiling the headers by themselves first pays from the fourth kernel on, and an optimizer has one or two.
         made = torch._inductor.compile(graph, examples, options={"cpp_cache_precompile_headers": False})
 
         def first(*inputs: Any) -> Any:
             nonlocal artifact
             artifact = made
-            known = [*dummies, numbers_like]
-            order[:] = [-1 if isinstance(x, int) else next(i for i, y in enumerate(known) if x is y) for x in inputs]
+            known = {id(x): name for name, x in zip([*names, ""], [*dummies, zeros], strict=True)}
+            order[:] = [known.get(id(x)) for x in inputs]
             return made(*inputs)
 
         return first
 
-    dummies = [torch.zeros(TYPICAL, dtype=x.dtype, device=x.device) for x in like]
+    dummies = [torch.zeros(TYPICAL, dtype=x.dtype, device=x.device) for x in tensors.values()]
     for x in dummies:
         torch._dynamo.mark_dynamic(x, 0, min=SMALL, max=LARGEST)
-    numbers_like = torch.zeros_like(vector)
-    torch._dynamo.mark_static(numbers_like)
+    zeros = torch.zeros_like(vector)
+    torch._dynamo.mark_static(zeros)
     # torch.compile counts what it compiles by code object, and gives up at eight.
     own = types.FunctionType(kernel.__code__.replace(), kernel.__globals__, work.__name__, None, kernel.__closure__)
-    torch.compile(own, dynamic=True, fullgraph=True, backend=backend)(dummies, numbers_like)
+    torch.compile(own, dynamic=True, fullgraph=True, backend=backend)(dummies, zeros)
     if artifact is None:
         raise RuntimeError("torch.compile did not compile: it is switched off")
     made = artifact
 
-    def call(flat: list[Tensor], vector: Tensor) -> list[Tensor]:
-        inputs = [*flat, vector]
-        return list(made(*[flat[0].numel() if i < 0 else inputs[i] for i in order]))
+    def call(tensors: Mapping[str, Tensor], vector: Tensor) -> list[Tensor]:
+        size = tensors["p"].numel()
+        return list(made(*[size if name is None else flattened(tensors[name]) if name else vector for name in order]))
 
     return call
 
 
-def flattened(tensors: Mapping[str, Tensor]) -> list[Tensor] | None:
-    """Tensors of one shape as flat ones over the same memory; None where they do not lie in it one like the other, or size forbids."""
-    every = list(tensors.values())
-    size = every[0].numel()
-    if not SMALL <= size <= LARGEST or not dense(every):
-        return None
-    return [x.view(-1) if x.is_contiguous() else x.as_strided((size,), (1,)) for x in every]
+def flattened(x: Tensor) -> Tensor:
+    """A dense tensor as a flat one over the same memory."""
+    return x.view(-1) if x.is_contiguous() else x.as_strided((x.numel(),), (1,))

@@ -48,13 +48,14 @@ class SGDHD(HypergradientOptimizer):
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
         fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
             needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
-        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a value,
-            and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are not
-            taken are counted in ``skipped`` without a warning. Default False.
+        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a
+            value, and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are
+            not taken are counted in ``skipped`` without a warning. Default False.
 
     State:
         one buffer of the parameters' size for SGD (the last gradient itself, where ``zero_grad()`` sets gradients to None) and for plain
-        momentum, two for Nesterov momentum; one more under ``TuningFree`` or a horizon above 1, one more where each element has a learning rate, and one more where plain momentum is adapted.
+        momentum, two for Nesterov momentum; one more under ``TuningFree`` or a horizon above 1, one more where each element has a learning
+        rate, and one more where plain momentum is adapted.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
@@ -157,9 +158,9 @@ class AdamHD(HypergradientOptimizer):
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
         fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
             needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
-        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a value,
-            and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are not
-            taken are counted in ``skipped`` without a warning. Default False.
+        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a
+            value, and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are
+            not taken are counted in ``skipped`` without a warning. Default False.
 
     State:
         two buffers of the parameters' size, as Adam; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
@@ -258,9 +259,9 @@ class AdamWHD(HypergradientOptimizer):
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
         fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
             needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
-        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a value,
-            and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are not
-            taken are counted in ``skipped`` without a warning. Default False.
+        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a
+            value, and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are
+            not taken are counted in ``skipped`` without a warning. Default False.
 
     State:
         two buffers of the parameters' size, as AdamW; one more under ``TuningFree`` or a horizon above 1, one more where each element has a

@@ -152,9 +152,9 @@ class Gradients:
             last = self.direction.last_numbers(state, group["last"])
         norms = {name: rule.reads_norms for name, rule in rules.items()}
         ready = "trace" in tensors or self.direction.stored  # no work but dot products of tensors that there are
-        compiles = bool(names or now.get("maximize") or not is_zero(now.get("penalty", 0.0)) or not ready)
+        light = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not moved)
         fixed = self.direction, self.given is None, moved, kind, tuple((name, norms[name]) for name in ("lr", *names))
-        for scalars in self.run(meet, tensors, now | last, *fixed, compiles=compiles and moved):
+        for scalars in self.run(meet, tensors, now | last, *fixed, light=light):
             if unsure and "trace" not in tensors:
                 scalars = [torch.where(applied > 0, x, 0 * x) for x in scalars]
             rows = iter(scalars)

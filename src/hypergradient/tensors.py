@@ -20,6 +20,9 @@ Number = TypeVar("Number", float, Tensor)
 #: Elements of a piece: a few such tensors of float32 fit into the caches of two cores. Measured: half and twice as many are slower.
 BLOCK = 262_144
 
+#: Elements of a piece where nothing but dot products is made of it: few calls, and few numbers to sum in float32.
+DOTS = 1 << 22
+
 #: Elements of a tensor below which it goes through a step packed with others, and no compiled kernel is called for it.
 SMALL = 16_384
 
@@ -92,17 +95,17 @@ def dense(tensors: Sequence[Tensor]) -> bool:
     return True
 
 
-def blocks(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def blocks(tensors: Mapping[str, Tensor], size: int = BLOCK) -> Iterator[dict[str, Tensor]]:
     """Tensors of one shape in flat pieces that stay in a processor's cache over several operations; whole where they are small.
 
     They are whole too where they do not lie in memory one like the other, so that pieces would not fit together.
     """
-    size = next(iter(tensors.values())).numel()
-    if size <= BLOCK or not all(x.is_contiguous() for x in tensors.values()):
+    length = next(iter(tensors.values())).numel()
+    if length <= size or not all(x.is_contiguous() for x in tensors.values()):
         yield dict(tensors)
         return
-    flat = {name: torch.split(x.view(-1), BLOCK) for name, x in tensors.items()}
-    for i in range(math.ceil(size / BLOCK)):
+    flat = {name: torch.split(x.view(-1), size) for name, x in tensors.items()}
+    for i in range(math.ceil(length / size)):
         yield {name: pieces[i] for name, pieces in flat.items()}
 
 
@@ -165,7 +168,8 @@ def copy_all(to: Iterable[Tensor], of: Iterable[Tensor]) -> None:
 
 def finite_zero(x: Tensor) -> Tensor:
     """0 where every element of ``x`` is finite, NaN otherwise: what a dot product with zeros would say."""
-    return (x * 0).sum(dtype=torch.promote_types(x.dtype, torch.float32))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return sum(end.to(wide) * 0 for end in torch.aminmax(x)) if x.numel() else x.sum(dtype=wide)  # type: ignore[return-value]
 
 
 def to_numbers(scalars: Sequence[Tensor], on_device: bool) -> Sequence[Any]:
