@@ -99,7 +99,8 @@ def peer(params: list[nn.Parameter], gradients: list[Tensor]) -> tuple[Callable[
 def state_bytes(opt: torch.optim.Optimizer) -> int:
     """What it keeps in tensors, but for those of one number."""
     tensors = [x for own in opt.state.values() for x in own.values() if isinstance(x, Tensor) and x.numel() > 1]
-    tensors += [x for group in opt.param_groups for x in group.values() if isinstance(x, Tensor) and x.numel() > 1]
+    lists = [x if isinstance(x, list) else [x] for group in opt.param_groups for name, x in group.items() if name != "params"]
+    tensors += [x for values in lists for x in values if isinstance(x, Tensor) and x.numel() > 1]
     return sum({x.data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
 

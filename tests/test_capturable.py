@@ -45,14 +45,18 @@ RUNS = [
 
 
 @pytest.mark.parametrize(
-    ("ours", "options", "scope"),
+    ("ours", "options", "run", "scope"),
     [
-        pytest.param(*row.values, scope, id=f"{row.id}-{scope}")
-        for scope, rows in [("group", OPTIMIZERS), ("global", OPTIMIZERS[::4]), ("tensor", OPTIMIZERS[::4])]
+        pytest.param(*row.values, *run.values, scope, id=f"{row.id}-{run.id}-{scope}")
+        for scope, rows, runs in [
+            ("group", OPTIMIZERS, RUNS),
+            ("global", OPTIMIZERS[::4], [RUNS[1], RUNS[3], RUNS[7]]),
+            ("tensor", OPTIMIZERS[::4], [RUNS[1], RUNS[3], RUNS[7]]),
+        ]
         for row in rows
+        for run in runs
     ],
 )
-@pytest.mark.parametrize("run", RUNS)
 def test_equals_the_host_and_waits_for_nothing(ours: Any, options: dict, run: dict, scope: str) -> None:
     one, other = Problem(), Problem()
     host, opt = ours(one.groups(), **run, **options, scope=scope), ours(other.groups(), **run, **options, scope=scope, capturable=True)
@@ -91,8 +95,9 @@ def test_step_without_finite_gradient_is_undone_on_the_device(ours: Any, options
     assert opt.skipped == host.skipped == 1
 
 
-@pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("scope", ["group", "global", "tensor"])
+@pytest.mark.parametrize(
+    ("run", "scope"), [(run.values[0], "group") for run in RUNS] + [(RUNS[3].values[0], scope) for scope in ("global", "tensor")]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_resumed_equals_never_stopped(run: dict, scope: str, dtype: torch.dtype) -> None:
     def start() -> tuple[Problem, AdamWHD]:
@@ -127,7 +132,8 @@ def test_checkpoints_go_between_host_and_device(scope: str, of: bool, to: bool) 
     assert [float(group["lr"]) for group in opt.param_groups] == pytest.approx(
         [float(group["lr"]) for group in twin.param_groups], rel=1e-9
     )
-    assert all(isinstance(group["lr"], torch.Tensor) == to for group in twin.param_groups)
+    assert all(isinstance(group["lr"], torch.Tensor) for group in twin.param_groups)  # as torch.optim does
+    assert all(isinstance(state["step"], torch.Tensor) == to for state in twin.state.values())
 
 
 def test_a_scheduler_writes_the_tensor() -> None:

@@ -11,7 +11,12 @@ import torch
 from torch import nn
 
 from cases import Problem, flat
-from hypergradient import SGDHD, Additive
+from hypergradient import SGDHD, Additive, optimizer
+
+
+@pytest.fixture(autouse=True)
+def small_gradients_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer, "SMALL", 0)
 
 
 def start(**options: Any) -> tuple[Problem, SGDHD]:

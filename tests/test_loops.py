@@ -462,9 +462,8 @@ def gradients_overwritten(problem: Problem, opt: torch.optim.Optimizer, t: int) 
     ("case", "backward"),
     [
         pytest.param(*case.values, backward, id=f"{backward.__name__}-{case.id}")
-        # Plain SGD keeps its gradients, and notices: see test_kept.py.
-        for backward, cases in [(zeroed_in_place, CASES), (accumulated, CASES), (gradients_overwritten, CASES[1:])]
-        for case in cases
+        for backward in (zeroed_in_place, accumulated, gradients_overwritten)
+        for case in CASES
     ],
 )
 def test_other_ways_to_the_same_gradient(case: Case, backward) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .checks import Bounds, check_bounds, check_lr, check_number, ends
-from .directions import Direction, Numbers
+from .directions import SGD, Adam, Direction, Numbers
 from .fused import READ_ONLY, Runner
 from .hyperparameters import HYPERPARAMETERS, check_adapt, check_values, kept_gradient, spread
 from .kept import KeptGradients
@@ -29,14 +29,11 @@ from .numbers import Truth, every, finite, inside, no, number, put, where, wide
 from .products import Bundle, Gradients, Products, buffers_of, given_gradients, last_direction, objective, weigh
 from .rules import Additive, Level, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName, read_lrs
-from .tensors import add_scaled, blocks, clip, finite_zero, make_buffer, real, to_floats
+from .tensors import SMALL, add_scaled, blocks, clip, finite_zero, make_buffer, real, to_floats
 from .tuning import TuningFree, first_steps, safe_starts
 
 #: Steps in which ``capturable`` looks for a safe start, since the host does not know whether there has been a gradient.
 BEGINS = 3
-
-#: What a checkpoint may hold as a tensor of one number, beside what rules keep.
-NUMBERS = ("step", "lr", "hypergrad_lr", "lr_ratio", "applied")
 
 
 @dataclass(frozen=True)
@@ -219,7 +216,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         self.kept, self.begun = KeptGradients(), 0
         self._prepare_groups()
         for group in self.param_groups:
-            if "capturable" in self.defaults:
+            if isinstance(self.direction, SGD | Adam):  # a base's is its own
                 group["capturable"] = self.capturable
             self._read_numbers(group)
             read_lrs(group, self.state, self.scope == "element")
@@ -228,11 +225,15 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         """Bring the numbers of a checkpoint to the host, unless they are to stay on the device."""
         if self.capturable:
             return
-        holders = [group, group.get("memory", {}), *(self.state.get(p, {}) for p in group["params"])]
-        for holder in holders:
-            for name in [name for name in holder if name in NUMBERS or name.startswith("memory_") or holder is group.get("memory")]:
-                if isinstance(holder[name], Tensor) and holder[name].dim() == 0:
-                    holder[name] = holder[name].item() if name != "applied" else bool(holder[name].item())
+        states = [(self.state.get(p, {}), self._is_number) for p in group["params"]]
+        for holder, has in [(group, ("hypergrad_lr", "lr_ratio").__contains__), (group.get("memory", {}), bool), *states]:
+            for name, value in holder.items():
+                if has(name) and isinstance(value, Tensor) and value.dim() == 0:
+                    holder[name] = bool(value) if name == "applied" else value.item()
+
+    def _is_number(self, name: str) -> bool:
+        """Whether it is a number that the loop keeps of a tensor."""
+        return name in ("lr", "hypergrad_lr", "applied", *self.direction.counts) or name.startswith("memory_")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the state of such an optimizer, as torch.optim's does.
@@ -245,7 +246,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         params = [p for group in self.param_groups for p in group["params"]]
         for i, p in zip(ids, params, strict=True):
             for name, value in state_dict["state"].get(i, {}).items():  # torch has rounded numbers to the dtype of the parameter
-                if self.capturable and isinstance(value, Tensor) and value.dim() == 0 and (name in NUMBERS or name.startswith("memory_")):
+                if self.capturable and isinstance(value, Tensor) and value.dim() == 0 and self._is_number(name) and name != "step":
                     self.state[p][name] = value.to(p.device, wide(p.device), copy=True)
 
     @torch.no_grad()
@@ -273,7 +274,8 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         plan = self._plan(None)
         if self.capturable:
             self._count_skipped(plan.finite)
-            self.hypergradients = [where(plan.finite, new, old) for new, old in zip(plan.h, self.hypergradients or plan.h, strict=True)]
+            before = self.hypergradients if len(self.hypergradients) == len(plan.h) else plan.h
+            self.hypergradients = [where(plan.finite, h, old) for h, old in zip(plan.h, before, strict=True)]
         elif plan.finite:
             self._warn_of_decay(plan)
             self._adapt_others(plan)
@@ -381,7 +383,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             )
         if gradients.given is not None or self.capturable:  # a CUDA graph knows tensors by their place
             return set()
-        return {p for p, _ in rows if self.kept.take(p)}
+        return {p for p, _ in rows if p.numel() >= SMALL and self.kept.take(p)}  # small ones are copied together
 
     def _hypergradient(self, members: Members, products: dict[Tensor, Products]) -> tuple[Any, Any, Any]:
         """h_t = g_t · ∇αu_{t-1} of one scope, ‖g_t‖ and ‖∇αu_{t-1}‖; ∇αu is −r d for a tensor that moved by −r α d."""
@@ -639,5 +641,5 @@ def move(piece: Mapping[str, Tensor], numbers: Numbers, direction: Direction, ke
         piece[name].copy_(torch.where(numbers["goes"] > 0, piece[name], x))
     if before and z is not None and trace == "average":
         theta.copy_(torch.where(numbers["back"] > 0, theta + z, theta))
-        z.mul_(numbers["back"] == 0)
+        z.masked_fill_(numbers["back"] > 0, 0.0)
     return []

@@ -185,9 +185,9 @@ class ByElement(Scope):
 
 def ratios_of(groups: Sequence[Group], on_device: bool) -> list[Any]:
     """Each group's learning rate over the largest; where all are 0, the ratios as they last were."""
-    lrs, kept = ([number(group[name], on_device) for group in groups] for name in ("lr", "lr_ratio"))
+    lrs = [number(group["lr"], on_device) for group in groups]
     none = largest(lrs) == 0
-    return over_largest([where(none, ratio, lr) for lr, ratio in zip(lrs, kept, strict=True)])
+    return over_largest([where(none, group.get("lr_ratio", lr), lr) for lr, group in zip(lrs, groups, strict=True)])
 
 
 def largest(values: Sequence[Any]) -> Any:
