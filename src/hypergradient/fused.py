@@ -139,6 +139,8 @@ def compiled(
             nonlocal artifact
             artifact = made
             known = {id(x): name for name, x in zip([*names, ""], [*dummies, zeros], strict=True)}
+            if any(id(x) not in known and not isinstance(x, int) for x in inputs):
+                raise RuntimeError("torch.compile has made an input of what is neither a tensor of the work nor its size")
             order[:] = [known.get(id(x)) for x in inputs]
             return made(*inputs)
 
