@@ -226,7 +226,8 @@ def plot(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for i, name in enumerate(names):
             if name in values:
                 middle, low, high = values[name]
-                color = "#c1440e" if "HD" in name or name.startswith("Hypergradient") else "#4a6c8c" if name.startswith("torch ") else "#9a9a9a"
+                ours = "HD" in name or name.startswith("Hypergradient")
+                color = "#c1440e" if ours else "#4a6c8c" if name.startswith("torch ") else "#9a9a9a"
                 ax.barh(i, middle, color=color, height=0.7)
                 ax.plot([low, high], [i, i], color="black", linewidth=1)
                 ax.text(max(middle, high) * 1.06, i, f"{middle:.2f}", va="center", fontsize=7)
