@@ -5,7 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from hypergradient import fused
+
 torch.set_num_threads(1)
+fused.OPTIONS = {}  # headers compiled once pay here: the tests compile some twenty kernels
 
 
 @pytest.fixture(autouse=True)

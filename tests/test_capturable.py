@@ -49,7 +49,8 @@ RUNS = [
     [
         pytest.param(*row.values, *run.values, scope, id=f"{row.id}-{run.id}-{scope}")
         for scope, rows, runs in [
-            ("group", OPTIMIZERS, RUNS),
+            ("group", OPTIMIZERS, [RUNS[1], RUNS[3], RUNS[7]]),
+            ("group", OPTIMIZERS[3:4], [RUNS[0], RUNS[2], RUNS[4], RUNS[5], RUNS[6]]),
             ("global", OPTIMIZERS[::4], [RUNS[1], RUNS[3], RUNS[7]]),
             ("tensor", OPTIMIZERS[::4], [RUNS[1], RUNS[3], RUNS[7]]),
         ]

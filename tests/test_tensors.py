@@ -89,7 +89,7 @@ def test_torchs_kernels_count_their_changes(ours: Any, options: dict) -> None:
     ],
     ids=["nesterov", "tuning", "adamw", "adapt"],
 )
-@pytest.mark.parametrize("shapes", [[(4000, 1000)], [(800, 1000)] * 5, [(10, 100)] * 4000], ids=["one", "five", "many"])
+@pytest.mark.parametrize("shapes", [[(4000, 1000)], [(800, 1000)] * 5, [(100, 100)] * 400], ids=["one", "five", "many"])
 def test_a_step_takes_no_more_memory_than_some_pieces(ours: Any, options: dict, shapes: list) -> None:
     params = [nn.Parameter(torch.randn(shape) * 0.1) for shape in shapes]
     opt = ours(params, **options)

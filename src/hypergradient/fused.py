@@ -32,6 +32,9 @@ READ_ONLY = ("g", "lr")
 #: Elements that a kernel is compiled with, so that it uses all cores, and that it takes at most, so that 32 bits count them.
 TYPICAL, LARGEST = 1 << 20, (1 << 31) - 1
 
+#: Of Inductor. Compiling the headers by themselves first pays from the fourth kernel on, and an optimizer has one or two.
+OPTIONS: dict[str, Any] = {"cpp_cache_precompile_headers": False}
+
 
 @final
 class Runner:
@@ -132,8 +135,7 @@ def compiled(
     order: list[str | None] = []  # of its inputs: names of the tensors that it uses, "" for the vector, None for the size
 
     def backend(graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
-        # Compiling the headers by themselves first pays from the fourth kernel on, and an optimizer has one or two.
-        made = torch._inductor.compile(graph, examples, options={"cpp_cache_precompile_headers": False})
+        made = torch._inductor.compile(graph, examples, options=OPTIONS)
 
         def first(*inputs: Any) -> Any:
             nonlocal artifact
