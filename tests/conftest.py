@@ -8,7 +8,7 @@ import torch
 from hypergradient import fused
 
 torch.set_num_threads(1)
-fused.OPTIONS = {}  # headers compiled once pay here: the tests compile some twenty kernels
+fused.HEADERS = True  # it pays here: the tests compile some twenty kernels
 
 
 @pytest.fixture(autouse=True)

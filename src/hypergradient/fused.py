@@ -32,8 +32,8 @@ READ_ONLY = ("g", "lr")
 #: Elements that a kernel is compiled with, so that it uses all cores, and that it takes at most, so that 32 bits count them.
 TYPICAL, LARGEST = 1 << 20, (1 << 31) - 1
 
-#: Of Inductor. Compiling the headers by themselves first pays from the fourth kernel on, and an optimizer has one or two.
-OPTIONS: dict[str, Any] = {"cpp_cache_precompile_headers": False}
+#: Whether Inductor is to compile its headers by themselves first. That pays from the fourth kernel on, and an optimizer has one or two.
+HEADERS = False
 
 
 @final
@@ -97,7 +97,7 @@ class Runner:
                 self.fused = False
                 lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
                 reason = (lines or [type(error).__name__])[0][:200]
-                warnings.warn(f"fused=True needs a compiler that torch.compile can use, and goes on without: {reason}", stacklevel=8)
+                warnings.warn(f"fused=True needs a compiler that torch.compile can use, and goes on without: {reason}", stacklevel=9)
                 return None
         scalars = self._kernels[key](tensors, vector)
         if writes:
@@ -135,7 +135,9 @@ def compiled(
     order: list[str | None] = []  # of its inputs: names of the tensors that it uses, "" for the vector, None for the size
 
     def backend(graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
-        made = torch._inductor.compile(graph, examples, options=OPTIONS)
+        name = "cpp_cache_precompile_headers"
+        known_option = hasattr(torch._inductor.config, name)  # torch 2.6 does not do it
+        made = torch._inductor.compile(graph, examples, options={name: HEADERS} if known_option else {})
 
         def first(*inputs: Any) -> Any:
             nonlocal artifact

@@ -630,7 +630,7 @@ def move(piece: Mapping[str, Tensor], numbers: Numbers, direction: Direction, ke
     if keeps:
         piece["gradient"].copy_(g)
     if elements:
-        torch.addcmul(theta, d, piece["lr"], value=-1, out=theta)
+        theta.addcmul_(d, piece["lr"], value=-1)
     else:
         add_scaled(theta, -numbers["alpha"], d, out=theta)
     if z is not None and trace == "average":

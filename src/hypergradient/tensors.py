@@ -42,11 +42,15 @@ def make_buffer(state: dict[str, Any], key: str, like: Tensor, value: float = 0.
 
 def add_scaled(y: Tensor, a: float | Tensor, x: Tensor, *, out: Tensor | None = None) -> Tensor:
     """y + a x. ``a`` is a number, or a tensor that broadcasts: one number a run, where the first axis counts runs."""
+    if out is not None and torch.compiler.is_compiling():  # torch 2.6 would compile for this size alone
+        return out.copy_(add_scaled(y, a, x))
     return torch.addcmul(y, x, a, out=out) if isinstance(a, Tensor) else torch.add(y, x, alpha=a, out=out)
 
 
 def add_product(y: Tensor, a: float | Tensor, x: Tensor, z: Tensor, *, out: Tensor | None = None) -> Tensor:
     """y + a x z, elementwise."""
+    if out is not None and torch.compiler.is_compiling():
+        return out.copy_(add_product(y, a, x, z))
     return torch.add(y, a * (x * z), out=out) if isinstance(a, Tensor) else torch.addcmul(y, x, z, value=a, out=out)
 
 
