@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient, Multiplicative
 
 from .report import machine, sentence
-from .timing import fill, interleaved, ratio
+from .timing import fill, interleaved, peak_bytes, ratio
 
 LR = 1e-9  # nothing moves far: what is timed is the work
 
@@ -102,19 +102,6 @@ def state_bytes(opt: torch.optim.Optimizer) -> int:
     lists = [x if isinstance(x, list) else [x] for group in opt.param_groups for name, x in group.items() if name != "params"]
     tensors += [x for values in lists for x in values if isinstance(x, Tensor) and x.numel() > 1]
     return sum({x.data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
-
-
-def peak_bytes(step: Callable[[], Any]) -> int:
-    """The most that a step holds at a time beyond what was there before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    held = most = 0
-    results: Any = profile.profiler
-    for event in sorted(results.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
 
 
 def measure(shapes: list[tuple[int, ...]], turns: int) -> list[dict[str, Any]]:

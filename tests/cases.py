@@ -1,5 +1,6 @@
 """The optimizers' configurations and the small problems that the tests run them on."""
 
+import io
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -85,3 +86,20 @@ class Problem:
 
 def flat(tensors: list[Tensor] | list[nn.Parameter]) -> Tensor:
     return torch.cat([x.detach().reshape(-1) for x in tensors])
+
+
+def resumed(start: Callable[[], tuple[Problem, Any]]) -> tuple[Problem, Any, Problem, Any]:
+    """A run of 20 steps, and one stopped after 11, saved as plain data and resumed by others, with the same losses; what is left of both."""
+    whole, opt = start()
+    losses = whole.train(opt, 20)
+    first, opt_first = start()
+    first.train(opt_first, 11)
+    file = io.BytesIO()
+    torch.save({"model": first.model.state_dict(), "opt": opt_first.state_dict()}, file)
+    file.seek(0)
+    checkpoint = torch.load(file, weights_only=True)
+    second, opt_second = start()
+    second.model.load_state_dict(checkpoint["model"])
+    opt_second.load_state_dict(checkpoint["opt"])
+    assert second.train(opt_second, 9, start=11) == losses[11:]
+    return whole, opt, second, opt_second

@@ -1,7 +1,6 @@
 """capturable=True: numbers stay on the device, nothing waits for them, and the run is that of the host."""
 
 import copy
-import io
 import math
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cases import Problem, flat
+from cases import Problem, flat, resumed
 from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Decay, Multiplicative, Transition, TuningFree
 
 
@@ -105,18 +104,7 @@ def test_resumed_equals_never_stopped(run: dict, scope: str, dtype: torch.dtype)
         problem = Problem(dtype)
         return problem, AdamWHD(problem.groups(), **run, weight_decay=0.1, scope=scope, capturable=True)
 
-    whole, opt = start()
-    losses = whole.train(opt, 20)
-    first, opt_first = start()
-    first.train(opt_first, 11)
-    file = io.BytesIO()
-    torch.save({"model": first.model.state_dict(), "opt": opt_first.state_dict()}, file)
-    file.seek(0)
-    checkpoint = torch.load(file, weights_only=True)
-    second, opt_second = start()
-    second.model.load_state_dict(checkpoint["model"])
-    opt_second.load_state_dict(checkpoint["opt"])
-    assert second.train(opt_second, 9, start=11) == losses[11:]
+    _, opt, _, opt_second = resumed(start)
     assert [float(group["lr"]) for group in opt_second.param_groups] == [float(group["lr"]) for group in opt.param_groups]
 
 

@@ -1,7 +1,6 @@
 """The four oracles: the paper's text, torch at β = 0, autograd through the update, and a run that was never stopped."""
 
 import copy
-import io
 from itertools import islice
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 import reference
-from cases import CASES, Case, Problem, flat
+from cases import CASES, Case, Problem, flat, resumed
 from hypergradient import SGDHD, AdamWHD, Additive, Multiplicative
 
 RULES = [
@@ -107,20 +106,7 @@ def test_resumed_equals_never_stopped(case: Case, scope: str, dtype: torch.dtype
         problem = Problem(dtype)
         return problem, case.ours(problem.groups(), lr=case.lr, hypergrad_lr=case.beta, scope=scope, **case.options)
 
-    whole, opt = start()
-    losses = whole.train(opt, 20)
-
-    first, opt_first = start()
-    first.train(opt_first, 11)
-    file = io.BytesIO()
-    torch.save({"model": first.model.state_dict(), "opt": opt_first.state_dict()}, file)
-    file.seek(0)
-    checkpoint = torch.load(file, weights_only=True)
-
-    second, opt_second = start()
-    second.model.load_state_dict(checkpoint["model"])
-    opt_second.load_state_dict(checkpoint["opt"])
-    assert second.train(opt_second, 9, start=11) == losses[11:]
+    whole, opt, second, opt_second = resumed(start)
     assert torch.equal(flat(second.parameters()), flat(whole.parameters()))
     assert [g["lr"] for g in opt_second.param_groups] == [g["lr"] for g in opt.param_groups]
     assert opt_second.hypergradients == opt.hypergradients

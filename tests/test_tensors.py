@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.timing import peak_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from cases import Problem, flat
 from hypergradient import SGDHD, AdamHD, AdamWHD, Multiplicative, TuningFree
@@ -97,11 +97,5 @@ def test_a_step_takes_no_more_memory_than_some_pieces(ours: Any, options: dict, 
         for p in params:
             p.grad = p.detach() * 0.5
         opt.step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        opt.step()
-    held = most = 0
-    for event in sorted(found.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
+    most = peak_bytes(opt.step)
     assert 0 < most <= 10 * BLOCK * 4  # four million parameters are 16 MB, fifteen pieces

@@ -139,7 +139,7 @@ class SGD(Direction):
 
     def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
         copies = "direction" in tensors  # rather than keeping the gradient itself
-        if (copies and not self.is_gradient(group)) or not suits_kernels(tensors) or group["capturable"]:
+        if (copies and not self.is_gradient(group)) or not suits_kernels(tensors):
             return False
         if copies:
             copy_all(tensors["direction"], tensors["g"])
@@ -194,7 +194,7 @@ class Adam(Direction):
         make_buffer(state, "exp_avg_sq", p)
 
     def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
-        if not suits_kernels(tensors) or group["capturable"]:
+        if not suits_kernels(tensors):
             return False
         kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
         p, g, m, s = (tensors[name] for name in ("p", "g", "exp_avg", "exp_avg_sq"))

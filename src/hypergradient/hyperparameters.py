@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .checks import Bounds, check_bounds, ends
 from .directions import SGD, Adam, Direction, Numbers, adam_denominator, adam_root, before
+from .numbers import clip
 from .rules import Level, Memory, Move, check_level
-from .tensors import add_product, add_quotient, add_scaled, clip, is_zero
+from .tensors import add_product, add_quotient, add_scaled, is_zero
 
 
 class lazy:  # noqa: N801 - a decorator

@@ -78,8 +78,10 @@ def _pair(function: Any, x: Number, y: Number) -> Tensor:
     return found
 
 
-def inside(x: Number, low: Number, high: Number) -> Any:
-    """``x`` between ``low`` and ``high``; NaN stays."""
+def clip(x: Any, low: Number, high: Number) -> Any:
+    """``x`` between ``low`` and ``high``, elementwise for a tensor of any shape; NaN stays."""
+    if isinstance(x, Tensor) and not isinstance(low, Tensor) and not isinstance(high, Tensor):
+        return x.clamp(low, high)
     return smaller(larger(x, low), high)
 
 

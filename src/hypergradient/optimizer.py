@@ -25,11 +25,11 @@ from .directions import SGD, Adam, Direction, Numbers
 from .fused import READ_ONLY, Runner
 from .hyperparameters import HYPERPARAMETERS, check_adapt, check_values, kept_gradient, spread
 from .kept import KeptGradients
-from .numbers import Truth, every, finite, inside, no, number, put, where, wide
-from .products import Bundle, Gradients, Products, buffers_of, given_gradients, last_direction, objective, weigh
+from .numbers import Truth, clip, every, finite, no, number, put, where, wide
+from .products import Bundle, Gradients, Products, given_gradients, last_direction, objective, weigh
 from .rules import Additive, Level, Move, Rule
 from .scopes import SCOPES, Group, Members, ScopeName, read_lrs
-from .tensors import SMALL, add_scaled, blocks, clip, finite_zero, make_buffer, real, to_floats
+from .tensors import SMALL, add_scaled, blocks, finite_zero, make_buffer, real, to_floats
 from .tuning import TuningFree, first_steps, safe_starts
 
 #: Steps in which ``capturable`` looks for a safe start, since the host does not know whether there has been a gradient.
@@ -411,11 +411,11 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         if starts is not None:
             low, high = safe_starts(starts, members.ratios)
             begins = (memory["steps"] == 0) & finite(h)
-            alpha = where(begins & (low > 0), inside(alpha, low, high), alpha)
+            alpha = where(begins & (low > 0), clip(alpha, low, high), alpha)
             begins &= low == 0  # no gradient yet
         move = self.rule.move(memory, alpha, members.beta, h, g_norm, d_norm).or_else(no(begins), Move(alpha, memory))
         stays = move.alpha == members.alpha
-        return replace(move, alpha=where(stays, move.alpha, inside(move.alpha, *members.bounds)))
+        return replace(move, alpha=where(stays, move.alpha, clip(move.alpha, *members.bounds)))
 
     def _others(self, group: Group, products: dict[str, dict[Tensor, Products]]) -> dict[str, tuple[tuple[float, float, float], Move]]:
         """For each other hyperparameter of a param group h, ‖g‖ and ‖∂θ/∂φ‖, and what its rule makes of them: ∂θ/∂φ = −α ∂d/∂φ."""
@@ -448,7 +448,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         found = {}
         for bundle in bundles:
             (p,), (state,), group = bundle.params, bundle.states, bundle.group
-            tensors = {name: x for name, (x,) in bundle.split(buffers_of(self.direction, self.scope)).items()}
+            tensors = {name: x for name, (x,) in bundle.split().items()}
             if "trace" not in tensors and not state.get("applied", False):
                 continue
             found[p] = tensors["lr"].clone()
@@ -532,16 +532,16 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
                 make_buffer(state, "lr", p, alpha)
         state = bundle.states[0]
         # In the other order than for the dot products: the gradients and buffers of the last tensors are in the cache yet.
-        tensors = {name: column[::-1] for name, column in bundle.split(buffers_of(self.direction, self.scope)).items()}
-        if keeps or elements or traces or not self.direction.step(tensors, state, group, alpha):
+        tensors = {name: column[::-1] for name, column in bundle.split().items()}
+        if keeps or elements or traces or self.capturable or not self.direction.step(tensors, state, group, alpha):
             trace = "average" if self.rule.averages else "trace" if traces else ""
             numbers = self.direction.objective(group) | self.direction.numbers(state, group) | {"alpha": alpha, "kept": 1 - 1 / window}
             if self.capturable:
                 numbers |= {"goes": plan.finite & no(back), "back": back}
             self.run(move, tensors, numbers, self.direction, keeps, elements, trace, writes=True)
+        goes = where(numbers["goes"], 1.0, 0.0) if self.capturable else 1.0
         for p, state in zip(bundle.params, bundle.states, strict=True):
             if self.capturable:
-                goes = where(numbers["goes"], 1.0, 0.0)
                 for name in self.direction.counts:
                     state[name].sub_(1 - goes)
                 applied = state.get("applied", False)

@@ -40,23 +40,20 @@ class Bundle:
         params: the parameters.
         grads: their gradients.
         states: their states, which ``split`` reads as they are then; empty for those that have none yet.
+        buffers: what a state may have of its tensor's shape, that a step reads or writes.
     """
 
     group: Group
     params: list[Tensor]
     grads: list[Tensor]
     states: list[dict[str, Any]]
+    buffers: tuple[str, ...]
 
-    def split(self, buffers: Iterable[str]) -> dict[str, list[Tensor]]:
+    def split(self) -> dict[str, list[Tensor]]:
         """Real views: the parameters "p", the gradients "g", and those of the buffers that they have, by name."""
-        held = [name for name in buffers if self.states[0].get(name) is not None]  # torch.optim.SGD keeps None for one not yet used
+        held = [name for name in self.buffers if self.states[0].get(name) is not None]  # torch.optim.SGD keeps None for one not yet used
         columns = {"p": self.params, "g": self.grads, **{name: [state[name] for state in self.states] for name in held}}
         return {name: list(map(real, column)) for name, column in columns.items()} if self.params[0].is_complex() else columns
-
-
-def buffers_of(direction: Direction, scope: ScopeName) -> tuple[str, ...]:
-    """What the state of a tensor may have of its shape, that a step reads or writes; "lr" where each element has one."""
-    return (*direction.buffers, "gradient", "trace", *(("lr",) if scope == "element" else ()))
 
 
 class Gradients:
@@ -85,9 +82,9 @@ class Gradients:
         given: Mapping[Tensor, Tensor] | None = None,
         on_device: bool = False,
     ) -> None:
-        self.direction, self.groups, self.run, self.given, self.on_device = direction, groups, run, given, on_device
+        self.direction, self.run, self.given, self.on_device = direction, run, given, on_device
         self.apart = scope in ("tensor", "element")
-        self.buffers = buffers_of(direction, scope)
+        self.buffers = (*direction.buffers, "gradient", "trace", *(("lr",) if scope == "element" else ()))
         self.rows: list[tuple[Group, Tensor, Tensor, dict[str, Any]]] = []
         for group in groups:
             for p in group["params"]:
@@ -111,7 +108,7 @@ class Gradients:
                 held, marks = map(state.__contains__, self.buffers), map(state.get, numbers)
                 alike = id(group), p.dtype, p.device, g.dtype, bool(kept) and p in kept, *held, *marks
             if alike not in found:
-                found[alike] = Bundle(group, [], [], [])
+                found[alike] = Bundle(group, [], [], [], self.buffers)
             bundle = found[alike]
             bundle.params.append(p)
             bundle.grads.append(g)
@@ -137,7 +134,7 @@ class Gradients:
 
     def _terms(self, bundle: Bundle, rules: Mapping[str, Rule], adapts: bool) -> Iterator[tuple[str, float, list[Tensor]]]:
         """For each hyperparameter k and g · x, piece by piece, and g · g and x · x where its rule reads norms: ∂θ/∂φ = −α k x."""
-        tensors, group, state = bundle.split(self.buffers), bundle.group, bundle.states[0]
+        tensors, group, state = bundle.split(), bundle.group, bundle.states[0]
         applied = state.get("applied", False)
         unsure = isinstance(applied, Tensor)  # which the device alone knows
         moved = adapts and (unsure or applied or "trace" in tensors)

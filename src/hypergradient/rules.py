@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from .checks import check_number
-from .numbers import Truth, every, finite, no, where
-from .tensors import clip
+from .numbers import Truth, clip, every, finite, no, where
 
 Memory = dict[str, Any]
 """What a rule keeps of the steps so far, for one scope."""

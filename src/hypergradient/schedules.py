@@ -8,7 +8,7 @@ from typing import Any, final
 from torch import Tensor
 
 from .checks import check_number
-from .numbers import inside, larger, where
+from .numbers import clip, larger, where
 from .rules import Adapted, Memory, Move, Rule
 
 
@@ -137,5 +137,5 @@ class Decay(Schedule):
             raise ValueError(f"share must lie above 0 and be at most 1, got {self.share!r}")
 
     def applied(self, alpha: float, t: Any) -> float:
-        found: float = alpha * inside((self.total_steps + 1 - t) / (self.share * self.total_steps), 0.0, 1.0)
+        found: float = alpha * clip((self.total_steps + 1 - t) / (self.share * self.total_steps), 0.0, 1.0)
         return found

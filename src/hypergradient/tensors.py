@@ -7,15 +7,13 @@ product. Dot products accumulate in float32 or wider, whatever the dtype of the 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from .numbers import wide
-
-Number = TypeVar("Number", float, Tensor)
 
 #: Elements of a piece: a few such tensors of float32 fit into the caches of two cores. Measured: half and twice as many are slower.
 BLOCK = 262_144
@@ -64,11 +62,6 @@ def mix(y: Tensor, a: float | Tensor, x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # which makes two cases of lerp, above 1/2 and below, for each element
         return y.add_((x - y) * a)
     return y.lerp_(x, a)
-
-
-def clip(x: Number, low: float, high: float) -> Number:
-    """``x`` between ``low`` and ``high``; elementwise for a tensor."""
-    return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)  # in this order NaN stays
 
 
 def is_zero(a: float | Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from .directions import Direction
-from .numbers import exp, finite, inside, larger, no, smaller, sqrt, total, where
+from .numbers import clip, exp, finite, larger, no, smaller, sqrt, total, where
 from .rules import Memory, Move, Rule
 from .tensors import dot, real, to_numbers
 
@@ -91,7 +91,7 @@ class TuningFree(Rule):
         window = self._window(steps + 1)
         known = finite(h) & finite(g_norm) & finite(d_norm)
         moved = known & (steps > 0) & (g_norm * d_norm > 0)
-        cosine = where(moved, inside(-h / where(moved, g_norm, 1.0) / where(moved, d_norm, 1.0), -1.0, 1.0), 0.0)
+        cosine = where(moved, clip(-h / where(moved, g_norm, 1.0) / where(moved, d_norm, 1.0), -1.0, 1.0), 0.0)
         signals = memory["signals"] + 1
         m = 0.9 * memory["signal"] + 0.1 * cosine
         v = 0.99 * memory["power"] + 0.01 * cosine**2
@@ -104,7 +104,7 @@ class TuningFree(Rule):
 
         s = (m / (1 - 0.9**signals)) / (sqrt(v / (1 - 0.99**signals)) + 1e-8)
         climb = smaller(self.CLIMB, 0.7 / sqrt(larger(steps, 1.0))) * s
-        q = inside(s + self.BIAS, -1.0, 1.0)
+        q = clip(s + self.BIAS, -1.0, 1.0)
         fall = beta * where(q > 0, self.RISE * q, q) / larger(10.0, steps)
         halves = (no(known) & (steps > 0)) | turns
         goes_on = where(moved, alpha * exp(where(climbs, climb, fall)), alpha)  # without a signal, where nothing has moved yet, or again
