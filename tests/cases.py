@@ -89,7 +89,7 @@ def flat(tensors: list[Tensor] | list[nn.Parameter]) -> Tensor:
 
 
 def resumed(start: Callable[[], tuple[Problem, Any]]) -> tuple[Problem, Any, Problem, Any]:
-    """A run of 20 steps, and one stopped after 11, saved as plain data and resumed by others, with the same losses; what is left of both."""
+    """A run of 20 steps, and one stopped after 11, saved as plain data and resumed with the same losses: what is left of both."""
     whole, opt = start()
     losses = whole.train(opt, 20)
     first, opt_first = start()
