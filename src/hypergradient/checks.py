@@ -12,7 +12,7 @@ Bounds = tuple[float | None, float | None]
 
 def check_number(name: str, value: Any, *, low: float = 0.0) -> None:
     """Raise ValueError where ``value`` is not a finite number >= ``low``."""
-    if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= low):
+    if isinstance(value, bool) or not (isinstance(value, Real) and math.isfinite(value) and float(value) >= low):
         allowed = "a finite number" if low == -math.inf else f"a finite number >= {low:g}"
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
@@ -39,7 +39,18 @@ def check_lr(lr: Any, bounds: Bounds) -> None:
         if lr.numel() != 1 or not lr.is_floating_point():
             raise ValueError(f"a tensor lr must hold one floating-point number, got shape {tuple(lr.shape)} of {lr.dtype}")
         low, high = torch.tensor([low, high], dtype=lr.dtype).tolist()  # rounded as lr is
-    if not (isinstance(lr, Real | Tensor) and 0 <= float(lr) < math.inf):
+    if isinstance(lr, bool) or not (isinstance(lr, Real | Tensor) and (lr_is_meta(lr) or 0 <= float(lr) < math.inf)):
         raise ValueError(f"lr must be a finite number >= 0, got {lr!r}")
-    if not low <= float(lr) <= high:
+    if not (lr_is_meta(lr) or low <= float(lr) <= high):
         raise ValueError(f"lr must lie inside lr_bounds={bounds!r}, got {lr!r}")
+
+
+def lr_is_meta(lr: Any) -> bool:
+    """Whether it has no value to be checked."""
+    return isinstance(lr, Tensor) and lr.is_meta
+
+
+def check_switch(name: str, value: Any, *, none: bool = False) -> None:
+    """Raise ValueError where ``value`` is not True or False, or None where that is allowed."""
+    if not (isinstance(value, bool) or (none and value is None)):
+        raise ValueError(f"{name} must be True{', False or None' if none else ' or False'}, got {value!r}")

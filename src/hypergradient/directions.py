@@ -1,16 +1,20 @@
 """Directions: d_t = −∂θ_t/∂α_t = −∇αu_t in closed form, the step that θ_t = θ_{t-1} − α_t d_t takes at learning rate 1.
 
 Each direction says three things of a parameter: the gradient that its algorithm uses, the direction of the last step, recomputed
-from the optimizer's state before that is advanced, and the next direction. The tensors it is given are real views (see tensors.py),
-whole or in pieces; ``prepare``, which makes buffers, is given the parameter itself.
+from the optimizer's state before that is advanced, and the next direction. What they are given are real views (see tensors.py): a tensor,
+a piece of one, or a list; ``prepare``, which makes buffers, is given the parameter itself.
 
-An option may be a tensor instead of a number where the parameters are stacked, [R, ...], and each of R runs has its own (see
-lab/ensemble.py): momentum, dampening and weight decay that broadcast, [R, 1, ...].
+An option may be a tensor instead of a number: where it is adapted on a device; and where the parameters are stacked, [R, ...], and each of
+R runs has its own (see lab/ensemble.py): momentum, dampening and weight decay that broadcast, [R, 1, ...].
+
+On a device it is not known whether a step can be taken. It "goes" with 1 or 0 then, a number as others are, by which coefficients are such
+that a step that does not go leaves every buffer as it was, given a gradient of 0.
 
 Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam, t the parameter's own number of steps, μ momentum,
 τ dampening, λ weight decay.
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -21,16 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .checks import check_number
-from .numbers import put, where, wide
-from .tensors import add_product, add_scaled, changed, copy_all, dense, is_zero, make_buffer, mix, real
-
-Numbers = dict[str, Any]
-"""Coefficients of elementwise arithmetic: numbers, or tensors that broadcast; and switches that are True or False."""
-
-
-Columns = Mapping[str, list[Tensor]]
-"""Tensors by name: of each name as many, in one order."""
+from .checks import check_number, check_switch
+from .execute import Columns, Numbers
+from .tensors import Some, add_product, add_scaled, changed, copy_all, dense, is_zero, make_buffer, mix, real, replace
 
 
 class Direction(ABC):
@@ -45,6 +42,12 @@ class Direction(ABC):
 
     #: Whether ``previous`` is one of the buffers, rather than computed from them.
     stored = False
+
+    #: Whether ``previous`` is 0 of buffers that are 0, as they are before a tensor has moved.
+    starts_at_zero = True
+
+    #: Whether it must be known, and so waited for, that a step is taken, since nothing can undo it.
+    asks = False
 
     @abstractmethod
     def check(self, group: Mapping[str, Any]) -> None:
@@ -75,31 +78,39 @@ class Direction(ABC):
         return False
 
     @abstractmethod
+    def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of ``buffers`` the next ``advance`` needs."""
+
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Make the buffers that ``advance`` needs, and count the step."""
+        state["first"] = state.get("momentum_buffer") is None
+        for name in self.wants(group):
+            make_buffer(state, name, p)
+        for name in self.counts:
+            state[name] = int(state.get(name, 0)) + 1
 
     def objective(self, group: Mapping[str, Any]) -> Numbers:
         """What ``gradient`` needs of the options: the sign of what is minimised, and its penalty."""
         return {"maximize": group["maximize"], "penalty": group["weight_decay"]}
 
     @abstractmethod
-    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
-        """What ``advance`` needs of the options and of the count of steps, in Python's precision."""
+    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
+        """What ``advance`` needs of the options and of the count of steps, in Python's precision, or float64 on a device."""
 
     @abstractmethod
     def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
         """What ``previous`` needs of the options that the last step used."""
 
     @abstractmethod
-    def gradient(self, g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
-        """What is minimised along, from the gradient g of the loss; g itself or a new tensor, never g changed."""
+    def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:
+        """What is minimised along, from the gradient g of the loss; g itself or a new tensor, never g changed. p where it has a penalty."""
 
     @abstractmethod
-    def previous(self, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
-        """d_{t-1}, from the buffers as the last step left them; not to be written to."""
+    def previous(self, p: Some | None, state: Mapping[str, Any], numbers: Numbers) -> Any:
+        """d_{t-1}, from the buffers as the last step left them; not to be written to. p where decay is part of it."""
 
     @abstractmethod
-    def advance(self, g: Tensor, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+    def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
         """d_t, with the buffers moved on to step t; not to be written to. Elementwise, so that it may be done in pieces."""
 
 
@@ -115,21 +126,22 @@ class SGD(Direction):
         for name in ("momentum", "weight_decay"):
             check_number(name, group[name])
         check_number("dampening", group["dampening"], low=-math.inf)
+        for name in ("nesterov", "maximize"):
+            check_switch(name, group[name])
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 f"nesterov=True needs momentum > 0 and dampening = 0, got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
             )
 
-    def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        if not is_zero(group["momentum"]):
-            state["first"] = state.get("momentum_buffer") is None
-            make_buffer(state, "momentum_buffer", p)
-        if is_zero(group["momentum"]) or group["nesterov"]:
-            make_buffer(state, "direction", p)
+    def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        still = is_zero(group["momentum"])
+        return ("momentum_buffer",) * (not still) + ("direction",) * bool(still or group["nesterov"])
 
-    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
+    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
         new = 1.0 if state.get("first") else 1 - group["dampening"]  # the buffer starts with the gradient itself
-        return {"new": new, "momentum": group["momentum"], "nesterov": group["nesterov"]}
+        mu = group["momentum"]
+        own = {"momentum": mu, "nesterov": group["nesterov"]}
+        return own | {"new": new, "fades": mu if goes is None else 1 - goes * (1 - mu)}
 
     def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
         return {name: last[name] for name in ("momentum", "nesterov")}
@@ -150,20 +162,25 @@ class SGD(Direction):
         changed(*tensors["p"], *buffers)
         return True
 
-    def gradient(self, g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
+    def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:
         return decayed(g, p, numbers)
 
-    def previous(self, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+    def previous(self, p: Some | None, state: Mapping[str, Any], numbers: Numbers) -> Any:
         # Plain momentum's direction is its buffer, which is still that of the last step.
         return state["direction" if is_zero(numbers["momentum"]) or numbers["nesterov"] else "momentum_buffer"]
 
-    def advance(self, g: Tensor, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+    def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
         mu = numbers["momentum"]
         if is_zero(mu):
+            if "goes" in numbers:
+                return state["direction"].mul_(numbers["stays"]).add_(g)
             return state["direction"].copy_(g) if "direction" in state else g  # d_t = g_t; the gradient itself where that is kept
-        v = state["momentum_buffer"].mul_(mu)
+        v = state["momentum_buffer"].mul_(numbers["fades"])
         add_scaled(v, numbers["new"], g, out=v)  # v_t = μ v + (1 − τ) g
-        return add_scaled(g, mu, v, out=state["direction"]) if numbers["nesterov"] else v  # d_t = g_t + μ v_t, or v_t
+        if not numbers["nesterov"]:
+            return v  # d_t = v_t
+        d = state["direction"]  # d_t = g_t + μ v_t
+        return replace(d, add_scaled(g, mu, v), numbers) if "goes" in numbers else add_scaled(g, mu, v, out=d)
 
 
 @final
@@ -176,22 +193,19 @@ class Adam(Direction):
 
     def __init__(self, *, decoupled: bool) -> None:
         self.decoupled = decoupled
+        self.starts_at_zero = not decoupled
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("eps", "weight_decay"):
             check_number(name, group[name])
+        check_switch("maximize", group["maximize"])
         betas = group["betas"]
         pair = isinstance(betas, tuple | list) and len(betas) == 2
         if not pair or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
 
-    def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        if group["capturable"]:
-            put(state, "step", torch.as_tensor(state.get("step", 0), dtype=torch.float32, device=p.device) + 1)
-        else:
-            state["step"] = int(state.get("step", 0)) + 1
-        make_buffer(state, "exp_avg", p)
-        make_buffer(state, "exp_avg_sq", p)
+    def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return self.buffers
 
     def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
         if not suits_kernels(tensors):
@@ -205,29 +219,36 @@ class Adam(Direction):
         changed(*p, *m, *s)
         return True
 
-    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Numbers:
+    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
         beta1, beta2 = group["betas"]
         own = {"beta2": beta2, "new1": 1 - beta1, "new2": 1 - beta2, "weight_decay": group["weight_decay"]}
+        if goes is not None:
+            new = pair_of((own["new1"], own["new2"]), goes)
+            own["beta1"], own["beta2"] = (1 - new * goes).unbind()
         return own | adam_numbers(state["step"], group["betas"], group["eps"])
 
     def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
         own = adam_numbers(state["step"], last["betas"], last["eps"])
-        return own | {"weight_decay": last["weight_decay"] if self.decoupled else 0.0, "lr": state["lr"]}
+        decay = last["weight_decay"] if self.decoupled else 0.0
+        return own | {"weight_decay": decay} | ({} if is_zero(decay) else {"left": what_decay_leaves(state["lr"], decay)})
 
-    def gradient(self, g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
+    def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:
         return signed(g, numbers) if self.decoupled else decayed(g, p, numbers)
 
-    def previous(self, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+    def previous(self, p: Some | None, state: Mapping[str, Any], numbers: Numbers) -> Any:
         d = adam(state["exp_avg"], state["exp_avg_sq"], numbers)
         decay = numbers["weight_decay"]
         if is_zero(decay):
             return d
         # d_s = a + λ θ_{s-1} = (a + λ θ_s) / (1 − α_s λ), since θ_s = θ_{s-1} − α_s d_s.
-        return add_scaled(d, decay, p, out=d).div_(what_decay_leaves(state.get("lr", numbers["lr"]), decay))
+        return add_scaled(d, decay, p, out=d).div_(what_decay_leaves(state["lr"], decay) if "lr" in state else numbers["left"])
 
-    def advance(self, g: Tensor, p: Tensor, state: Mapping[str, Tensor], numbers: Numbers) -> Tensor:
+    def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
         m, s = state["exp_avg"], state["exp_avg_sq"].mul_(numbers["beta2"])
-        mix(m, numbers["new1"], g)  # m_t = β1 m_{t-1} + (1 − β1) g_t
+        if "goes" in numbers:
+            add_scaled(m.mul_(numbers["beta1"]), numbers["new1"], g, out=m)
+        else:
+            mix(m, numbers["new1"], g)  # m_t = β1 m_{t-1} + (1 − β1) g_t
         add_product(s, numbers["new2"], g, g, out=s)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
         d = adam(m, s, numbers)
         return add_scaled(d, numbers["weight_decay"], p, out=d) if self.decoupled else d
@@ -236,56 +257,66 @@ class Adam(Direction):
 def suits_kernels(tensors: Columns) -> bool:
     """Whether torch's own kernels take the tensors: without gaps, on a CPU or a CUDA device; in bfloat16 torch 2.13's SGD is wrong."""
     first = tensors["p"][0]
-    plain = first.dtype in (torch.float32, torch.float64) and first.device.type in ("cpu", "cuda")
-    if not plain or any(type(x) not in (Tensor, Parameter) or x.dtype != first.dtype for column in tensors.values() for x in column):
+    if first.dtype not in (torch.float32, torch.float64) or first.device.type not in ("cpu", "cuda"):
         return False
-    return all(map(dense, zip(*tensors.values(), strict=True)))
+    for column in tensors.values():
+        if not {type(x) for x in column} <= {Tensor, Parameter} or {x.dtype for x in column} != {first.dtype}:
+            return False
+    whole = all(all(map(Tensor.is_contiguous, column)) for column in tensors.values())
+    return whole or all(map(dense, zip(*tensors.values(), strict=True)))
 
 
-def adam_numbers(step: int | Tensor, betas: tuple[float, float], eps: float) -> Numbers:
-    """W = c1 (√ŝ + ε) = "root" √s + "eps", where c1 = 1 − β1^t, c2 = 1 − β2^t and ŝ = s/c2; 1 for both before the first step."""
-    t = step.to(wide(step.device)) if isinstance(step, Tensor) else step
-    c1, c2 = (where(t == 0, 1.0, 1 - beta**t) for beta in betas)
+def adam_numbers(step: Any, betas: tuple[Any, Any], eps: Any) -> Numbers:
+    """W = c1 (√ŝ + ε) = "root" √s + "eps", where c1 = 1 − β1^t, c2 = 1 − β2^t and ŝ = s/c2; of t = 1 before the first step."""
+    if isinstance(step, Tensor):
+        c1, c2 = (1 - pair_of(betas, step) ** step.clamp(min=1)).unbind()
+        return {"root": c1 / c2.sqrt(), "eps": c1 * eps}
+    c1, c2 = (1 - beta ** max(step, 1) for beta in betas)
     return {"root": c1 / c2**0.5, "eps": c1 * eps}
 
 
-def adam(m: Tensor, s: Tensor, numbers: Numbers) -> Tensor:
+def pair_of(pair: tuple[Any, Any], like: Tensor) -> Tensor:
+    """Two numbers as a tensor [2], or [2, 1] where ``like`` has an entry for each tensor."""
+    if any(isinstance(x, Tensor) for x in pair):
+        both = torch.stack([x if isinstance(x, Tensor) else torch.full_like(like, x).reshape(-1)[0] for x in pair])
+    else:
+        both = constants(pair, like.dtype, like.device)
+    return both if like.dim() == 0 else both[:, None]
+
+
+@functools.lru_cache(maxsize=1000)
+def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device, made once."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def adam(m: Any, s: Any, numbers: Numbers) -> Any:
     """m̂ / (√ŝ + ε) = m/W as a new tensor of float32 or wider, with m̂ = m / (1 − β1^t) and ŝ = s / (1 − β2^t) (Algorithm 3)."""
-    root = adam_root(s)
-    denominator = adam_denominator(root, numbers, out=root)
-    return torch.div(m, denominator, out=denominator)
+    w = adam_root(s).mul_(numbers["root"]).add_(numbers["eps"])
+    return m.div(w) if isinstance(w, list) else torch.div(m, w, out=w)
 
 
-def adam_root(s: Tensor) -> Tensor:
+def adam_root(s: Any) -> Any:
     """√s as a new tensor of float32 or wider: in float16 ε = 1e-8 is 0, and an element without gradient 0 / 0."""
     return s.to(torch.promote_types(s.dtype, torch.float32)).sqrt()
 
 
-def adam_denominator(root: Tensor, numbers: Numbers, *, out: Tensor | None = None) -> Tensor:
-    """W = (1 − β1^t) (√ŝ + ε), from √s."""
-    return torch.mul(root, numbers["root"], out=out).add_(numbers["eps"])
-
-
-def what_decay_leaves(alpha: float | Tensor, decay: float) -> float | Tensor:
+def what_decay_leaves(alpha: Any, decay: Any) -> Any:
     """1 − αλ, the part of the parameters that a step of decoupled decay keeps; 1 where it has wiped them out, and they are not known."""
+    if isinstance(alpha, list):  # a learning rate an element, of several tensors
+        return [what_decay_leaves(x, decay) for x in alpha]
     kept = 1 - alpha * decay
     if isinstance(kept, Tensor):
         return kept.masked_fill_(kept == 0, 1.0)
     return kept or 1.0
 
 
-def before(p: Tensor, d: Tensor, alpha: float | Tensor, decay: float = 0.0) -> Tensor:
-    """θ_{s-1} = (θ_s + α d) / (1 − αλ) as a new tensor: the parameters before a step along d + λ θ_{s-1}."""
-    theta = add_scaled(p, alpha, d)
-    return theta if is_zero(decay) else theta.div_(what_decay_leaves(alpha, decay))
-
-
-def signed(g: Tensor, numbers: Numbers) -> Tensor:
+def signed(g: Any, numbers: Numbers) -> Any:
     """The gradient of what is minimised: that of the loss, or of its negative under maximize."""
     return -g if numbers["maximize"] else g
 
 
-def decayed(g: Tensor, p: Tensor, numbers: Numbers) -> Tensor:
+def decayed(g: Any, p: Any, numbers: Numbers) -> Any:
     """The gradient with coupled weight decay, g + λ θ."""
     g = signed(g, numbers)
     return g if is_zero(numbers["penalty"]) else add_scaled(g, numbers["penalty"], p)

@@ -1,9 +1,14 @@
 """Gradients that are kept as they are for the next step, where the loop leaves them alone; they need no copy then."""
 
 import itertools
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, final
 
 from torch import Tensor
+
+#: Elements of a tensor below which its gradient is copied, together with others.
+SMALL = 16_384
 
 
 @final
@@ -24,10 +29,44 @@ class KeptGradients:
         self._held: dict[Tensor, tuple[Tensor, int]] = {}
         self._refused: set[Tensor] = set()
 
+    def __bool__(self) -> bool:
+        """Whether there is, or has been, any of them."""
+        return bool(self._held or self._seen)
+
+    def look_after(self, rows: Iterable[Any], suits: Callable[[dict[str, Any]], bool], takes: bool) -> set[Tensor]:
+        """Forget the directions that were gradients and have been changed, and tell which gradients of this step can be kept.
+
+        Args:
+            rows: the tensors with a gradient (``products.Row``).
+            suits: whether the tensors of a param group have their gradient for a direction.
+            takes: whether gradients may be kept.
+        """
+        fitting: dict[int, bool] = {}
+        own = []
+        for row in rows:
+            if row.g not in fitting:
+                fitting[row.g] = suits(row.group)
+            if fitting[row.g]:
+                own.append(row)
+        changed = [row.state for row in own if self.changed(row.p, row.state)] if self._held else []
+        for state in changed:
+            state["applied"] = False
+        if changed:
+            warnings.warn(
+                f"the gradients of {len(changed)} parameters were changed after a step that kept them, since zero_grad() had set them to "
+                "None before: they do not count in this step's hypergradient, and are copied from now on",
+                stacklevel=9,
+            )
+        return {row.p for row in own if row.grad.numel() >= SMALL and self.take(row.p)} if takes else set()
+
+    def refuse(self, params: Iterable[Tensor]) -> None:
+        """Keep no gradient of these from now on."""
+        self._refused.update(params)
+
     def take(self, p: Tensor) -> bool:
         """Whether the gradient of ``p`` can be kept; it is to be asked once a step."""
         g: Any = p.grad
-        if p in self._refused or type(g) is not Tensor or g._is_view() or g.untyped_storage().nbytes() != g.nbytes:
+        if p in self._refused or type(g) is not Tensor or g.requires_grad or g._is_view() or g.untyped_storage().nbytes() != g.nbytes:
             return False
         if p in self._held:
             return g is not self._held[p][0]

@@ -1,19 +1,53 @@
 """The published optimizers: each a direction, its defaults and its signature."""
 
-from collections.abc import Mapping
-from typing import Any, final
+import sys
+from typing import TypeVar, Unpack, final
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import directions
-from .checks import Bounds
-from .optimizer import HypergradientOptimizer
-from .rules import Rule
-from .scopes import ScopeName
+from .optimizer import HypergradientOptimizer, Shared
+
+#: What the optimizers' arguments have in common, where a docstring has the line ``{shared}``.
+SHARED = """maximize: ascend the loss. Default False.
+        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``.
+        rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
+            ``Multiplicative(beta)``. Default ``TuningFree()``.
+        adapt: the hyperparameters that move, each with its rule, instead of ``rule``; what is not named stays. ``Additive`` moves the
+            logarithm of φ/(1−φ) where φ lies in (0, 1), of φ otherwise, ``Multiplicative`` what these are the logarithms of. One value a
+            param group, in ``group["momentum"]`` and so on. Default: the learning rate alone.
+        bounds: what they are held inside, ``{NAME: (low, high)}``, None for the default. Default momentum and β1 (1e-3, 0.9999), β2
+            (1e-3, 0.999999), eps (1e-16, 1), weight_decay (1e-8, 1).
+        horizon: how many past directions the learning rate's hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default
+            1, under ``TuningFree`` a fifth of the run so far.
+        scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
+            ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
+        lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
+        fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
+            needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
+        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), and so is any other
+            hyperparameter that is adapted; no step waits for a value, and steps can be captured in a CUDA graph, after 3 to warm up. Steps
+            that are not taken are counted in ``skipped`` without a warning. Default None: where the parameters are not on a CPU."""
+
+LR = """lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
+            ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule."""
+
+PARAMS = """params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
+            ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable`` may differ by group."""
+
+Class = TypeVar("Class", bound=type)
+
+
+def documented(cls: Class) -> Class:
+    """A class whose docstring has what all of them have in common filled in."""
+    if cls.__doc__ is not None and sys.flags.optimize < 2:
+        cls.__doc__ = cls.__doc__.replace("{params}", PARAMS).replace("{lr}", LR).replace("{shared}", SHARED)
+    return cls
 
 
 @final
+@documented
 class SGDHD(HypergradientOptimizer):
     """SGD-HD and SGDN-HD: stochastic gradient descent, with or without (Nesterov) momentum, that adapts its learning rate.
 
@@ -24,33 +58,13 @@ class SGDHD(HypergradientOptimizer):
     (Algorithm 5). ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
-        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable`` may differ by group.
-        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
-            ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
+        {params}
+        {lr}
         momentum: μ >= 0. Default 0.
         dampening: τ, for the momentum buffer. Default 0.
         weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
         nesterov: Nesterov momentum; needs momentum > 0 and no dampening. Default False.
-        maximize: ascend the loss. Default False.
-        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. 1e-6 is a start for its choice.
-        rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
-            ``Multiplicative(beta)``. Default ``TuningFree()``.
-        adapt: the hyperparameters that move, each with its rule, instead of ``rule``: ``{"lr": rule, "momentum": rule, "weight_decay":
-            rule}``; what is not named stays. ``Additive`` moves log μ/(1−μ) and log λ, ``Multiplicative`` μ/(1−μ) and λ. One value a param
-            group, in ``group["momentum"]`` and ``group["weight_decay"]``. Default: the learning rate alone.
-        bounds: what they are held inside, ``{"momentum": (low, high)}``, None for the default. Default momentum (1e-3, 0.9999),
-            weight_decay (1e-8, 1).
-        horizon: how many past directions the learning rate's hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default
-            1, under ``TuningFree`` a fifth of the run so far.
-        scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
-            ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
-        lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
-        fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
-            needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
-        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a
-            value, and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are
-            not taken are counted in ``skipped`` without a warning. Default False.
+        {shared}
 
     State:
         one buffer of the parameters' size for SGD (the last gradient itself, where ``zero_grad()`` sets gradients to None) and for plain
@@ -90,41 +104,14 @@ class SGDHD(HypergradientOptimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
-        hypergrad_lr: float | None = None,
-        rule: Rule | None = None,
-        adapt: Mapping[str, Any] | None = None,
-        bounds: Mapping[str, Any] | None = None,
-        horizon: float | None = None,
-        scope: ScopeName = "group",
-        lr_bounds: Bounds = (None, None),
-        fused: bool | None = None,
-        capturable: bool = False,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "dampening": dampening,
-                "weight_decay": weight_decay,
-                "nesterov": nesterov,
-                "maximize": maximize,
-                "capturable": capturable,
-            },
-            hypergrad_lr=hypergrad_lr,
-            default_hypergrad_lr=1e-6,
-            rule=rule,
-            adapt=adapt,
-            bounds=bounds,
-            horizon=horizon,
-            scope=scope,
-            lr_bounds=lr_bounds,
-            fused=fused,
-            capturable=capturable,
-        )
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(params, {**options, "maximize": maximize}, default_hypergrad_lr=1e-6, **shared)
 
 
 @final
+@documented
 class AdamHD(HypergradientOptimizer):
     """Adam-HD: Adam that adapts its learning rate.
 
@@ -134,33 +121,12 @@ class AdamHD(HypergradientOptimizer):
     recomputed from the moments before they move on: no state beyond Adam's own. ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
-        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable`` may differ by group.
-        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
-            ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
+        {params}
+        {lr}
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
         eps: ε >= 0, added to the denominator. Default 1e-8.
         weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
-        maximize: ascend the loss. Default False.
-        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. 1e-8 is a start for its choice.
-        rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
-            ``Multiplicative(beta)``. Default ``TuningFree()``.
-        adapt: the hyperparameters that move, each with its rule, instead of ``rule``: ``{"lr": rule, "betas": (rule, rule), "eps": rule,
-            "weight_decay": rule}``; what is not named stays, and None in the pair too. ``Additive`` moves log β1/(1−β1), log β2/(1−β2),
-            log ε and log λ, ``Multiplicative`` what they are the logarithms of. One value a param group, in ``group["betas"]`` and so on.
-            Default: the learning rate alone.
-        bounds: what they are held inside, ``{"betas": ((low, high), (low, high))}``, None for the default. Default betas (1e-3, 0.9999)
-            and (1e-3, 0.999999), eps (1e-16, 1), weight_decay (1e-8, 1).
-        horizon: how many past directions the learning rate's hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default
-            1, under ``TuningFree`` a fifth of the run so far.
-        scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
-            ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
-        lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
-        fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
-            needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
-        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a
-            value, and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are
-            not taken are counted in ``skipped`` without a warning. Default False.
+        {shared}
 
     State:
         two buffers of the parameters' size, as Adam; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
@@ -198,33 +164,14 @@ class AdamHD(HypergradientOptimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        hypergrad_lr: float | None = None,
-        rule: Rule | None = None,
-        adapt: Mapping[str, Any] | None = None,
-        bounds: Mapping[str, Any] | None = None,
-        horizon: float | None = None,
-        scope: ScopeName = "group",
-        lr_bounds: Bounds = (None, None),
-        fused: bool | None = None,
-        capturable: bool = False,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "capturable": capturable},
-            hypergrad_lr=hypergrad_lr,
-            default_hypergrad_lr=1e-8,
-            rule=rule,
-            adapt=adapt,
-            bounds=bounds,
-            horizon=horizon,
-            scope=scope,
-            lr_bounds=lr_bounds,
-            fused=fused,
-            capturable=capturable,
-        )
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, options, default_hypergrad_lr=1e-8, **shared)
 
 
 @final
+@documented
 class AdamWHD(HypergradientOptimizer):
     """AdamW-HD: AdamW, Adam with decoupled weight decay, that adapts its learning rate.
 
@@ -235,33 +182,12 @@ class AdamWHD(HypergradientOptimizer):
     on and from θ_{t-1}: no state beyond Adam's own. ∇αu_0 = 0: the first step leaves the learning rate alone.
 
     Args:
-        params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable`` may differ by group.
-        lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
-            ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule.
+        {params}
+        {lr}
         betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
         eps: ε >= 0, added to the denominator. Default 1e-8.
         weight_decay: decoupled weight decay λ >= 0. Default 1e-2.
-        maximize: ascend the loss. Default False.
-        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``. 1e-8 is a start for its choice.
-        rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
-            ``Multiplicative(beta)``. Default ``TuningFree()``.
-        adapt: the hyperparameters that move, each with its rule, instead of ``rule``: ``{"lr": rule, "betas": (rule, rule), "eps": rule,
-            "weight_decay": rule}``; what is not named stays, and None in the pair too. ``Additive`` moves log β1/(1−β1), log β2/(1−β2),
-            log ε and log λ, ``Multiplicative`` what they are the logarithms of. One value a param group, in ``group["betas"]`` and so on.
-            Default: the learning rate alone.
-        bounds: what they are held inside, ``{"betas": ((low, high), (low, high))}``, None for the default. Default betas (1e-3, 0.9999)
-            and (1e-3, 0.999999), eps (1e-16, 1), weight_decay (1e-8, 1).
-        horizon: how many past directions the learning rate's hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default
-            1, under ``TuningFree`` a fifth of the run so far.
-        scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
-            ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
-        lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
-        fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
-            needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
-        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), no step waits for a
-            value, and steps can be captured in a CUDA graph, after 3 to warm up. Learning rates of groups and tensors only; steps that are
-            not taken are counted in ``skipped`` without a warning. Default False.
+        {shared}
 
     State:
         two buffers of the parameters' size, as AdamW; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
@@ -299,27 +225,7 @@ class AdamWHD(HypergradientOptimizer):
         weight_decay: float = 1e-2,
         *,
         maximize: bool = False,
-        hypergrad_lr: float | None = None,
-        rule: Rule | None = None,
-        adapt: Mapping[str, Any] | None = None,
-        bounds: Mapping[str, Any] | None = None,
-        horizon: float | None = None,
-        scope: ScopeName = "group",
-        lr_bounds: Bounds = (None, None),
-        fused: bool | None = None,
-        capturable: bool = False,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "capturable": capturable},
-            hypergrad_lr=hypergrad_lr,
-            default_hypergrad_lr=1e-8,
-            rule=rule,
-            adapt=adapt,
-            bounds=bounds,
-            horizon=horizon,
-            scope=scope,
-            lr_bounds=lr_bounds,
-            fused=fused,
-            capturable=capturable,
-        )
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, options, default_hypergrad_lr=1e-8, **shared)

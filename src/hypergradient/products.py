@@ -1,42 +1,44 @@
-"""The dot products that hypergradients are made of: g_t · ∂θ_{t-1}/∂φ, tensor by tensor, for every hyperparameter that moves."""
+"""The dot products that hypergradients are made of: g_t · ∂θ_{t-1}/∂φ, tensor by tensor, for every hyperparameter that moves.
 
+All that a step takes are gathered in one place, and leave it together: for the host with one transfer, and on a device as one vector.
+"""
+
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from .directions import Direction, Numbers, signed
-from .fused import Runner
+from .columns import Device, Host, to_floats, total
+from .dials import Dials, Group, State
+from .directions import Direction, signed
+from .execute import Numbers, Runner
 from .hyperparameters import LAST_STEPS, LastStep, known
-from .numbers import Number, sqrt, total
 from .rules import Rule
-from .scopes import Group, ScopeName, State
-from .tensors import dot, finite_zero, is_zero, real, to_numbers
+from .tensors import Norms, Tensors, dot, dots, finite_zero, is_zero, real
 
 
-@dataclass(frozen=True)
-class Products:
-    """What one tensor adds to a hypergradient: g · x, and the squared norms of both where the rule reads norms; −x is the derivative."""
+class Row(NamedTuple):
+    """A tensor with a gradient: its number in the order of the param groups, and that of its group."""
 
-    gx: Number = 0.0
-    gg: Number = 0.0
-    xx: Number = 0.0
-
-
-def weigh(rows: Sequence[tuple[Number, Products]]) -> tuple[Any, Any, Any]:
-    """h = −Σ w g·x, ‖g‖ and ‖w x‖ of tensors that moved by −w x for each unit of a hyperparameter."""
-    h = 0.0 - total(w * x.gx for w, x in rows)  # 0, not −0, at the first step
-    return h, sqrt(total(x.gg for _, x in rows)), sqrt(total(w**2 * x.xx for w, x in rows))
+    i: int
+    g: int
+    group: Group
+    p: Tensor
+    grad: Tensor
+    state: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Tensors of a param group that go through a step as one, since they differ in their elements alone.
+    """Tensors of a param group that go through a step as one, since they differ in their elements alone, or in numbers on a device.
 
     Args:
         group: their param group.
+        g: its number.
+        rows: the tensors' own.
         params: the parameters.
         grads: their gradients.
         states: their states, which ``split`` reads as they are then; empty for those that have none yet.
@@ -44,6 +46,8 @@ class Bundle:
     """
 
     group: Group
+    g: int
+    rows: list[int]
     params: list[Tensor]
     grads: list[Tensor]
     states: list[dict[str, Any]]
@@ -55,121 +59,145 @@ class Bundle:
         columns = {"p": self.params, "g": self.grads, **{name: [state[name] for state in self.states] for name in held}}
         return {name: list(map(real, column)) for name, column in columns.items()} if self.params[0].is_complex() else columns
 
+    def number(self, name: str, numbers: Host | Device) -> Any:
+        """A number of the states: one for all, or a vector where they have each their own."""
+        first = self.states[0].get(name)
+        if not isinstance(first, Tensor) or all(state.get(name) is first for state in self.states):
+            return first
+        return numbers.vector([state[name] for state in self.states])
 
-class Gradients:
-    """The gradients of a step, and how they meet what the last one has left.
 
-    Args:
-        direction: that of the optimizer.
-        groups: its param groups.
-        state: its state.
-        run: does the elementwise work.
-        scope: each tensor has a learning rate of its own under "tensor", each element under "element", in the state's "lr".
-        given: the gradients that ``adapt()`` was given; None for those of ``step()``, in ``p.grad``.
-        on_device: whether the products stay on the device.
+def with_gradients(groups: Sequence[Group], state: State, given: Mapping[Tensor, Tensor] | None) -> list[Row]:
+    """The tensors that have a gradient, in ``p.grad`` or among those that ``adapt()`` was given.
 
     Raises:
         TypeError: a gradient is sparse.
     """
+    found: list[Row] = []
+    i = -1
+    for g, group in enumerate(groups):
+        for p in group["params"]:
+            i += 1
+            grad = p.grad if given is None else given.get(p)
+            if grad is None:
+                continue
+            if grad.layout is not torch.strided:
+                raise TypeError(
+                    f"hypergradients take dense gradients, got {grad.layout} for a parameter of shape {tuple(p.shape)}: "
+                    "build its layer with sparse=False"
+                )
+            found.append(Row(i, g, group, p, grad, state.get(p, {})))
+    return found
 
-    def __init__(
-        self,
-        direction: Direction,
-        groups: Sequence[Group],
-        state: State,
-        run: Runner,
-        scope: ScopeName,
-        given: Mapping[Tensor, Tensor] | None = None,
-        on_device: bool = False,
-    ) -> None:
-        self.direction, self.run, self.given, self.on_device = direction, run, given, on_device
-        self.apart = scope in ("tensor", "element")
-        self.buffers = (*direction.buffers, "gradient", "trace", *(("lr",) if scope == "element" else ()))
-        self.rows: list[tuple[Group, Tensor, Tensor, dict[str, Any]]] = []
-        for group in groups:
-            for p in group["params"]:
-                g = p.grad if given is None else given.get(p)
-                if g is None:
-                    continue
-                if g.layout is not torch.strided:
-                    raise TypeError(
-                        f"hypergradients take dense gradients, got {g.layout} for a parameter of shape {tuple(p.shape)}: "
-                        "build its layer with sparse=False"
-                    )
-                self.rows.append((group, p, g, state.get(p, {})))
 
-    def bundles(self, kept: Container[Tensor] = ()) -> list[Bundle]:
-        """All of them; those whose gradients are to be ``kept`` are not put with others."""
-        numbers = ("lr", "applied", *self.direction.counts)
-        found: dict[Any, Bundle] = {}
-        for group, p, g, state in self.rows:
-            alike: Any = p
-            if not self.apart:
-                held, marks = map(state.__contains__, self.buffers), map(state.get, numbers)
-                alike = id(group), p.dtype, p.device, g.dtype, bool(kept) and p in kept, *held, *marks
-            if alike not in found:
-                found[alike] = Bundle(group, [], [], [], self.buffers)
-            bundle = found[alike]
-            bundle.params.append(p)
-            bundle.grads.append(g)
-            bundle.states.append(state)
-        return list(found.values())
+def bundles(rows: Iterable[Row], buffers: tuple[str, ...], marks: tuple[str, ...], apart: bool, kept: Container[Tensor]) -> list[Bundle]:
+    """The tensors in bundles; each for itself where they are to be ``apart``.
 
-    def products(self, bundles: Sequence[Bundle], rules: Mapping[str, Rule], adapts: bool) -> dict[str, dict[Tensor, Products]]:
-        """For each hyperparameter with its rule, those of all bundles, by their first tensors, brought to the host together or left there.
+    Args:
+        rows: the tensors.
+        buffers: what a state may have of its tensor's shape.
+        marks: the numbers of a state that are one for a bundle.
+        apart: whether each has numbers of its own.
+        kept: those whose gradients are to be kept, which are not put with others.
+    """
+    found: dict[Any, Bundle] = {}
+    for i, g, group, p, grad, state in rows:
+        alike: Any = p
+        if not apart:
+            held, numbers = map(state.__contains__, buffers), map(state.get, marks)
+            alike = g, p.dtype, p.device, grad.dtype, bool(kept) and p in kept, *held, *numbers
+        if alike not in found:
+            found[alike] = Bundle(group, g, [], [], [], [], buffers)
+        bundle = found[alike]
+        bundle.rows.append(i)
+        bundle.params.append(p)
+        bundle.grads.append(grad)
+        bundle.states.append(state)
+    return list(found.values())
 
-        Where nothing ``adapts``, they are 0, or NaN where a gradient is not finite.
-        """
-        terms: dict[tuple[str, Tensor], list[tuple[float, list[Tensor]]]] = {}
-        for bundle in bundles:
-            for name, scale, row in self._terms(bundle, rules, adapts):
-                terms.setdefault((name, bundle.params[0]), []).append((scale, row))
-        values = iter(to_numbers([x for pieces in terms.values() for _, row in pieces for x in row], self.on_device))
-        products: dict[str, dict[Tensor, Products]] = {name: {} for name in rules}
-        for (name, p), pieces in terms.items():
-            scale = pieces[0][0]
-            sums = [total(column) for column in zip(*([next(values) for _ in row] for _, row in pieces), strict=True)]
-            products[name][p] = Products(scale * sums[0], *(x * k for x, k in zip(sums[1:], (1.0, scale**2), strict=False)))
-        return products
 
-    def _terms(self, bundle: Bundle, rules: Mapping[str, Rule], adapts: bool) -> Iterator[tuple[str, float, list[Tensor]]]:
-        """For each hyperparameter k and g · x, piece by piece, and g · g and x · x where its rule reads norms: ∂θ/∂φ = −α k x."""
-        tensors, group, state = bundle.split(), bundle.group, bundle.states[0]
+@dataclass(frozen=True)
+class Term:
+    """What one bundle adds to a hypergradient: g · x, and the squared norms where the rule reads them, tensor by tensor or piece by piece.
+
+    ∂θ/∂φ is −w k x: "k" is the part of a derivative that is one number, and "w" what the tensors have moved by for each unit.
+    """
+
+    bundle: Bundle
+    scale: Any
+    parts: list[tuple[list[int], list[Any]]]
+
+
+@final
+@dataclass(frozen=True)
+class Meeting:
+    """How the gradients of a step meet what the last one has left.
+
+    Args:
+        direction: that of the optimizer.
+        run: does the elementwise work.
+        numbers: the columns' kind.
+        rules: the rule of each hyperparameter that moves, by name, the learning rate first.
+        own: whether the gradients are those of the step, rather than given to ``adapt()``.
+        adapts: whether hyperparameters move; otherwise the products are 0, or NaN where a gradient is not finite.
+    """
+
+    direction: Direction
+    run: Runner
+    numbers: Host | Device
+    rules: Mapping[str, Rule]
+    own: bool
+    adapts: bool
+
+    def terms(self, all_bundles: Sequence[Bundle]) -> dict[str, list[Term]]:
+        """For each hyperparameter, what the bundles add."""
+        found: dict[str, list[Term]] = {name: [] for name in self.rules}
+        for bundle in all_bundles:
+            for name, term in self._of_bundle(bundle):
+                found[name].append(term)
+        return found
+
+    def _of_bundle(self, bundle: Bundle) -> Iterable[tuple[str, Term]]:
+        tensors, group = bundle.split(), bundle.group
+        state = bundle.states[0] | {
+            name: bundle.number(name, self.numbers) for name in ("lr", *self.direction.counts) if name not in tensors
+        }
         applied = state.get("applied", False)
-        unsure = isinstance(applied, Tensor)  # which the device alone knows
-        moved = adapts and (unsure or applied or "trace" in tensors)
-        others = [name for name in rules if name != "lr"]
-        names = known(self.direction, others, state, group["last"]) if others and adapts and applied else []
-        now = {} if self.given is not None else self.direction.objective(group)
+        moved = self.adapts and (isinstance(applied, Tensor) or applied or "trace" in tensors)
+        others = [name for name in self.rules if name != "lr"]
+        names = known(self.direction, others, state, group["last"]) if others and self.adapts and applied is not False else []
+        now = self.direction.objective(group) if self.own else {}
+        if names or (moved and "trace" not in tensors):
+            state = state | {name: bundle.number(name, self.numbers) for name in ("lr", *self.direction.counts) if name not in tensors}
         kind = LAST_STEPS[type(self.direction)] if names else None
         last: Numbers = {}
         if kind is not None:
             last = kind.numbers(self.direction, state, group["last"])
         elif moved and "trace" not in tensors:
             last = self.direction.last_numbers(state, group["last"])
-        norms = {name: rule.reads_norms for name, rule in rules.items()}
+        norms = {name: rule.reads_norms for name, rule in self.rules.items()}
         ready = "trace" in tensors or self.direction.stored  # no work but dot products of tensors that there are
         light = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not moved)
-        fixed = self.direction, self.given is None, moved, kind, tuple((name, norms[name]) for name in ("lr", *names))
-        for scalars in self.run(meet, tensors, now | last, *fixed, light=light):
-            if unsure and "trace" not in tensors:
-                scalars = [torch.where(applied > 0, x, 0 * x) for x in scalars]
-            rows = iter(scalars)
-            for name in ("lr", *names):
-                scale = 1.0 if name == "lr" else last[f"scale of {name}"]
-                yield name, scale, [next(rows) for _ in range(1 + norms[name] * (2 if moved else 1))]
+        fixed = self.direction, self.own, moved, kind, tuple((name, norms[name]) for name in ("lr", *names))
+        parts = self.run(meet, tensors, now | last, *fixed, light=light, live=13 if names else 4)
+        first = 0
+        for name in ("lr", *names):
+            count = 1 + norms[name] * (2 if moved else 1)
+            scale = 1.0 if name == "lr" else last[f"scale of {name}"]
+            yield name, Term(bundle, scale, [(rows, scalars[first : first + count]) for rows, scalars in parts])
+            first += count
 
 
 def meet(
-    piece: Mapping[str, Tensor],
+    piece: Mapping[str, Any],
     numbers: Numbers,
     direction: Direction,
     own: bool,
     moved: bool,
     kind: type[LastStep] | None,
     rules: tuple[tuple[str, bool], ...],
-) -> list[Tensor]:
-    """The products of a gradient with what the last step has left of one tensor.
+) -> list[Any]:
+    """The products of a gradient with what the last step has left of one tensor, or of each of a list.
 
     Args:
         piece: the parameter "p", its gradient "g", its buffers.
@@ -186,27 +214,156 @@ def meet(
         return [finite_zero(g), dot(g, g)] if norms else [finite_zero(g)]
     step = kind(piece["p"], piece, numbers) if kind is not None else None
     d = step.d if step and "trace" not in piece else last_direction(piece, numbers, direction)
-    scalars = inner(g, d, norms)
-    for name, reads in others:
-        # What weight decay is to minimise is the loss without the penalty that it makes.
-        loss = signed(piece["g"], numbers) if name == "weight_decay" and own else g
-        scalars += inner(loss, cast(LastStep, step).by(name), reads)
-    return scalars
+
+    def pairs() -> Iterator[tuple[Any, Any, bool]]:
+        yield g, d, norms
+        for name, reads in others:
+            # What weight decay is to minimise is the loss without the penalty that it makes.
+            loss = signed(piece["g"], numbers) if name == "weight_decay" and own else g
+            assert step is not None
+            yield loss, step.by(name), reads
+
+    return inner(pairs())
 
 
-def objective(piece: Mapping[str, Tensor], numbers: Numbers, direction: Direction, own: bool) -> Tensor:
+def objective(piece: Mapping[str, Any], numbers: Numbers, direction: Direction, own: bool) -> Any:
     """What is minimised along; what ``adapt()`` was given is that itself."""
-    return direction.gradient(piece["g"], piece["p"], numbers) if own else piece["g"]
+    if not own:
+        return piece["g"]
+    return direction.gradient(piece["g"], None if is_zero(numbers["penalty"]) else piece["p"], numbers)  # a pack copies what is asked for
 
 
-def last_direction(piece: Mapping[str, Tensor], numbers: Numbers, direction: Direction) -> Tensor:
+def last_direction(piece: Mapping[str, Any], numbers: Numbers, direction: Direction) -> Any:
     """d_{t-1}, or the trace of several."""
-    return piece["trace"] if "trace" in piece else direction.previous(piece["p"], piece, numbers)
+    if "trace" in piece:
+        return piece["trace"]
+    return direction.previous(None if is_zero(numbers.get("weight_decay", 0.0)) else piece["p"], piece, numbers)
 
 
-def inner(g: Tensor, x: Tensor, norms: bool) -> list[Tensor]:
-    """g · x, and with ``norms`` also g · g and x · x."""
-    return [dot(g, x), dot(g, g), dot(x, x)] if norms else [dot(g, x)]
+def inner(pairs: Iterable[tuple[Any, Any, bool]]) -> list[Any]:
+    """g · x of each pair, and where norms are asked for also g · g and x · x; those of lists all together, others one after the other."""
+    found: list[Any] = []
+    lists: list[tuple[Tensors, Tensors]] = []
+    last, square = None, None
+    for g, x, norms in pairs:
+        if isinstance(g, Tensors):
+            lists += [(g, x), (g, g), (x, x)] if norms else [(g, x)]
+            continue
+        found.append(dot(g, x))
+        if norms:
+            if g is not last or torch.compiler.is_compiling():  # a kernel gives each of what it is asked for once
+                last, square = g, dot(g, g)
+            found += [square, dot(x, x)]
+        del x  # before the next is made
+    return dots(lists) if lists else found
+
+
+Weight = Any
+"""Of a bundle: what its tensors have moved by for each unit of a hyperparameter; a number or a vector, None for 1."""
+
+
+def on_host(terms: Mapping[str, Sequence[tuple[Term, Sequence[int], Weight]]], sizes: Mapping[str, int]) -> dict[str, list[list[float]]]:
+    """For each hyperparameter the columns Σ w g·x, Σ g·g and Σ w² x·x, and Σ g·x; of the terms with the entry of each tensor.
+
+    Every sum is rounded once, so that it does not depend on the order.
+    """
+    scalars = [x for rows in terms.values() for term, _, _ in rows for _, kinds in term.parts for kind in kinds for x in kind]
+    values = iter(to_floats(scalars))
+    found = {}
+    for name, rows in terms.items():
+        entries: list[list[tuple[float, ...]]] = [[] for _ in range(sizes[name])]
+        for term, index, weight in rows:
+            w = 1.0 if weight is None else float(weight)
+            pieces = [[next(values) for kind in kinds for _ in kind] for _, kinds in term.parts]
+            gx, *norms = map(total, zip(*pieces, strict=True))
+            gg, xx = (*norms, 0.0, 0.0)[:2]
+            entries[index[term.bundle.rows[0]]].append((w * (term.scale * gx), gg, w**2 * (term.scale**2 * xx), gx))
+        found[name] = [[total(column) for column in zip(*rows, strict=True)] or [0.0] * 4 for rows in entries]
+    return {name: [list(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
+
+
+def on_device(
+    terms: Mapping[str, Sequence[tuple[Term, Sequence[int], Weight]]], sizes: Mapping[str, int], numbers: Device, norms: bool
+) -> dict[str, list[Tensor]]:
+    """Vectors of Σ w g·x, and the roots of the other sums; of the same terms. Everything is added up by one ``index_add``."""
+    kinds = 3 if norms else 1
+    flat: list[list[Tensor]] = [[] for _ in range(kinds)]
+    found_norms = all(isinstance(x, Norms) for rows in terms.values() for term, _, _ in rows for _, found in term.parts for x in found[1:])
+    index, weights, start = list[int](), list[Any](), 0
+    for name, rows in terms.items():
+        for term, entries, weight in rows:
+            w: Any = term.scale if weight is None else term.scale * weight
+            for tensors, found in term.parts:
+                count = len(found[0])
+                for kind, column in enumerate(flat):
+                    own = found[kind] if kind < len(found) else [numbers.constant(0.0)] * count
+                    column += own if found_norms or not isinstance(own, Norms) else [x * x for x in own]
+                index += [start + entries[term.bundle.rows[i]] for i in tensors[:count]]
+                weights += [w[i] if isinstance(w, Tensor) and w.dim() else w for i in tensors[:count]]
+        start += sizes[name]
+    if not index:
+        return {name: [numbers.constant((0.0,) * size)] * 3 for name, size in sizes.items()}
+    sums = torch.stack([numbers.number(x) if x.device != numbers.device else x for column in flat for x in column])
+    sums = sums.to(numbers.dtype).view(kinds, -1)
+    if found_norms and norms:
+        sums[1:].square_()
+    if any(isinstance(w, Tensor) or w != 1.0 for w in weights):
+        w = numbers.vector(weights)
+        sums[0].mul_(w)
+        if norms:
+            sums[2].mul_(w * w)
+    if start == 1:
+        sums = sums.sum(1, keepdim=True)
+    elif index != list(range(start)):
+        sums = sums.new_zeros(kinds, start).index_add_(1, numbers.constant(tuple(index), torch.int64), sums)
+    if norms:
+        sums[1:].sqrt_()
+    start, vectors = 0, {}
+    for name, size in sizes.items():
+        vectors[name] = [x[start : start + size] for x in sums.unbind()]
+        start += size
+    return vectors
+
+
+def hypergradient_sums(
+    meeting: Meeting, found: Sequence[Bundle], dials: Dials, groups: Sequence[Group], by_element: bool
+) -> tuple[dict[str, list[Any]], Any]:
+    """The sums of every hyperparameter (see ``on_host``), of dials or of param groups, and whether all are finite.
+
+    A tensor counts with what it has moved by for each unit: the ratio to its dial, the learning rate for other hyperparameters.
+    """
+    group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
+    terms: dict[str, list[tuple[Term, Sequence[int], Weight]]] = {}
+    for name, own in meeting.terms(found).items():
+        index = dials.index if name == "lr" else group_of
+        terms[name] = [(term, index, _weight(name, term.bundle, meeting, dials, by_element)) for term in own]
+    sizes = {name: dials.size if name == "lr" else len(groups) for name in terms}
+    if not isinstance(meeting.numbers, Device):
+        sums = on_host(terms, sizes)
+        ok = all(math.isfinite(x) for kinds in sums.values() for column in (kinds[0], kinds[3]) for x in column)
+        if not ok and meeting.rules["lr"].averages:  # no dial goes on where one cannot
+            sums["lr"][0] = [math.nan] * dials.size
+        return sums, ok
+    vectors = on_device(terms, sizes, meeting.numbers, any(rule.reads_norms for rule in meeting.rules.values()))
+    if meeting.adapts and not meeting.rules["lr"].averages:
+        return vectors, True  # as far as is known: what the rules make of it is looked at
+    every = [kinds[0] for kinds in vectors.values()]
+    lost = sum((x - x).sum() for x in every)
+    if dials.size > 1 or len(every) > 1:
+        vectors["lr"][0] = vectors["lr"][0] + lost
+    return vectors, lost == 0
+
+
+def _weight(name: str, bundle: Bundle, meeting: Meeting, dials: Dials, by_element: bool) -> Weight:
+    weight = None
+    if name == "lr":  # the way to the average is that of the whole update already
+        weight = None if dials.last is None or meeting.rules["lr"].averages else dials.last[bundle.g]
+    elif not by_element:
+        weight = bundle.number("lr", meeting.numbers)
+    applied = bundle.states[0].get("applied")
+    if isinstance(applied, Tensor) and "trace" not in bundle.states[0]:
+        return applied if weight is None else weight * applied
+    return 0.0 if weight is None and name != "lr" and not by_element else weight
 
 
 def given_gradients(loss_or_grads: Tensor | Sequence[Tensor | None], groups: Sequence[Group]) -> dict[Tensor, Tensor]:

@@ -1,19 +1,21 @@
 """Rules: how a hyperparameter follows its hypergradient. (α_{t-1}, β, h_t, ‖g_t‖, ‖∇αu_{t-1}‖) → α_t.
 
-In Python floats, or in tensors where they stay on the device (see numbers.py): so a rule asks no number what it is, and chooses by
-``where``. They are written for the learning rate, and move every other hyperparameter too, in the coordinates of hyperparameters.py.
+Each is one elementwise text: of Python floats, of vectors with an entry for each learning rate, or of the elements of a tensor. It is
+handed ``xp``, which has the functions of torch for whichever these are: torch itself, or ``host`` for floats. So a rule asks no number
+what it is, and chooses by ``where``. Rules are written for the learning rate, and move every other hyperparameter too, in the coordinates
+of hyperparameters.py.
 """
 
-import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+from . import host
 from .checks import check_number
-from .numbers import Truth, clip, every, finite, no, where
 
 Memory = dict[str, Any]
-"""What a rule keeps of the steps so far, for one scope."""
+"""What a rule keeps of the steps so far, by name."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +30,11 @@ class Move:
         beta: β_t, where it is adapted too.
     """
 
-    alpha: float
+    alpha: Any
     memory: Memory
-    window: float = 1.0
-    back: bool = False
-    beta: float | None = None
-
-    @property
-    def finite(self) -> Any:
-        """Whether the step can be taken."""
-        return every(finite(x) for x in (self.alpha, 0.0 if self.beta is None else self.beta, *self.memory.values()))
-
-    def or_else(self, holds: Truth, other: "Move") -> "Move":
-        """This one where a condition ``holds``, or the other, which keeps the same."""
-        memory = {name: where(holds, value, other.memory[name]) for name, value in self.memory.items()}
-        beta = self.beta if self.beta is None or other.beta is None else where(holds, self.beta, other.beta)
-        alpha, window = where(holds, self.alpha, other.alpha), where(holds, self.window, other.window)
-        return Move(alpha, memory, window, (holds & self.back) | (no(holds) & other.back), beta)
+    window: Any = 1.0
+    back: Any = False
+    beta: Any = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ class Rule(ABC):
         return {}
 
     @abstractmethod
-    def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
+    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
         """The learning rate α_t.
 
         Args:
@@ -93,6 +83,7 @@ class Rule(ABC):
             h: hypergradient h_t = g_t · ∇αu_{t-1}; 0 at the first step.
             g_norm: ‖g_t‖, 0 where the rule does not read norms.
             d_norm: ‖∇αu_{t-1}‖, the same.
+            xp: the functions of such numbers: torch, or ``host`` for floats.
         """
 
 
@@ -107,11 +98,11 @@ class Level(Rule):
     scales: ClassVar[bool] = False
 
     @abstractmethod
-    def speed(self, alpha: float, h: float, bound: float) -> float:
-        """s_t, from α_{t-1}, h_t and the bound that the norms set to h_t: |h_t| ≤ ‖g_t‖ ‖∇αu_{t-1}‖. Elementwise for tensors."""
+    def speed(self, alpha: Any, h: Any, bound: Any, xp: Any = host) -> Any:
+        """s_t, from α_{t-1}, h_t and the bound that the norms set to h_t: |h_t| ≤ ‖g_t‖ ‖∇αu_{t-1}‖."""
 
     @abstractmethod
-    def reach(self, alpha: float, bound: float) -> float:
+    def reach(self, alpha: Any, bound: Any) -> Any:
         """The bound that those set to |s_t|."""
 
     def __post_init__(self) -> None:
@@ -120,9 +111,9 @@ class Level(Rule):
         else:
             super().__post_init__()
 
-    def __call__(self, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> float:
+    def __call__(self, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Any:
         """α_t, where β stays."""
-        return alpha - beta * self.speed(alpha, h, g_norm * d_norm)
+        return alpha - beta * self.speed(alpha, h, g_norm * d_norm, xp)
 
     def fresh(self) -> Memory:
         rule, level, memory = self, 1, Memory()
@@ -135,22 +126,22 @@ class Level(Rule):
     def summary(self, memory: Memory) -> dict[str, float]:
         return {name: value for name, value in memory.items() if name.startswith("hypergrad_lr")}
 
-    def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
+    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
         memory = dict(memory)
-        found, beta = self._climb(memory, 1, alpha, beta, h, g_norm * d_norm)
+        found, beta = self._climb(memory, 1, alpha, beta, h, g_norm * d_norm, xp)
         return Move(found, memory, beta=beta if isinstance(self.beta, Adapted) else None)
 
-    def _climb(self, memory: Memory, level: int, alpha: float, beta: float, h: float, bound: float) -> tuple[float, float]:
+    def _climb(self, memory: Memory, level: int, alpha: Any, beta: Any, h: Any, bound: Any, xp: Any) -> tuple[Any, Any]:
         """This level's α_t and β_t, the highest level first; what the levels above keep is written to ``memory``.
 
         H^(k+1)_t = −H^(k)_t s^(k)_{t-1}: the derivative of the loss by β, through the α_{t-1} that it has made.
         """
-        s = self.speed(alpha, h, bound)
+        s = self.speed(alpha, h, bound, xp)
         if isinstance(self.beta, Adapted):
             speed, reach, name = f"speed_{level}", f"reach_{level}", f"hypergrad_lr_{level + 1}"
             above = self.beta.rule
             own = memory.get(name, above.first_beta)
-            beta, own = above._climb(memory, level + 1, beta, own, -h * memory[speed], bound * memory[reach])
+            beta, own = above._climb(memory, level + 1, beta, own, -h * memory[speed], bound * memory[reach], xp)
             memory |= {speed: s, reach: self.reach(alpha, bound)} | ({name: own} if name in memory else {})
         return alpha - beta * s, beta
 
@@ -177,10 +168,10 @@ class Additive(Level):
         Baydin et al., *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018, Algorithms 4 to 6.
     """
 
-    def speed(self, alpha: float, h: float, bound: float) -> float:
+    def speed(self, alpha: Any, h: Any, bound: Any, xp: Any = host) -> Any:
         return h
 
-    def reach(self, alpha: float, bound: float) -> float:
+    def reach(self, alpha: Any, bound: Any) -> Any:
         return bound
 
 
@@ -217,12 +208,12 @@ class Multiplicative(Level):
                 "start from lr > 0, or use Additive, which climbs from 0"
             )
 
-    def speed(self, alpha: float, h: float, bound: float) -> float:
-        known = (bound > 0) & (bound < math.inf)  # otherwise no gradient, no last direction, or norms beyond the numbers: no cosine
-        s: float = where(known, alpha * clip(h / where(known, bound, 1.0), -1.0, 1.0), 0.0)  # beyond 1 by rounding alone
-        return s
+    def speed(self, alpha: Any, h: Any, bound: Any, xp: Any = host) -> Any:
+        unknown = xp.logical_not(bound > 0)  # no gradient, or no last direction; where norms are beyond the numbers the cosine is 0
+        cosine = xp.clamp(xp.div(h, bound), -1.0, 1.0)  # beyond 1 by rounding alone
+        return alpha * xp.masked_fill(cosine, unknown, 0.0)
 
-    def reach(self, alpha: float, bound: float) -> float:
+    def reach(self, alpha: Any, bound: Any) -> Any:
         return abs(alpha)
 
 
@@ -277,3 +268,10 @@ def check_level(name: str, rule: Any) -> None:
     """Raise TypeError where ``rule`` cannot adapt anything but a learning rate."""
     if not isinstance(rule, Level):
         raise TypeError(f"{name} takes a rule such as Additive(1e-6) or Multiplicative(0.01), got {rule!r}")
+
+
+def norms_of(x: Mapping[str, Any], xp: Any) -> tuple[Any, Any]:
+    """‖g‖ and ‖∂θ/∂φ‖ where the rule reads them: a device gives them as they are, the host their squares."""
+    if "g_norm" in x:
+        return x["g_norm"], x["d_norm"]
+    return (xp.sqrt(x["gg"]), xp.sqrt(x["xx"])) if "gg" in x else (0.0, 0.0)

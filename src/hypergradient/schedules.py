@@ -5,10 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
-from torch import Tensor
-
+from . import host
 from .checks import check_number
-from .numbers import clip, larger, where
 from .rules import Adapted, Memory, Move, Rule
 
 
@@ -29,8 +27,8 @@ class Schedule(Rule):
             object.__setattr__(self, name, getattr(self.rule, name))
 
     @abstractmethod
-    def applied(self, alpha: float, t: Any) -> float:
-        """The learning rate of step t, from 1, where the rule's is ``alpha``; t is an int, or a tensor on the device."""
+    def applied(self, alpha: Any, t: Any, xp: Any = host) -> Any:
+        """The learning rate of step t, from 1, where the rule's is ``alpha``; t is an int, or a vector on the device."""
 
     def check_lr(self, lr: float) -> None:
         self.rule.check_lr(lr)
@@ -47,13 +45,13 @@ class Schedule(Rule):
     def summary(self, memory: Memory) -> dict[str, float]:
         return {"adapted lr": memory[self._own[1]], **self.rule.summary(memory)}
 
-    def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
+    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
         steps, kept, applied = self._own
-        near = abs(alpha - memory[applied]) <= 1e-6 * larger(abs(alpha), abs(memory[applied]))  # a tensor lr is rounded
-        alpha = where((memory[steps] > 0) & near, memory[kept], alpha)
-        move = self.rule.move(memory, alpha, beta, h, g_norm, d_norm)
+        near = abs(alpha - memory[applied]) <= 1e-6 * xp.maximum(abs(alpha), abs(memory[applied]))  # a tensor lr is rounded
+        alpha = xp.where((memory[steps] > 0) & near, memory[kept], alpha)
+        move = self.rule.move(memory, alpha, beta, h, g_norm, d_norm, xp)
         t = memory[steps] + 1
-        found = self.applied(move.alpha, t if isinstance(t, Tensor) else int(t))
+        found = self.applied(move.alpha, int(t) if xp is host else t, xp)
         return replace(move, alpha=found, memory={**move.memory, steps: t, kept: move.alpha, applied: found})
 
 
@@ -72,7 +70,7 @@ class Transition(Schedule):
     Args:
         rule: adapts α_t.
         alpha_inf: α_∞ > 0, the learning rate that it ends with.
-        delta: δ, from t = 1 to [0, 1]: δ(1) = 1, δ → 0 and t δ(t) → 0. Under ``capturable`` t is a tensor. Default 1/t².
+        delta: δ, from t = 1 to [0, 1]: δ(1) = 1, δ → 0 and t δ(t) → 0. On a device t is a tensor. Default 1/t².
 
     Raises:
         ValueError: ``alpha_inf`` is not a positive number, or δ(1) is not 1.
@@ -99,7 +97,7 @@ class Transition(Schedule):
         if self.delta(1) != 1:
             raise ValueError(f"delta(1) must be 1, got {self.delta(1)!r}")
 
-    def applied(self, alpha: float, t: Any) -> float:
+    def applied(self, alpha: Any, t: Any, xp: Any = host) -> Any:
         delta = self.delta(t)
         return delta * alpha + (1 - delta) * self.alpha_inf
 
@@ -136,6 +134,5 @@ class Decay(Schedule):
         if not 0 < self.share <= 1:
             raise ValueError(f"share must lie above 0 and be at most 1, got {self.share!r}")
 
-    def applied(self, alpha: float, t: Any) -> float:
-        found: float = alpha * clip((self.total_steps + 1 - t) / (self.share * self.total_steps), 0.0, 1.0)
-        return found
+    def applied(self, alpha: Any, t: Any, xp: Any = host) -> Any:
+        return alpha * xp.clamp((self.total_steps + 1 - t) / (self.share * self.total_steps), 0.0, 1.0)

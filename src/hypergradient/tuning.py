@@ -1,16 +1,11 @@
 """The tuning-free rule: a learning rate found from a safe start, on the hypergradient of its logarithm over the last fifth of the run."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from torch import Tensor
-
-from .directions import Direction
-from .numbers import clip, exp, finite, larger, no, smaller, sqrt, total, where
+from . import host
 from .rules import Memory, Move, Rule
-from .tensors import dot, real, to_numbers
 
 
 @final
@@ -86,82 +81,73 @@ class TuningFree(Rule):
     def fresh(self) -> Memory:
         return dict.fromkeys(("steps", "signals", "signal", "power", "largest", "sudden", "turned"), 0.0)
 
-    def move(self, memory: Memory, alpha: float, beta: float, h: float, g_norm: float, d_norm: float) -> Move:
-        steps, turned = memory["steps"], memory["turned"]
-        window = self._window(steps + 1)
-        known = finite(h) & finite(g_norm) & finite(d_norm)
-        moved = known & (steps > 0) & (g_norm * d_norm > 0)
-        cosine = where(moved, clip(-h / where(moved, g_norm, 1.0) / where(moved, d_norm, 1.0), -1.0, 1.0), 0.0)
-        signals = memory["signals"] + 1
-        m = 0.9 * memory["signal"] + 0.1 * cosine
-        v = 0.99 * memory["power"] + 0.01 * cosine**2
+    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
+        steps, turned, largest = memory["steps"], memory["turned"], memory["largest"]
+        started, bound = steps > 0, g_norm * d_norm
+        known = (h - h) + bound < math.inf
+        moved = known & started & (bound > 0)
+        still = xp.logical_not(moved)
+        cosine = xp.masked_fill(xp.clamp(xp.div(xp.div(-h, g_norm), d_norm), -1.0, 1.0), still, 0.0)
+        signals = memory["signals"] + moved
+        m = xp.lerp(memory["signal"], cosine, 0.1)
+        v = xp.lerp(memory["power"], cosine**2, 0.01)
         climbs = turned == 0
-        early = climbs | (steps < turned + 50)
-        largest = memory["largest"]
-        sudden = (cosine < 0) & (largest > 0) & (g_norm > where(early, *self.SUDDEN) * largest)
-        runs_away = sudden & (early | (memory["sudden"] > 0))
+        early = climbs | (steps - turned < 50)
+        sudden = (cosine < 0) & (g_norm > (early * (self.SUDDEN[0] - self.SUDDEN[1]) + self.SUDDEN[1]) * largest)
+        runs_away = sudden & xp.logical_or(early, memory["sudden"])
         turns = moved & (runs_away | (m < -0.9) | (climbs & (m < 0) & (steps > 10)))
+        back = xp.logical_not(known) | turns
 
-        s = (m / (1 - 0.9**signals)) / (sqrt(v / (1 - 0.99**signals)) + 1e-8)
-        climb = smaller(self.CLIMB, 0.7 / sqrt(larger(steps, 1.0))) * s
-        q = clip(s + self.BIAS, -1.0, 1.0)
-        fall = beta * where(q > 0, self.RISE * q, q) / larger(10.0, steps)
-        halves = (no(known) & (steps > 0)) | turns
-        goes_on = where(moved, alpha * exp(where(climbs, climb, fall)), alpha)  # without a signal, where nothing has moved yet, or again
+        signals_at_least_1 = xp.clamp(signals, min=1.0)
+        s = m / (1 - 0.9**signals_at_least_1) / (xp.sqrt(v / (1 - 0.99**signals_at_least_1)) + 1e-8)
+        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.CLIMB) * s
+        q = xp.clamp(s + self.BIAS, -1.0, 1.0)
+        fall = beta * xp.maximum(self.RISE * q, q) / xp.clamp(steps, min=10.0)
+        factor = xp.exp(xp.masked_fill(xp.where(climbs, climb, fall), still, 0.0))  # no signal where nothing has moved yet, or again
+        alpha = alpha * xp.masked_fill(factor, back & started, 0.5)
 
-        grown = where(moved, larger(smaller(g_norm, 1.1 * largest), 0.99 * largest), larger(g_norm, 0.99 * largest))
+        seen = steps + known
+        grown = xp.clamp(g_norm, 0.99 * largest, xp.masked_fill(1.1 * largest, still, math.inf))
         new = {
-            "steps": where(known, steps + 1, steps),
-            "signals": where(moved, signals, memory["signals"]),
+            "steps": seen,
+            "signals": signals,
             # What the signal was before is forgotten at the end of the climb, and at a return after it.
-            "signal": where(moved, where(turns, 0.0, m), memory["signal"]),
-            "power": where(moved, v, memory["power"]),
-            "largest": where(known & no(turns), grown, largest),
-            "sudden": where(moved, where(sudden, 1.0, 0.0), memory["sudden"]),
-            "turned": where(turns & climbs, larger(1.0, steps), turned),
+            "signal": xp.where(moved, xp.masked_fill(m, turns, 0.0), memory["signal"]),
+            "power": xp.where(moved, v, memory["power"]),
+            "largest": xp.where(back, largest, grown),
+            "sudden": xp.where(moved, sudden, memory["sudden"]),
+            "turned": xp.where(turns & climbs, steps, turned),
         }
-        return Move(where(halves, alpha / 2, goes_on), new, window, no(known) | turns)
+        return Move(alpha, new, self._window(seen, xp), back)
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {
             "signal": memory["signal"],
-            "noise": sqrt(memory["power"]),
-            "horizon": self._window(memory["steps"]),
-            "climbing": where(memory["turned"] == 0, 1.0, 0.0),
+            "noise": math.sqrt(memory["power"]),
+            "horizon": self._window(memory["steps"], host),
+            "climbing": float(memory["turned"] == 0),
         }
 
-    def _window(self, steps: float) -> float:
+    def _window(self, steps: Any, xp: Any) -> Any:
         """How many steps the average looks over."""
-        window: float = larger(self.SHORTEST, self.SHARE * steps)
-        return window
+        return xp.clamp(self.SHARE * steps, min=self.SHORTEST)
 
 
-def first_steps(
-    direction: Direction, groups: Mapping[Tensor, dict[str, Any]], on_device: bool = False
-) -> dict[Tensor, tuple[float, float, float]]:
-    """‖g_1‖², ‖θ_0‖² and ‖d_1‖² of each tensor with a gradient; ``groups`` has the param group of each tensor."""
-    moving = {p: group for p, group in groups.items() if p.grad is not None}
-    terms: dict[Tensor, list[Tensor]] = {}
-    for p, d in direction.first(moving):
-        assert p.grad is not None
-        terms[p] = [dot(x, x) for x in (real(p.grad), real(p), d)]
-    values = iter(to_numbers([term for row in terms.values() for term in row], on_device))
-    return {p: (next(values), next(values), next(values)) for p in terms}
-
-
-def safe_starts(first: Mapping[Tensor, tuple[float, float, float]], ratios: Mapping[Tensor, float]) -> tuple[float, float]:
-    """The learning rates at which the first step moves a scope by 1e-3 (1 + ‖θ_0‖), and by 0.03 (1 + ‖θ_0‖).
-
-    Both are 0 where its gradients are zero or not finite.
+def safe_start(xp: Any, alpha: Any, begins: Any, gg: Any, pp: Any, dd: Any) -> tuple[Any, Any]:
+    """The learning rate of a first step: one that moves a scope by 1e-3 (1 + ‖θ_0‖) to 0.03 (1 + ‖θ_0‖), where it ``begins``.
 
     Args:
-        first: the squares that ``first_steps`` has found.
-        ratios: the scope's tensors, each moving with its ratio to the learning rate.
+        xp: the functions of such numbers.
+        alpha: the one that is given; 0 where none is.
+        begins: whether this is the first step.
+        gg: ‖g_1‖²; without a gradient weight decay may give a direction yet, as torch's distributed checkpoint primes state by such a step.
+        pp: ‖θ_0‖².
+        dd: ‖d_1‖².
+
+    Returns:
+        The learning rate, and whether there is no gradient yet, so that the rule waits.
     """
-    rows = [(ratio, *first[p]) for p, ratio in ratios.items() if p in first]
-    # Without a gradient weight decay may give a direction yet: torch's distributed checkpoint primes state by such a step.
-    moves = total(gg for _, gg, _, _ in rows) > 0
-    d_norm = sqrt(total(ratio**2 * dd for ratio, _, _, dd in rows))
-    moves = moves & (d_norm > 0) & (d_norm < math.inf)
-    whole = where(moves, (1 + sqrt(total(theta for _, _, theta, _ in rows))) / where(moves, d_norm, 1.0), 0.0)
-    return TuningFree.FIRST[0] * whole, TuningFree.FIRST[1] * whole
+    still = xp.logical_not((gg > 0) & (dd > 0) & (dd < math.inf))
+    whole = xp.masked_fill(xp.div(1 + xp.sqrt(pp), xp.sqrt(dd)), still, 0.0)
+    low, high = (share * whole for share in TuningFree.FIRST)
+    return xp.where(begins & xp.logical_not(still), xp.clamp(alpha, low, high), alpha), begins & still

@@ -7,6 +7,7 @@ the stack.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from hypergradient import directions
-from hypergradient.numbers import total
+from hypergradient.columns import Host, total
+from hypergradient.others import alike
 from hypergradient.rules import Additive, Rule
+from hypergradient.turn import turn
 
 from .config import Config
 from .data import Data
@@ -109,29 +112,35 @@ class Ensemble:
         losses = self.losses(x, y)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            h, *norms = self._hypergradients()
+            gx, gg, xx = self._products()
+            h = [-x for x in gx]
             for i, config in enumerate(self.runs):
                 self.skipped[i] = not math.isfinite(h[i])
-                if config.adapts:
-                    self._move(i, h[i], norms[0][i], norms[1][i])
-                else:
+                if not config.adapts:
                     self.alphas[i] = config.lr_at(self.steps, self.total)
+            adapting = {i: rule for i, rule in enumerate(self.rules) if self.runs[i].adapts}
+            for runs in alike(adapting):
+                self._move(runs, {"gx": [gx[i] for i in runs], "gg": [gg[i] for i in runs], "xx": [xx[i] for i in runs]})
             self._update()
         self.steps += 1
         return losses.tolist(), h
 
-    def _move(self, i: int, h: float, g_norm: float, d_norm: float) -> None:
-        """What the rule of run ``i`` makes of the step."""
-        rule = self.rules[i]
-        norms = (g_norm, d_norm) if rule.reads_norms else (0.0, 0.0)
-        move = rule.move(self.memories[i], self.alphas[i], self.betas[i], h, *norms)
-        self.skipped[i] |= not move.finite
-        if not self.skipped[i]:
-            self.alphas[i], self.memories[i] = move.alpha, move.memory
-            self.betas[i] = self.betas[i] if move.beta is None else move.beta
+    def _move(self, runs: Sequence[int], sums: dict[str, list[float]]) -> None:
+        """What their rule, which differs in β alone, makes of the step of some runs."""
+        rule = self.rules[runs[0]]
+        kept = {name: f"memory.{name}" for name in rule.fresh()}
+        free = {"low": [-math.inf] * len(runs), "high": [math.inf] * len(runs)}
+        columns = {"alpha": [self.alphas[i] for i in runs], "beta": [self.betas[i] for i in runs], **free, **sums}
+        columns |= {key: [self.memories[i][name] for i in runs] for name, key in kept.items()}
+        found = Host().each(partial(turn, rule, math.inf, kept), columns, len(runs))
+        for k, i in enumerate(runs):
+            self.skipped[i] |= not (found["fine"][k] and math.isfinite(found["alpha"][k]))
+            if not self.skipped[i]:
+                self.alphas[i], self.memories[i] = found["alpha"][k], {name: found[key][k] for name, key in kept.items()}
+                self.betas[i] = found["beta"][k] if "beta" in found else self.betas[i]
 
-    def _hypergradients(self) -> tuple[list[float], list[float], list[float]]:
-        """h = −g · d of each run, and the norms of g and d where a rule reads them."""
+    def _products(self) -> tuple[list[float], list[float], list[float]]:
+        """g · d of each run, and g · g and d · d where a rule reads norms."""
         runs = len(self.runs)
         zeros = [0.0] * runs
         if self.steps == 0 or not any(config.adapts for config in self.runs):
@@ -141,11 +150,11 @@ class Ensemble:
         for p, state, group in zip(self.params, self.states, self.groups, strict=True):
             assert p.grad is not None
             g = self.direction.gradient(p.grad, p, self.direction.objective(group)).flatten(1)
-            d = self.direction.previous(p, state, self.direction.last_numbers({"lr": 0.0, **state}, group)).flatten(1)
+            d: Tensor = self.direction.previous(p, state, self.direction.last_numbers({"lr": 0.0, **state}, group)).flatten(1)
             for term, pair in zip(terms, ((g, d), (g, g), (d, d)) if reads else ((g, d),), strict=False):
                 term.append(torch.linalg.vecdot(*pair))
         gd, gg, dd = ([total(part) for part in zip(*map(Tensor.tolist, term), strict=True)] or zeros for term in terms)
-        return [-x for x in gd], [math.sqrt(x) for x in gg], [math.sqrt(x) for x in dd]
+        return gd, gg, dd
 
     def _update(self) -> None:
         for p, state, group in zip(self.params, self.states, self.groups, strict=True):

@@ -206,7 +206,7 @@ class Run:
     def moved(self) -> dict[str, float]:
         """The β and the other hyperparameters of the step, where they move."""
         group = self.opt.param_groups[0]
-        found = {name: HYPERPARAMETERS[name].read(group) for name in self.adapted}
+        found = {name: float(HYPERPARAMETERS[name].read(group)) for name in self.adapted}
         return found | ({"hypergrad_lr": group["hypergrad_lr"]} if self.config.height > 1 else {})
 
     def end_epoch(self) -> None:

@@ -1,0 +1,89 @@
+"""The trace of past directions, and the running average of the parameters: what is kept of a step beside the optimizer's own buffers.
+
+``state[p]["trace"]`` is z: a sum of directions over a horizon, z_t = (1 − 1/n) z_{t-1} + d_t; or, under a rule that averages, the way from
+the parameters to their average, z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1} + (θ_t − θ̄_{t-1}) / n. It is the way that is kept, since at small
+learning rates the difference of two nearly equal parameters would be rounding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .columns import Device, Host, to_floats, total
+from .dials import Dials, State
+from .directions import Direction
+from .execute import Numbers
+from .products import Row
+from .tensors import add_scaled, dot, real
+
+
+def follow(theta: Any, z: Any, d: Any, step: Any, numbers: Numbers, averages: bool) -> None:
+    """z_t of a step that has been taken.
+
+    Args:
+        theta: θ_t; where "back" is 1, it becomes θ̄.
+        z: z_{t-1}, written in place.
+        d: d_t.
+        step: α_t d_t, where the device alone knows whether the step is taken, and 0 where it is not; else None.
+        numbers: "alpha"; "kept", 1 − 1/n; on a device "goes" and "back", 1 or 0.
+        averages: whether it is the way to the average.
+    """
+    if averages:
+        z = add_scaled(z, numbers["alpha"], d, out=z) if step is None else z.add_(step)
+        if "back" in numbers:
+            theta.add_(z.mul(numbers["back"]))
+        z.mul_(numbers["kept"])
+    elif "goes" in numbers:
+        add_scaled(z.mul_(numbers["kept"]), numbers["goes"], d, out=z)
+    else:
+        z.mul_(numbers["kept"]).add_(d)
+
+
+def go_back(theta: Any, z: Any, back: Any = None) -> None:
+    """θ ← θ̄, and so z ← 0; where ``back``, a tensor, is 1, if it is given."""
+    if back is None:
+        theta.add_(z)
+        z.zero_()
+    else:
+        theta.add_(z.mul(back))
+        z.mul_(1 - back)
+
+
+def put_average(state: State) -> None:
+    """The average instead of the iterate, which is kept beside it to be put back bit for bit."""
+    for p, own in state.items():
+        if "trace" in own and "iterate" not in own:
+            own["iterate"] = p.clone()
+            real(p).add_(real(own["trace"]))
+
+
+def put_iterate(state: State) -> None:
+    """The iterate again."""
+    for p, own in state.items():
+        if "iterate" in own:
+            p.copy_(own.pop("iterate"))
+
+
+def start_sums(direction: Direction, rows: Sequence[Row], dials: Dials, numbers: Host | Device) -> dict[str, Any]:
+    """‖g_1‖², ‖θ_0‖² and ‖d_1‖² of each dial's tensors, moving by their ratios: "start.gg", "start.pp" and "start.dd"."""
+    places = {row.p: row for row in rows}
+    entries: list[tuple[int, Any, list[Tensor]]] = []
+    for p, d in direction.first({row.p: row.group for row in rows}):
+        row = places[p]
+        ratio = 1.0 if dials.ratios is None else dials.ratios[row.g]
+        entries.append((dials.index[row.i], ratio, [dot(x, x) for x in (real(row.grad), real(p), d)]))
+    names = ("start.gg", "start.pp", "start.dd")
+    if isinstance(numbers, Device):
+        found = torch.zeros(3, dials.size, dtype=numbers.dtype, device=numbers.device)
+        for k, ratio, squares in entries:
+            gg, pp, dd = (x.to(numbers.device, numbers.dtype) for x in squares)
+            found[:, k] += torch.stack([gg, pp, ratio**2 * dd])
+        return dict(zip(names, found.unbind(), strict=True))
+    values = iter(to_floats([x for _, _, squares in entries for x in squares]))
+    columns: list[list[list[float]]] = [[[], [], []] for _ in range(dials.size)]
+    for k, ratio, _ in entries:
+        for column, factor in zip(columns[k], (1.0, 1.0, ratio**2), strict=True):
+            column.append(factor * next(values))
+    return {name: [total(column[i]) for column in columns] for i, name in enumerate(names)}

@@ -1,0 +1,261 @@
+"""Dials: the learning rates that rules turn, one for each entry of a column, and which of them moves which tensor.
+
+Scopes differ by that index alone: a dial for each param group, for each tensor, or one for all, whose groups move by ratios of it.
+``group["lr"]`` is what users and schedulers read and write, so every step starts from what it finds there. The learning rate of a single
+tensor stands in ``state[p]["lr"]``, which the update writes for every scope; of an element, there as a tensor.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from . import host
+from .checks import ends
+from .columns import Device, Host
+from .tensors import make_buffer, real
+
+Group = dict[str, Any]
+ScopeName = Literal["group", "global", "tensor", "element"]
+State = Mapping[Tensor, dict[str, Any]]
+Place = tuple[dict[str, Any], str, Any]
+
+SCOPES = ("group", "global", "tensor", "element")
+
+
+@dataclass(frozen=True)
+class Dials:
+    """The dials of a step, as they are found.
+
+    Args:
+        columns: "alpha", "beta", "low", "high" and "memory.NAME" of each: α_{t-1}, β, bounds, what the rule kept.
+        size: how many there are.
+        index: the dial of each tensor, in the order of the param groups.
+        ratios: what each param group's tensors move by for each unit of it; None where that is 1 for all.
+        last: what they moved by in the last step.
+    """
+
+    columns: dict[str, Any]
+    size: int
+    index: Sequence[int]
+    ratios: Sequence[Any] | None = None
+    last: Sequence[Any] | None = None
+
+
+@final
+@dataclass
+class Scope:
+    """How tensors share learning rates, and where these stand.
+
+    Args:
+        name: "group", "global", "tensor" or "element".
+        numbers: the columns' kind.
+        kept: what the rule keeps, by name, with the name of its column.
+    """
+
+    name: ScopeName
+    numbers: Host | Device
+    kept: Mapping[str, str]
+    _written: dict[int, tuple[Any, int]] = field(default_factory=dict)
+
+    def read(self, groups: Sequence[Group], state: State) -> Dials:
+        """The dials, each with its α_{t-1}."""
+        ratios = last = None
+        if self.name == "group":
+            index = [g for g, group in enumerate(groups) for _ in group["params"]]
+            rows = {"alpha": [group["lr"] for group in groups], "beta": [group["hypergrad_lr"] for group in groups]}
+            rows |= {key: [group["memory"][name] for group in groups] for name, key in self.kept.items()}
+            bounds = [ends(group["lr_bounds"]) for group in groups]
+        elif self.name == "global":
+            index = [0 for group in groups for _ in group["params"]]
+            ratios, last, alpha = self._ratios(groups)
+            rows = {"alpha": [alpha], "beta": [groups[0]["hypergrad_lr"]]} | {
+                key: [groups[0]["memory"][name]] for name, key in self.kept.items()
+            }
+            bounds = [self._global_bounds(groups, ratios)]
+        else:
+            index = list(range(sum(len(group["params"]) for group in groups)))
+            rows = {"alpha": [], "beta": []} | {key: [] for key in self.kept.values()}
+            bounds = [ends(group["lr_bounds"]) for group in groups for _ in group["params"]]
+            for group in groups:
+                self._read_tensors(group, state, rows)
+        rows |= {"low": [low for low, _ in bounds], "high": [high for _, high in bounds]}
+        columns = dict(zip(rows, self.numbers.columns(list(rows.values())), strict=True))
+        for name, column in columns.items():
+            if isinstance(column, float) and name not in ("beta", "low", "high"):  # what moves is a vector
+                columns[name] = self.numbers.vector(rows[name])
+        return Dials(columns, len(rows["alpha"]), index, ratios, last)
+
+    def write(self, groups: Sequence[Group], state: State, dials: Dials, found: Mapping[str, Any]) -> Iterator[Place]:
+        """Where α_t of each dial, β_t and what the rule keeps are to be put, so that ``read`` finds them."""
+        alpha, beta = list(found["alpha"]), list(found["beta"]) if "beta" in found else None
+        memory = {name: list(found[key]) for name, key in self.kept.items()}
+        if self.name in ("tensor", "element"):
+            params = [p for group in groups for p in group["params"]]
+            for k, own in enumerate(state.get(p) for p in params) if self.name == "tensor" else ():
+                if own is not None:  # numbers by themselves: torch 2.6 cannot flatten a dict in a tensor's state
+                    yield own, "lr", alpha[k]
+                    yield from ((own, f"memory_{name}", column[k]) for name, column in memory.items())
+                    if beta is not None:
+                        yield own, "hypergrad_lr", beta[k]
+            return
+        for g, group in enumerate(groups):
+            k = 0 if self.name == "global" else g
+            yield group, "lr", alpha[k] if dials.ratios is None else dials.ratios[g] * alpha[k]
+            if dials.ratios is not None:
+                yield group, "lr_ratio", dials.ratios[g]
+            if memory:  # in a new dict: a state_dict() that was taken keeps its own
+                if self.numbers.on_device:
+                    group["memory"] = dict(group["memory"])
+                    yield from ((group["memory"], name, column[k]) for name, column in memory.items())
+                else:
+                    group["memory"] = {name: column[k] for name, column in memory.items()}
+            if beta is not None:
+                yield group, "hypergrad_lr", beta[k]
+
+    def write_means(self, groups: Sequence[Group], state: State, beta: bool) -> Iterator[Place]:
+        """Where the mean of the tensors' learning rates is to be put, and of their β where that moves, once they are written."""
+        for group in groups if self.name in ("tensor", "element") else ():
+            for name in ("lr", "hypergrad_lr") if beta else ("lr",):
+                left = self._left(name, group, state)
+                if left is not None:
+                    yield group, name, left
+                    if self.name == "element":
+                        yield group, "lr_left", left
+
+    def wrote(self, groups: Sequence[Group]) -> None:
+        """Remember what ``group["lr"]`` is now, to know again, without its value, whether somebody has written it."""
+        if self.numbers.on_device:
+            self._written = {id(group): (group["lr"], group["lr"]._version) for group in groups if isinstance(group["lr"], Tensor)}
+
+    def _ratios(self, groups: Sequence[Group]) -> tuple[list[Any], list[Any], Any]:
+        """Each group's learning rate over the largest, that of the last step, and the largest; where all are 0, as they last were."""
+        for name in ("hypergrad_lr", "lr_bounds"):
+            values = {group[name] for group in groups if not isinstance(group[name], Tensor)}
+            if len(values) > 1:
+                raise ValueError(f'scope="global" takes one {name} for all param groups, got {sorted(values, key=repr)}')
+        xp: Any = torch if self.numbers.on_device else host
+        lrs = self._singles([group["lr"] for group in groups])
+        left = self._singles([group.get("lr_ratio", group["lr"]) for group in groups])
+        alpha = largest(lrs, xp)
+        now = over_largest([xp.where(alpha == 0, ratio, lr) for ratio, lr in zip(left, lrs, strict=True)], xp)
+        before = [ratio if "last" in group else ratio * 0.0 for ratio, group in zip(left, groups, strict=True)]
+        return now, over_largest(before, xp), alpha
+
+    def _singles(self, values: Sequence[Any]) -> list[Any]:
+        return list(self.numbers.vector(values))
+
+    def _global_bounds(self, groups: Sequence[Group], ratios: Sequence[Any]) -> tuple[Any, Any]:
+        """What the largest learning rate must keep to, so that all lie inside their bounds; where they cannot, below the upper one."""
+        low, high = ends(groups[0]["lr_bounds"])
+        if math.isinf(low) and math.isinf(high):
+            return low, high
+        xp: Any = torch if self.numbers.on_device else host
+        low, high = self._singles([low, high])
+        bottom, top = self._singles([-math.inf, math.inf])
+        for ratio in ratios:
+            both = xp.div(low, ratio), xp.div(high, ratio)
+            bottom = xp.where(ratio == 0, bottom, xp.maximum(-xp.maximum(-both[0], -both[1]), bottom))
+            top = xp.where(ratio == 0, top, -xp.maximum(-xp.maximum(*both), -top))
+        return -xp.maximum(-top, -bottom), top
+
+    def _read_tensors(self, group: Group, state: State, rows: dict[str, list[Any]]) -> None:
+        """Add a group's tensors to the rows; where somebody has written the group's lr or β, theirs are scaled."""
+        params = group["params"]
+        if self.name == "element":
+            self._scale_elements(group, state)
+        for name, row in (("lr", rows["alpha"]), ("hypergrad_lr", rows["beta"])):
+            if self.name == "element":
+                row += [group[name]] * len(params)
+                continue
+            own = [state[p][name] if name in state.get(p, ()) else None for p in params]
+            if any(x is not None for x in own) and not self._untouched(name, group):
+                own = self._scaled(name, group, own, self._left(name, group, state))
+            row += [group[name] if x is None else x for x in own]
+        for name, key in self.kept.items():
+            start = group["memory"][name]
+            rows[key] += [state[p].get(f"memory_{name}", start) if p in state else start for p in params]
+
+    def _untouched(self, name: str, group: Group) -> bool:
+        """Whether it is known, without its value, that nobody has written the group's learning rate since the last step."""
+        lr, version = self._written.get(id(group), (None, 0))
+        return self.numbers.on_device and lr is group["lr"] and lr._version == version and not isinstance(group["hypergrad_lr"], Tensor)
+
+    def _scaled(self, name: str, group: Group, own: Sequence[Any], left: Any) -> list[Any]:
+        xp: Any = torch if self.numbers.on_device else host
+        found = self._singles([group[name]])[0]
+        stays = found == as_stored(group[name], left)
+        if stays is True:
+            return list(own)
+        factor = xp.div(found, left)
+        return [x if x is None else xp.where(stays, x, xp.where(left == 0, found, x * factor)) for x in own]
+
+    def _left(self, name: str, group: Group, state: State) -> Any:
+        """The mean of what has moved so far; None where nothing has."""
+        own = [state[p][name] for p in group["params"] if name in state.get(p, ())]
+        if not own or self.name == "element":
+            return self._mean_of_elements(own) if own and name == "lr" else None
+        column = self.numbers.vector(own)
+        if isinstance(column, Tensor):
+            return column.mean()
+        lowest = min(column)
+        return lowest + math.fsum(x - lowest for x in column) / len(column)  # exact where all are equal
+
+    def _mean_of_elements(self, own: Sequence[Tensor]) -> Any:
+        sums = self.numbers.vector([real(lr).sum(dtype=torch.promote_types(lr.dtype, torch.float32)) for lr in own])
+        count = sum(real(lr).numel() for lr in own)
+        return sums.sum() / count if isinstance(sums, Tensor) else math.fsum(sums) / count
+
+    def _scale_elements(self, group: Group, state: State) -> None:
+        """Scale the learning rates of elements where somebody has written their mean."""
+        left, own = group.get("lr_left"), [real(state[p]["lr"]) for p in group["params"] if "lr" in state.get(p, ())]
+        if left is None or not own or self._untouched("lr", group):
+            return
+        xp: Any = torch if self.numbers.on_device else host
+        found = self._singles([group["lr"]])[0]
+        stays = found == as_stored(group["lr"], left)
+        if stays is True:
+            return
+        for lr in own:
+            scaled = lr * xp.where(stays, 1.0, xp.div(found, left))
+            lr.copy_(torch.where(torch.as_tensor((left == 0) & xp.logical_not(stays), device=lr.device), found, scaled))
+        self.numbers.put([(group, "lr_left", found)])
+
+
+def largest(values: Sequence[Any], xp: Any) -> Any:
+    """The one of largest magnitude, the first of several."""
+    most = values[0]
+    for x in values[1:]:
+        most = xp.where(abs(x) > abs(most), x, most)
+    return most
+
+
+def over_largest(values: Sequence[Any], xp: Any) -> list[Any]:
+    """Each value over the one of largest magnitude; 1 where all are 0."""
+    most = largest(values, xp)
+    return [xp.where(most == 0, 1.0, xp.div(value, most)) for value in values]
+
+
+def as_stored(there: Any, value: Any) -> Any:
+    """``value`` rounded as the option that is ``there`` would hold it."""
+    if isinstance(value, Tensor):
+        return value.to(there.dtype).to(value.dtype) if isinstance(there, Tensor) else value
+    return torch.tensor(value, dtype=there.dtype).item() if isinstance(there, Tensor) else value
+
+
+def read_lrs(group: Group, state: State, elements: bool) -> None:
+    """The learning rates of a checkpoint's tensors as this scope keeps them: one an element, or their mean, one a tensor."""
+    if not elements:
+        group.pop("lr_left", None)
+    for p in group["params"]:
+        own = state.get(p, {})
+        if "lr" not in own or (isinstance(own["lr"], Tensor) and own["lr"].shape == p.shape and p.dim() > 0) == elements:
+            continue
+        lr = own.pop("lr")
+        if elements:
+            make_buffer(own, "lr", p, lr)
+        else:
+            own.update(lr=real(lr).double().mean().item(), applied=False)  # the last step was of no one learning rate

@@ -1,0 +1,97 @@
+"""The options of an optimizer as a whole: what they must be, and what they mean together."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_bounds, check_lr, check_number, check_switch
+from .dials import SCOPES, Group
+from .directions import SGD, Adam, Direction
+from .hyperparameters import check_adapt, check_values, spread
+from .rules import Additive, Level, Rule
+from .tuning import TuningFree
+
+#: What holds for all param groups.
+WHOLE = ("rule", "adapt", "bounds", "horizon", "scope")
+
+
+def resolve(
+    optimizer: str, params: Any, direction: Direction, given: Mapping[str, Any]
+) -> tuple[Rule, dict[str, Level], dict[str, tuple[float, float]], torch.device]:
+    """The rule of the learning rate, those of other hyperparameters and their bounds, and the device of the parameters.
+
+    Raises:
+        ValueError: an option is out of its range, or two of them contradict each other.
+        TypeError: ``rule`` is no Rule.
+    """
+    rules = spread("adapt", {} if given["adapt"] is None else given["adapt"], direction, optimizer)
+    rule = _rule(params, rules, given)
+    scope, horizon = given["scope"], given["horizon"]
+    if not isinstance(scope, str) or scope not in SCOPES:
+        raise ValueError(f'scope must be "group", "global", "tensor" or "element", got {scope!r}')
+    if scope == "element" and (not isinstance(rule, Level) or rule.fresh()):
+        raise ValueError(f'scope="element" takes Additive or Multiplicative with a constant beta, got {rule!r}')
+    if horizon is not None:
+        check_number("horizon", horizon, low=2 if rule.averages else 1)
+    for name in ("fused", "capturable"):
+        check_switch(name, given[name], none=True)
+    bounds = check_adapt(rules, spread("bounds", {} if given["bounds"] is None else given["bounds"], direction, optimizer))
+    return rule, rules, bounds, device_of(params)
+
+
+def _rule(params: Any, rules: dict[str, Any], given: Mapping[str, Any]) -> Rule:
+    """The rule of the learning rate, which ``rules`` has no longer."""
+    rule, hypergrad_lr = given["rule"], given["hypergrad_lr"]
+    if rule is not None and hypergrad_lr is not None:
+        raise ValueError(f"give hypergrad_lr or rule, not both: got hypergrad_lr={hypergrad_lr!r} and rule={rule!r}")
+    if "lr" in rules and (rule is not None or hypergrad_lr is not None):
+        raise ValueError(
+            f'give the rule of the learning rate once, by rule, hypergrad_lr or adapt["lr"], got adapt["lr"]={rules["lr"]!r} too'
+        )
+    rule = rules.pop("lr", rule)
+    if rule is None and hypergrad_lr is None:
+        if given["adapt"] is not None:  # which names what moves
+            rule = Additive(0.0)
+        elif isinstance(params, Tensor) or not any("hypergrad_lr" in group for group in params if isinstance(group, dict)):
+            rule = TuningFree()
+    if rule is None:
+        beta = given["default"] if hypergrad_lr is None else hypergrad_lr
+        check_number("hypergrad_lr", beta)
+        rule = Additive(beta)
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a Rule such as Additive(1e-6) or Multiplicative(0.01), got {rule!r}")
+    return rule
+
+
+def device_of(params: Any) -> torch.device:
+    """Where the first parameter is."""
+    for group in [] if isinstance(params, Tensor) else params:
+        tensors = group.get("params", ()) if isinstance(group, dict) else [group]
+        if isinstance(tensors, Iterator):  # which can be read once
+            tensors = group["params"] = list(tensors)
+        for entry in [tensors] if isinstance(tensors, Tensor) else tensors:
+            p = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+            if isinstance(p, Tensor):
+                return p.device
+    return torch.device("cpu")
+
+
+def check_param_group(
+    group: Group, defaults: Group, own: Mapping[str, bool], rule: Rule, direction: Direction, bounds: Mapping[str, tuple[float, float]]
+) -> None:
+    """Raise ValueError where an option of a param group is out of its range, or holds for the whole optimizer; fill in its bounds."""
+    options = {**defaults, **group}
+    ours = own if isinstance(direction, SGD | Adam) else {}  # a base's are its own
+    for name in WHOLE + tuple(name for name, value in ours.items() if group.get(name) not in (None, value)):
+        if name in group:
+            raise ValueError(f"{name} holds for the whole optimizer: give it to the constructor, not to a param group")
+    group["lr_bounds"] = check_bounds(options["lr_bounds"])
+    starts_itself = rule.averages and not isinstance(options["lr"], Tensor) and options["lr"] == 0 and options["lr"] is not False
+    check_lr(options["lr"], (None, None) if starts_itself else options["lr_bounds"])
+    check_number("hypergrad_lr", options["hypergrad_lr"])
+    if not (isinstance(options["lr"], Tensor) and options["lr"].is_meta):
+        rule.check_lr(float(options["lr"]))
+    direction.check(options)
+    check_values(bounds, options)

@@ -1,0 +1,112 @@
+"""What a rule makes of one learning rate, or elementwise of a column of them, or of the elements of a tensor."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import ends
+from .dials import State
+from .directions import Direction
+from .execute import blocks
+from .products import Bundle, last_direction, objective
+from .rules import Rule, norms_of
+from .tensors import finite_zero, real
+from .tuning import safe_start
+
+
+def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: Any, x: Mapping[str, Any]) -> dict[str, Any]:
+    """α_t inside its bounds, h_t, what the rule keeps, and whether the step can be made; α_{t-1} stays where the rule leaves it.
+
+    Args:
+        rule: the rule.
+        largest: what a learning rate can be at most; None where it need not be looked at.
+        kept: the names of what the rule keeps, with those they have in ``x``; None where learning rates are those of elements, so that
+            these are only their mean.
+        xp: the functions of such numbers (see rules.py).
+        x: "alpha", "beta", "low", "high", "memory.NAME"; the sums "gx", and "gg", "xx" where the rule reads norms; "start.NAME", what a
+            safe first learning rate is computed from, while the rule may start.
+    """
+    h, before = 0.0 - x["gx"], x["alpha"]
+    if kept is None:
+        return {"alpha": before, "h": h, "fine": h - h == 0}
+    g_norm, d_norm = norms_of(x, xp)
+    memory = {name: x[key] for name, key in kept.items()}
+    alpha, waits = before, None
+    if "start.gg" in x:
+        alpha, waits = safe_start(xp, before, (memory["steps"] == 0) & (abs(h) < math.inf), x["start.gg"], x["start.pp"], x["start.dd"])
+    move = rule.move(memory, alpha, x["beta"], h, g_norm, d_norm, xp)
+    found = {"alpha": move.alpha}
+    for name, key in kept.items():
+        found[key] = move.memory[name]
+    if move.beta is not None:
+        found["beta"] = move.beta
+    if waits is not None:  # there was no gradient yet
+        found = {name: xp.where(waits, x.get(name, value), value) for name, value in found.items()}
+    alpha = found["alpha"]
+    if not (isinstance(x["low"], float) and x["low"] == -math.inf and isinstance(x["high"], float) and x["high"] == math.inf):
+        inside = clipped(alpha, x["low"], x["high"], xp)
+        found["alpha"] = alpha = xp.where(alpha == before, alpha, inside)
+    fine = True if largest is None else abs(alpha) + (h - h) <= largest
+    if rule.averages:
+        back = move.back if waits is None else move.back & xp.logical_not(waits)
+        return found | {"h": h, "fine": fine, "window": move.window, "back": back}
+    rest = [value - value for name, value in found.items() if name != "alpha"]
+    return found | {"h": h, "fine": fine & (sum(rest) == 0) if rest else fine}
+
+
+def clipped(x: Any, low: Any, high: Any, xp: Any) -> Any:
+    """x inside bounds that are numbers, or columns; one of each too."""
+    if xp is torch and isinstance(low, Tensor) != isinstance(high, Tensor):
+        return x.clamp(min=low).clamp(max=high)
+    return xp.clamp(x, low, high)
+
+
+def undo(found: dict[str, Any], before: Mapping[str, Any], ok: Tensor) -> None:
+    """What was there before, where a device finds that the step cannot be made."""
+    for name, value in found.items():
+        if name in before:
+            found[name] = torch.where(ok, value, before[name])
+
+
+def turn_elements(rule: Any, direction: Direction, bundles: Sequence[Bundle], own: bool) -> dict[Tensor, Tensor]:
+    """α of each element, of its own h = −g d: the product of two numbers, whose cosine is its sign."""
+    found = {}
+    for bundle in bundles:
+        (p,), (state,), group = bundle.params, bundle.states, bundle.group
+        tensors = {name: x for name, (x,) in bundle.split().items()}
+        applied = state.get("applied", False)
+        if "trace" not in tensors and applied is False:
+            continue
+        found[p] = tensors["lr"].clone()
+        now = direction.objective(group) if own else {}
+        last = {} if "trace" in tensors else direction.last_numbers(state, group["last"])
+        wide = torch.promote_types(found[p].dtype, torch.float32)  # in float16 g d is soon infinite, or 0
+        low, high = ends(group["lr_bounds"])
+        for piece in blocks(tensors | {"new": found[p]}):
+            h = -(objective(piece, now, direction, own).to(wide) * last_direction(piece, last, direction))
+            h = h * applied if isinstance(applied, Tensor) else h
+            moved = rule(piece["lr"].to(wide), group["hypergrad_lr"], h, abs(h), 1.0, torch)
+            piece["new"].copy_(moved.clamp(low, high))
+    return found
+
+
+def every(column: Any) -> Any:
+    """Whether all of a column hold."""
+    if isinstance(column, Tensor):
+        return column.all() if column.numel() > 1 else column.reshape(())
+    return column if isinstance(column, bool) else all(column)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Any:
+    """Whether every element is finite: a tensor where there is any."""
+    zeros = [finite_zero(x) for x in tensors]
+    return (torch.stack([x.to(zeros[0].device, torch.float64) for x in zeros]) == 0).all() if zeros else True
+
+
+def write_elements(state: State, p: Tensor, lr: Tensor, ok: Any) -> None:
+    """Put the learning rates of a tensor's elements into its state."""
+    there = real(state[p]["lr"])
+    there.copy_(torch.where(ok, lr, there) if isinstance(ok, Tensor) else lr)
