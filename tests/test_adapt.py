@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 
 from cases import Problem, flat
 from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Multiplicative
-from hypergradient.hyperparameters import HYPERPARAMETERS
+from hypergradient.hyperparameters import HYPERPARAMETERS, ends_of, move
 
 pytestmark = pytest.mark.filterwarnings("ignore:weight_decay is adapted on the training loss")  # on purpose
 
@@ -512,13 +512,15 @@ def test_values_keep_inside_their_bounds_whatever_the_hypergradient(name, rule, 
     low, high = (own.bounds[0] + x * (own.bounds[1] - own.bounds[0]) for x in sorted(ends))
     value, memory = low + start * (high - low), rule.fresh()
     for h, g_norm, d_norm in steps:
-        move = own.move(rule, memory, value, beta, h, g_norm, d_norm, (low, high))
-        if not move.finite:
+        x = {"value": value, "beta": beta, "h": h, "g_norm": g_norm, "d_norm": d_norm, "unit": float(own.unit), "low": low, "high": high}
+        x |= dict(zip(("lowest", "highest"), ends_of(rule, own.unit, (low, high)), strict=True))
+        found = move(rule, memory, x)
+        if not all(map(math.isfinite, [found.alpha, *found.memory.values(), found.beta or 0.0])):
             return
-        assert low <= move.alpha <= high
-        assert move.alpha > 0
-        assert not own.unit or move.alpha < 1
-        value, memory, beta = move.alpha, move.memory, beta if move.beta is None else move.beta
+        assert low <= found.alpha <= high
+        assert found.alpha > 0
+        assert not own.unit or found.alpha < 1
+        value, memory, beta = found.alpha, found.memory, beta if found.beta is None else found.beta
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam", "adamw"])

@@ -1,7 +1,9 @@
 """capturable=True: numbers stay on the device, nothing waits for them, and the run is that of the host."""
 
 import copy
+import io
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -139,18 +141,115 @@ def test_a_scheduler_writes_the_tensor() -> None:
     torch.testing.assert_close(flat(other.parameters()), flat(one.parameters()), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"scope": "element"}, 'capturable=True keeps learning rates of groups and tensors on the device, got scope="element"'),
-        ({"adapt": {"betas": (Additive(1e-3), None)}}, r"capturable=True keeps learning rates .* got adapt=\['beta1'\]"),
-    ],
-    ids=["element", "adapt"],
-)
-def test_what_is_refused(options: dict, message: str) -> None:
-    rule = {"rule": Additive(1e-5)} if "adapt" not in options else {}
-    with pytest.raises(ValueError, match=message):
-        AdamHD(Problem().parameters(), lr=1e-3, capturable=True, **rule, **options)
+SMALL = (Additive(0.05), Multiplicative(0.05))
+TOWER = Additive(Adapted(0.05, Multiplicative(0.1)))
+ADAPTED = [
+    pytest.param(SGDHD, {"momentum": 0.9}, {"adapt": {"lr": Multiplicative(0.02), "momentum": SMALL[0]}}, id="momentum"),
+    pytest.param(
+        SGDHD,
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        {"adapt": {"momentum": TOWER, "weight_decay": SMALL[1]}},
+        id="nesterov",
+    ),
+    pytest.param(
+        AdamHD, {"weight_decay": 0.1, "eps": 1e-3}, {"adapt": {"betas": SMALL, "eps": SMALL[0], "weight_decay": TOWER}}, id="adam"
+    ),
+    pytest.param(AdamWHD, {"weight_decay": 0.1}, {"adapt": {"lr": Additive(1e-6), "betas": SMALL, "weight_decay": SMALL[1]}}, id="adamw"),
+    pytest.param(AdamWHD, {"weight_decay": 0.1}, {"adapt": {"betas": SMALL}, "scope": "tensor"}, id="adamw-tensor"),
+    pytest.param(SGDHD, {"momentum": 0.9}, {"rule": Multiplicative(0.05), "scope": "element"}, id="element"),
+    pytest.param(AdamHD, {}, {"rule": Additive(1e-7), "scope": "element", "horizon": 4, "lr_bounds": (5e-4, 2e-3)}, id="element-horizon"),
+    pytest.param(AdamWHD, {"weight_decay": 0.1}, {"adapt": {"lr": Additive(1e-7), "betas": SMALL}, "scope": "element"}, id="element-adapt"),
+]
+OPTIONS = ("lr", "momentum", "betas", "eps", "weight_decay")
+
+
+def hyperparameters(opt: Any) -> list[float]:
+    """All of them, as floats."""
+    values = [group[name] for group in opt.param_groups for name in OPTIONS if name in group]
+    return [float(x) for value in values for x in (value if isinstance(value, tuple) else [value])]
+
+
+@pytest.mark.parametrize(("ours", "options", "run"), ADAPTED)
+@pytest.mark.parametrize("held_out", [False, True], ids=["training", "another loss"])
+@pytest.mark.parametrize("bad", [None, 0, 5])
+@pytest.mark.filterwarnings("ignore:weight_decay is adapted", "ignore:.* skipped a step")
+def test_everything_adapts_on_the_device(ours: Any, options: dict, run: dict, held_out: bool, bad: int | None) -> None:
+    """As on the host, without a wait, and undone where a gradient is not finite."""
+    one, other = Problem(), Problem()
+    host, opt = (ours(problem.groups(), **{"lr": 1e-3, **options}, **run, capturable=x) for problem, x in ((one, False), (other, True)))
+    for t in range(12):
+        for problem, optimizer in ((one, host), (other, opt)):
+            optimizer.zero_grad()
+            problem.loss(t).backward()
+            if t == bad:
+                problem.parameters()[-1].grad[1] = math.nan
+            grads = torch.autograd.grad(problem.loss(t + 7), problem.parameters())
+            with NoWaiting() if optimizer is opt else nullcontext():
+                if held_out:
+                    optimizer.adapt(grads)
+                optimizer.step()
+    torch.testing.assert_close(flat(other.parameters()), flat(one.parameters()), rtol=1e-9, atol=1e-11)
+    assert hyperparameters(opt) == pytest.approx(hyperparameters(host), rel=1e-8)
+    assert [float(h) for h in opt.hypergradients] == pytest.approx(host.hypergradients, rel=1e-6, abs=1e-12)
+    for mine, theirs in zip(opt.other_hypergradients, host.other_hypergradients, strict=True):
+        assert {name: float(h) for name, h in mine.items()} == pytest.approx(theirs, rel=1e-6, abs=1e-12)
+    assert opt.skipped == host.skipped
+    assert hyperparameters(host) != hyperparameters(ours(Problem().groups(), **{"lr": 1e-3, **options}, **run))
+
+
+@pytest.mark.parametrize(("ours", "options", "run"), ADAPTED)
+@pytest.mark.parametrize("to", [True, False], ids=["to the device", "to the host"])
+@pytest.mark.filterwarnings("ignore:weight_decay is adapted")
+def test_what_adapts_on_the_device_goes_on_from_a_checkpoint(ours: Any, options: dict, run: dict, to: bool) -> None:
+    def start(capturable: bool) -> tuple[Problem, Any]:
+        problem = Problem()
+        return problem, ours(problem.groups(), **{"lr": 1e-3, **options}, **run, capturable=capturable)
+
+    (one, opt), (other, twin) = start(True), start(to)
+    one.train(opt, 6)
+    file = io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    file.seek(0)
+    other.model.load_state_dict(one.model.state_dict())
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    losses, theirs = one.train(opt, 5, start=6), other.train(twin, 5, start=6)
+    assert losses == theirs if to else losses == pytest.approx(theirs, rel=1e-10)
+    assert hyperparameters(opt) == (hyperparameters(twin) if to else pytest.approx(hyperparameters(twin), rel=1e-9))
+
+
+GAPS = [pytest.param(*row.values, id=row.id) for row in OPTIMIZERS]
+
+
+@pytest.mark.parametrize(("ours", "options"), GAPS)
+@pytest.mark.parametrize("run", [RUNS[1], RUNS[3], RUNS[6]])
+@pytest.mark.parametrize("scope", ["group", "tensor"])
+@pytest.mark.filterwarnings("ignore:.* skipped a step")
+def test_gradients_that_come_and_go(ours: Any, options: dict, run: dict, scope: str) -> None:
+    """Tensors leave the others' numbers and come back; one step is not finite while some have no gradient."""
+    one, other = Problem(), Problem()
+    host, opt = (ours(p.groups(), **run, **options, scope=scope, capturable=x) for p, x in ((one, False), (other, True)))
+    for t in range(14):
+        for problem, optimizer in ((one, host), (other, opt)):
+            optimizer.zero_grad()
+            problem.loss(t).backward()
+            for i, p in enumerate(problem.parameters()):
+                if (t + i) % 4 == 0 or 5 <= t + i // 3 < 8:
+                    p.grad = None
+            if t == 9:
+                problem.parameters()[1].grad[0] = math.inf
+            optimizer.step()
+    torch.testing.assert_close(flat(other.parameters()), flat(one.parameters()), rtol=1e-9, atol=1e-11)
+    assert [float(h) for h in opt.hypergradients] == pytest.approx(host.hypergradients, rel=1e-6, abs=1e-12)
+    assert opt.skipped == host.skipped == 1
+
+
+def test_a_float_written_to_lr_is_taken_up_without_gradients_too() -> None:
+    w = torch.nn.Parameter(torch.ones(2))
+    opt = AdamHD([w], lr=1e-3, hypergrad_lr=1e-5, capturable=True)
+    opt.param_groups[0]["lr"] = 0.5
+    opt.step()
+    assert (float(opt.param_groups[0]["lr"]), float(opt.skipped)) == (0.5, 0.0)
+    assert isinstance(opt.param_groups[0]["lr"], torch.Tensor)
 
 
 @pytest.mark.parametrize("run", [RUNS[0], RUNS[6]])

@@ -66,14 +66,14 @@ def test_is_compiled_once_for_all_sizes_and_numbers() -> None:
     opt = AdamHD(params, lr=1e-3, hypergrad_lr=1e-5, fused=True)
     for _ in range(3):
         step(opt, *params)
-    kernels, before = len(opt.run._kernels), counters["stats"]["unique_graphs"]
+    kernels, before = len(opt.run.kernels.made), counters["stats"]["unique_graphs"]
     image = nn.Parameter(torch.randn(20, 30, 40, 5).to(memory_format=torch.channels_last))
     opt.add_param_group({"params": [nn.Parameter(torch.randn(400, 300)), image], "lr": torch.tensor(0.01)})
     params += opt.param_groups[1]["params"]
     for t in range(4):
         opt.param_groups[0].update(lr=1e-3 * (t + 1), eps=10.0**-t)
         step(opt, *params)
-    assert (len(opt.run._kernels), counters["stats"]["unique_graphs"]) == (kernels, before)
+    assert (len(opt.run.kernels.made), counters["stats"]["unique_graphs"]) == (kernels, before)
     assert opt.run.fused
 
 

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypergradient import AdamHD, Additive, Multiplicative
-from hypergradient.numbers import total
-from hypergradient.rules import Move
-from hypergradient.scopes import ByTensor, Global, as_stored, ratios_of, write_lr
-from hypergradient.tensors import dot, finite_zero, real, to_floats
+from hypergradient.columns import Host, to_floats, total
+from hypergradient.dials import Scope, as_stored
+from hypergradient.tensors import Tensors, dot, finite_zero, integers, only, real
 
 settings.register_profile("seeded", derandomize=True, database=None, deadline=None, max_examples=60)
 settings.load_profile("seeded")
@@ -141,19 +140,25 @@ def test_total_of_what_is_not_finite_is_not_finite(values: list) -> None:
 LRS = st.lists(st.floats(0, 10), min_size=1, max_size=5)
 
 
+def groups_of(lrs: list[float]) -> list[dict[str, Any]]:
+    return [{"lr": lr, "lr_ratio": 1.0, "params": [], "hypergrad_lr": 0.1, "lr_bounds": (None, None)} for lr in lrs]
+
+
 @given(lrs=LRS, sign=st.sampled_from([1.0, -1.0]))
 def test_ratios_give_the_learning_rates_back(lrs: list, sign: float) -> None:
-    ratios = ratios_of([{"lr": sign * lr, "lr_ratio": 1.0} for lr in lrs], False)
+    ratios = Scope("global", Host(), {}).read(groups_of([sign * lr for lr in lrs]), {}).ratios
+    assert ratios is not None
     assert max(ratios) == 1
     assert any(lrs) <= ([r * max(lrs) for r in ratios] == pytest.approx(lrs, rel=1e-12, abs=1e-300))
 
 
 @given(lrs=LRS.filter(any), alpha=st.floats(1e-3, 10))
 def test_ratios_outlive_a_learning_rate_of_0(lrs: list, alpha: float) -> None:
-    groups = [{"lr": lr, "params": [], "hypergrad_lr": 0.1, "lr_bounds": (None, None)} for lr in lrs]
-    ratios = ratios_of(groups, False)
+    groups, scope = groups_of(lrs), Scope("global", Host(), {})
+    ratios = scope.read(groups, {}).ratios
+    assert ratios is not None
     for value in (0.0, 0.0, alpha):
-        Global().write(groups, {}, [Move(value, {})])
+        scope.numbers.put(scope.write(groups, {}, scope.read(groups, {}), {"alpha": [value]}))
     assert [group["lr"] for group in groups] == pytest.approx([alpha * r for r in ratios], rel=1e-12)
 
 
@@ -162,7 +167,7 @@ def test_ratios_outlive_a_learning_rate_of_0(lrs: list, alpha: float) -> None:
 def test_a_tensor_lr_reads_as_stored(dtype: torch.dtype, alpha: float) -> None:
     lr = torch.tensor(1.0, dtype=dtype)
     group = {"lr": lr}
-    write_lr(group, alpha)
+    Host().put([(group, "lr", alpha)])
     assert group["lr"] is lr
     assert lr.item() == as_stored(group["lr"], alpha) == pytest.approx(alpha, rel=torch.finfo(dtype).eps, abs=1e-7)
 
@@ -172,7 +177,30 @@ def test_tensor_scope_scales_by_what_was_written(alphas: list, factor: float) ->
     params = [torch.zeros(1) for _ in alphas]
     state = {p: {"lr": alpha} for p, alpha in zip(params, alphas, strict=True)}
     group: dict[str, Any] = {"params": params, "lr": 0.0, "hypergrad_lr": 0.1, "lr_bounds": (None, None)}
-    ByTensor().write([group], state, [Move(alpha, {}) for alpha in alphas])
-    assert [members.alpha for members in ByTensor().read([group], state, False)] == alphas
+    scope = Scope("tensor", Host(), {})
+    scope.numbers.put(scope.write_means([group], state, beta=False))
+    assert scope.read([group], state).columns["alpha"] == alphas
     group["lr"] *= factor
-    assert [members.alpha for members in ByTensor().read([group], state, False)] == pytest.approx([a * factor for a in alphas], rel=1e-9)
+    assert scope.read([group], state).columns["alpha"] == pytest.approx([a * factor for a in alphas], rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@given(lists=st.lists(LARGE.filter(len), min_size=1, max_size=4))
+def test_lists_are_multiplied_tensor_by_tensor(dtype: torch.dtype, lists: list) -> None:
+    pairs = [tuple(torch.tensor(column, dtype=dtype) for column in zip(*rows, strict=True)) for rows in lists]
+    xs, ys = (Tensors(column) for column in zip(*pairs, strict=True))
+    for (x, y), product, square, zero in zip(pairs, dot(xs, ys), dot(xs, xs), finite_zero(xs), strict=True):
+        eps, size = 20 * torch.finfo(dtype).eps, float((x * y).abs().sum())
+        assert product.item() == pytest.approx(float((x * y).sum()), abs=eps * size)
+        assert square.item() ** 2 == pytest.approx(float((x * x).sum()), rel=eps)  # norms, to be squared together
+        assert zero.item() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [1.0, math.nan, math.inf, -math.inf])
+def test_what_is_not_taken_is_0_whatever_it_was(dtype: torch.dtype, bad: float) -> None:
+    x, y = torch.tensor([bad, -2.0, 0.5], dtype=dtype), torch.tensor([[3.0, bad]], dtype=dtype)
+    for ok in (0.0, 1.0):
+        kept = only(Tensors([x, y]), torch.tensor(ok, dtype=integers(dtype)))
+        torch.testing.assert_close(kept, [z if ok else torch.zeros_like(z) for z in (x, y)], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(only(x, torch.tensor(ok)), x if ok else torch.zeros_like(x), rtol=0, atol=0, equal_nan=True)

@@ -13,7 +13,8 @@ from torch import nn
 from cases import Problem, flat
 from hypergradient import SGDHD, AdamHD, AdamWHD, Multiplicative, TuningFree
 from hypergradient.directions import SGD, Adam
-from hypergradient.tensors import BLOCK, SMALL, Pack, parts
+from hypergradient.execute import BLOCK, Pack, parts
+from hypergradient.fused import SMALL
 
 
 @given(st.lists(st.integers(0, 3 * SMALL)))

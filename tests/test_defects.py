@@ -1,0 +1,127 @@
+"""What torch's own tests have found: checkpoints that lack something or hold another, hooks, gradients with a graph, wrong options."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from cases import Problem
+from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Hypergradient, TuningFree
+
+OURS = [SGDHD, AdamHD, AdamWHD]
+
+
+@pytest.mark.parametrize("ours", OURS)
+@pytest.mark.parametrize("missing", ["maximize", "lr_bounds", "hypergrad_lr", "step_adapts", "capturable"])
+def test_a_checkpoint_without_an_option_takes_its_default(ours: Any, missing: str) -> None:
+    one, other = Problem(), Problem()
+    opt, twin = (ours(problem.groups(), lr=0.01, hypergrad_lr=1e-4) for problem in (one, other))
+    one.train(opt, 3)
+    saved = copy.deepcopy(opt.state_dict())
+    for group in saved["param_groups"]:
+        del group[missing]
+    other.model.load_state_dict(one.model.state_dict())
+    twin.load_state_dict(saved)
+    assert one.train(opt, 3, start=3) == other.train(twin, 3, start=3)
+
+
+@pytest.mark.parametrize("base", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("ours", OURS)
+def test_a_checkpoint_of_another_class_steps(ours: Any, base: Any) -> None:
+    one, other = Problem(), Problem()
+    opt, twin = base(one.groups(), lr=0.01), ours(other.groups(), lr=0.5, hypergrad_lr=1e-4)
+    one.train(opt, 3)
+    twin.load_state_dict(copy.deepcopy(opt.state_dict()))
+    other.train(twin, 3)
+    assert [group["lr"] for group in twin.param_groups] == pytest.approx([0.01] * 2, rel=0.2)
+
+
+@pytest.mark.parametrize("ours", OURS)
+@pytest.mark.parametrize("saved", [{}, {"state": {}}, [], None], ids=str)
+def test_what_is_no_checkpoint_is_refused(ours: Any, saved: Any) -> None:
+    with pytest.raises(ValueError, match=r"a checkpoint is what state_dict\(\) gives, with 'state' and 'param_groups', got"):
+        ours(Problem().parameters(), lr=0.1).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(("ours", "name"), [(SGDHD, "momentum_buffer"), (AdamHD, "exp_avg"), (AdamWHD, "trace")])
+def test_state_of_other_shapes_is_refused(ours: Any, name: str) -> None:
+    w, v = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    opt = ours([w, v], **({"momentum": 0.9} if ours is SGDHD else {}))
+    w.grad, v.grad = torch.ones(2), torch.ones(3)
+    opt.step()
+    saved = copy.deepcopy(opt.state_dict())
+    saved["state"][1][name] = torch.ones(4)
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ValueError, match=rf"the checkpoint's '{name}' has shape \(4,\), and its parameter \(3,\)"):
+        opt.load_state_dict(saved)
+    torch.testing.assert_close(opt.state_dict(), before, rtol=0, atol=0)
+
+
+def test_global_hooks_are_called_once_a_step() -> None:
+    calls: list[tuple[str, float]] = []
+    handles = [
+        register(lambda opt, *_, kind=kind: calls.append((f"{kind} {type(opt).__name__}", opt.param_groups[0]["lr"])))
+        for kind, register in (("pre", register_optimizer_step_pre_hook), ("post", register_optimizer_step_post_hook))
+    ]
+    try:
+        problem = Problem()
+        opt = Hypergradient(torch.optim.SGD(problem.parameters(), lr=0.1), rule=TuningFree())
+        for t in range(3):
+            problem.train(opt, 1, start=t)
+            assert [name for name, _ in calls] == ["pre Hypergradient", "post Hypergradient"]
+            assert calls[1][1] == opt.param_groups[0]["lr"] != 1.0
+            calls.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("make", [lambda w: Hypergradient(torch.optim.SGD([w], lr=0.1)), lambda w: SGDHD([w], 0.1, hypergrad_lr=1e-3)])
+def test_gradients_with_a_graph_are_not_in_the_way_of_copies(make: Any) -> None:
+    w = torch.ones(20_000, requires_grad=True)
+    opt = make(w)
+    for _ in range(4):
+        opt.zero_grad()
+        (w**2).sum().backward(create_graph=True)
+        opt.step()
+    w.grad = None
+    copy.deepcopy(opt).step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fused": "x"}, "fused must be True, False or None, got 'x'"),
+        ({"fused": 1}, "fused must be True, False or None, got 1"),
+        ({"capturable": "yes"}, "capturable must be True, False or None, got 'yes'"),
+        ({"maximize": "yes"}, "maximize must be True or False, got 'yes'"),
+        ({"maximize": None}, "maximize must be True or False, got None"),
+        ({"lr": True}, "lr must be a finite number >= 0, got True"),
+        ({"hypergrad_lr": True}, "hypergrad_lr must be a finite number >= 0, got True"),
+        ({"weight_decay": True}, "weight_decay must be a finite number >= 0, got True"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ours", OURS)
+def test_options_of_a_wrong_kind_are_refused(ours: Any, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ours([nn.Parameter(torch.ones(2))], **options)
+
+
+def test_a_rule_takes_no_switch() -> None:
+    with pytest.raises(ValueError, match="beta must be a finite number >= 0, got True"):
+        Additive(True)
+
+
+@pytest.mark.parametrize("option", [{"fused": True}, {"capturable": True}], ids=str)
+@pytest.mark.parametrize("ours", OURS)
+def test_what_holds_for_all_groups_is_refused_in_one(ours: Any, option: dict) -> None:
+    w, v = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=f"{next(iter(option))} holds for the whole optimizer"):
+        ours([{"params": [w], **option}])
+    with pytest.raises(ValueError, match=f"{next(iter(option))} holds for the whole optimizer"):
+        ours([w]).add_param_group({"params": [v], **option})

@@ -1,0 +1,70 @@
+"""What a step would launch on an accelerator, and that it steps on "meta", which has no values."""
+
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.launches import HELD, MORE, ROWS, counted, shapes_of
+from torch import nn
+
+from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Hypergradient, Multiplicative, TuningFree
+
+pytestmark = pytest.mark.filterwarnings("ignore:weight_decay is adapted on the training loss")
+
+#: Missed, by how much: see docs/performance.md.
+MISSED = {"AdamWHD, lr, betas and weight decay": 180}
+
+
+@pytest.mark.parametrize(("name", "most", "make"), [row for row in ROWS if row[1]], ids=lambda x: x if isinstance(x, str) else "")
+def test_launches_are_few_and_as_many_for_many_tensors(name: str, most: int, make: Any) -> None:
+    few, many = (counted(make, shapes_of(tensors)).operations.total() for tensors in (24, 240))
+    assert 0 < few <= MISSED.get(name, most)
+    assert many <= MORE * few
+
+
+@pytest.mark.parametrize(("name", "most", "make"), [ROWS[i] for i in (1, 3, 4, 8)], ids=lambda x: x if isinstance(x, str) else "")
+def test_a_step_holds_little_whatever_the_model(name: str, most: int, make: Any) -> None:
+    held = counted(make, [(5000, 8000)] * 8 + [(300,)] * 20, steps=4).held  # 1.3 GB
+    assert 0 < held <= HELD
+
+
+META = [
+    pytest.param(ours, options, id=f"{ours.__name__}-{'-'.join(map(str, options))}-{i}")
+    for i, (ours, options) in enumerate(
+        [
+            (SGDHD, {}),
+            (SGDHD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+            (SGDHD, {"momentum": 0.9, "lr": 0.1, "adapt": {"momentum": Additive(0.1)}}),
+            (AdamHD, {"scope": "global"}),
+            (AdamHD, {"lr": 0.1, "hypergrad_lr": 1e-3, "scope": "element"}),
+            (AdamHD, {"lr": 0.1, "rule": Multiplicative(0.1), "horizon": 5, "lr_bounds": (1e-3, 1)}),
+            (AdamWHD, {"scope": "tensor"}),
+            (AdamWHD, {"lr": 0.1, "hypergrad_lr": 1e-3, "scope": "tensor", "lr_bounds": (1e-3, None)}),
+        ]
+    )
+]
+
+
+@pytest.mark.parametrize(("ours", "options"), META)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_steps_on_meta(ours: Any, options: dict, dtype: torch.dtype) -> None:
+    params = [nn.Parameter(torch.empty(shape, device="meta", dtype=dtype)) for shape in ((3, 4), (5,), ())]
+    opt = ours([{"params": params[:2]}, {"params": params[2:]}], **options)
+    assert opt.capturable
+    for t in range(5):
+        for i, p in enumerate(params):
+            p.grad = None if (t, i) == (2, 1) else torch.empty_like(p)
+        opt.step()
+    opt.eval()
+    opt.train()
+    assert opt.param_groups[0]["lr"].is_meta
+
+
+@pytest.mark.parametrize("rule", [Additive(1e-3), TuningFree()], ids=["additive", "tuning"])
+def test_a_base_steps_on_meta(rule: Any) -> None:
+    params = [nn.Parameter(torch.empty(shape, device="meta")) for shape in ((3, 4), (5,))]
+    opt = Hypergradient(torch.optim.Adam([{"params": [p]} for p in params], lr=0.1, foreach=True), rule=rule)
+    for _ in range(5):
+        for p in params:
+            p.grad = torch.empty_like(p)
+        opt.step()
