@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypergradient.fused import Runner
+from hypergradient.execute import Runner
 
 from .report import machine, sentence
 from .step_time import ADAM, LR, MODELS
