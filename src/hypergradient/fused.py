@@ -94,25 +94,6 @@ def compiled(
         values = {**dict(zip(numbers, vector.unbind(), strict=True)), **switches}
         return tuple(work(dict(zip(names, flat, strict=True)), values, *fixed))
 
-    artifact: Callable[..., Sequence[Tensor]] | None = None
-    order: list[str | None] = []  # of its inputs: names of the tensors that it uses, "" for the vector, None for the size
-
-    def backend(graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
-        name = "cpp_cache_precompile_headers"
-        known_option = hasattr(torch._inductor.config, name)  # torch 2.6 does not do it
-        made = torch._inductor.compile(graph, examples, options={name: HEADERS} if known_option else {})
-
-        def first(*inputs: Any) -> Any:
-            nonlocal artifact
-            artifact = made
-            known = {id(x): name for name, x in zip([*names, ""], [*dummies, zeros], strict=True)}
-            if any(id(x) not in known and not isinstance(x, int) for x in inputs):
-                raise RuntimeError("torch.compile has made an input of what is neither a tensor of the work nor its size")
-            order[:] = [known.get(id(x)) for x in inputs]
-            return made(*inputs)
-
-        return first
-
     dummies = [torch.zeros(TYPICAL, dtype=x.dtype, device=x.device) for x in tensors.values()]
     for x in dummies:
         torch._dynamo.mark_dynamic(x, 0, min=SMALL, max=LARGEST)
@@ -120,16 +101,44 @@ def compiled(
     torch._dynamo.mark_static(zeros)
     # torch.compile counts what it compiles by code object, and gives up at eight.
     own = types.FunctionType(kernel.__code__.replace(), kernel.__globals__, work.__name__, None, kernel.__closure__)
-    torch.compile(own, dynamic=True, fullgraph=True, backend=backend)(dummies, zeros)
-    if artifact is None:
+    catch = Catch({id(x): name for name, x in zip([*names, ""], [*dummies, zeros], strict=True)})
+    torch.compile(own, dynamic=True, fullgraph=True, backend=catch)(dummies, zeros)
+    if catch.made is None:
         raise RuntimeError("torch.compile did not compile: it is switched off")
-    made = artifact
+    made, order = catch.made, catch.order
 
     def call(tensors: Mapping[str, Tensor], vector: Tensor) -> list[Tensor]:
         size = tensors["p"].numel()
         return list(made(*[size if name is None else flattened(tensors[name]) if name else vector for name in order]))
 
     return call
+
+
+@final
+class Catch:
+    """A backend of torch.compile that keeps what Inductor has made, and the order of its inputs.
+
+    Args:
+        inputs: the tensors of the call that compiles, by id: the names of those of the work, "" for the vector.
+    """
+
+    def __init__(self, inputs: Mapping[int, str]) -> None:
+        self.inputs = inputs
+        self.made: Callable[..., Sequence[Tensor]] | None = None
+        self.order: list[str | None] = []  # None for the size
+
+    def __call__(self, graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        name = "cpp_cache_precompile_headers"
+        known_option = hasattr(torch._inductor.config, name)  # torch 2.6 does not do it
+        made: Any = torch._inductor.compile(graph, examples, options={name: HEADERS} if known_option else {})
+
+        def first(*inputs: Any) -> Any:
+            if any(id(x) not in self.inputs and not isinstance(x, int) for x in inputs):
+                raise RuntimeError("torch.compile has made an input of what is neither a tensor of the work nor its size")
+            self.made, self.order = made, [self.inputs.get(id(x)) for x in inputs]
+            return made(*inputs)
+
+        return first
 
 
 def flattened(x: Tensor) -> Tensor:

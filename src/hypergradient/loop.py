@@ -22,7 +22,8 @@ from . import others
 from .average import start_sums
 from .columns import Device
 from .dials import Dials
-from .products import Bundle, Meeting, Row, bundles, hypergradient_sums, with_gradients
+from .products import Bundle, Meeting, Row, bundles, with_gradients
+from .sums import hypergradient_sums
 from .turn import all_finite, every, turn, turn_elements, undo, write_elements
 from .updates import Plan, Update, known
 

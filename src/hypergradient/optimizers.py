@@ -1,7 +1,8 @@
 """The published optimizers: each a direction, its defaults and its signature."""
 
+import inspect
 import sys
-from typing import TypeVar, Unpack, final
+from typing import Any, TypeVar, Unpack, final
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -36,11 +37,15 @@ LR = """lr: learning rate to start from, α_0 >= 0, a float or a tensor of one e
 PARAMS = """params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
             ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable`` may differ by group."""
 
-Class = TypeVar("Class", bound=type)
+Class = TypeVar("Class", bound=Any)
 
 
 def documented(cls: Class) -> Class:
-    """A class whose docstring has what all of them have in common filled in."""
+    """A class whose docstring and signature have what all of them have in common filled in."""
+    shared = inspect.signature(HypergradientOptimizer.__init__).parameters
+    own = inspect.signature(cls.__init__)
+    params = [x for x in own.parameters.values() if x.kind is not inspect.Parameter.VAR_KEYWORD]
+    cls.__init__.__signature__ = own.replace(parameters=params + [shared[name] for name in Shared.__annotations__])
     if cls.__doc__ is not None and sys.flags.optimize < 2:
         cls.__doc__ = cls.__doc__.replace("{params}", PARAMS).replace("{lr}", LR).replace("{shared}", SHARED)
     return cls

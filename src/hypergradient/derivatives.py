@@ -1,0 +1,209 @@
+"""∂d/∂φ in closed form: the derivative of the last direction by every hyperparameter but the learning rate.
+
+    h = g_t · ∂θ_{t-1}/∂φ = −α g_t · ∂d_{t-1}/∂φ
+
+The derivative is taken through the last step alone, whose state was given, as that of the learning rate is. Symbols as in directions.py,
+and S = √s, c1 = 1 − β1^t, c2 = 1 − β2^t, W = c1 (S/√c2 + ε): Adam's direction is d = m/W.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor
+
+from .directions import SGD, Adam, Direction, adam_root, pair_of, what_decay_leaves
+from .execute import Numbers
+from .tensors import Some, add_product, add_quotient, add_scaled, is_zero
+
+
+class lazy:  # noqa: N801 - a decorator
+    """A property that is computed once. functools.cached_property takes a lock in Python 3.11, which torch.compile cannot trace."""
+
+    def __init__(self, compute: Callable[[Any], Any]) -> None:
+        self.compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if not hasattr(instance, self.name):
+            setattr(instance, self.name, self.compute(instance))
+        return getattr(instance, self.name)
+
+
+class LastStep(ABC):
+    """The last step of one tensor, as its buffers tell: a method for each hyperparameter gives ∂d_{t-1}/∂φ, but for its ``scale``.
+
+    Args:
+        p: θ_t, the parameter as the step left it; a real view, whole or a piece, or a list of them.
+        state: the buffers, likewise.
+        numbers: what ``numbers`` of the class has made of options and count of steps.
+    """
+
+    #: The options of a param group that have such a method, by their names in ``adapt``.
+    has: tuple[str, ...]
+
+    def __init__(self, p: Some, state: Mapping[str, Any], numbers: Numbers) -> None:
+        self.p, self.state, self.n = p, state, numbers
+
+    @staticmethod
+    @abstractmethod
+    def keeps(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
+        """Whether the derivatives need the last gradient, which the state then has as "gradient"."""
+
+    @staticmethod
+    @abstractmethod
+    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        """The coefficients of the derivatives, in Python's precision; "scale of NAME" is the factor that is left out of a tensor."""
+
+    @property
+    def alpha(self) -> Any:
+        """The learning rate of the step; elementwise where each element has its own."""
+        return self.state["lr"] if "lr" in self.state else self.n["lr"]
+
+    @property
+    def g(self) -> Any:
+        """g_{t-1}, as the step used it."""
+        return self.state["gradient"]
+
+    @property
+    @abstractmethod
+    def d(self) -> Any:
+        """d_{t-1}."""
+
+    def by(self, name: str) -> Any:
+        """∂d_{t-1}/∂φ over its scale, times the learning rates where each element has its own."""
+        x = getattr(self, name)()
+        return x.mul(self.state["lr"]) if "lr" in self.state else x
+
+
+@final
+class LastSGD(LastStep):
+    """That of stochastic gradient descent: v_t = μ v_{t-1} + g_t, and d_t = g_t, v_t or, with Nesterov momentum, g_t + μ v_t."""
+
+    has = ("momentum", "weight_decay")
+
+    @staticmethod
+    def keeps(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
+        return "momentum" in names and not group["nesterov"]
+
+    @staticmethod
+    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        mu, nesterov = last["momentum"], last["nesterov"]
+        scales = {
+            "scale of momentum": 2 + mu if nesterov else 1 / (1.0 if is_zero(mu) else mu),
+            "scale of weight_decay": 1 + mu if nesterov else 1.0,
+        }
+        return {"momentum": mu, "nesterov": nesterov, "lr": state["lr"], "d": -1 / (2 + mu), **scales}
+
+    @lazy
+    def d(self) -> Any:
+        return SGD().previous(self.p, self.state, self.n)
+
+    def momentum(self) -> Any:
+        """∂d/∂μ = v_{t-1} = (v_t − g_t)/μ; with Nesterov momentum v_t + μ v_{t-1} = 2 v_t − g_t, where g_t = d_t − μ v_t."""
+        v = self.state["momentum_buffer"]
+        return add_scaled(v, self.n["d"], self.d) if self.n["nesterov"] else v.sub(self.g)
+
+    def weight_decay(self) -> Any:
+        """∂d/∂λ = θ_{t-1}, since g = ∇f + λ θ_{t-1}; with Nesterov momentum (1 + μ) θ_{t-1}."""
+        return add_scaled(self.p, self.alpha, self.d)
+
+
+@final
+class LastAdam(LastStep):
+    """That of Adam and AdamW: d = m/W, for AdamW with λ θ_{t-1} added."""
+
+    has = ("betas", "eps", "weight_decay")
+
+    @staticmethod
+    def keeps(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
+        coupled = isinstance(direction, Adam) and not direction.decoupled
+        return "beta1" in names or "beta2" in names or (coupled and "weight_decay" in names)
+
+    @staticmethod
+    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        betas, t, decoupled = last["betas"], state["step"], cast(Adam, direction).decoupled
+        moved: Any = 1.0
+        divisors, ends, inverse = [1.0 if is_zero(beta) else beta for beta in betas], list[Any](), list[Any]()
+        if isinstance(t, Tensor):  # bias correction takes the betas out of Adam's first step; what is left of them is rounding
+            moved, t = (t > 1).to(t.dtype), t.clamp(min=1)
+            both = pair_of(betas, t)
+            power = both**t
+            c = 1 - power
+            k = 1 + t * power / c  # β times the sum of both terms in m, or in s
+            (c1, c2), (k1, k2) = c, k
+            ends, inverse = list(moved * k / both), list(-1 / k)
+        else:
+            c1, c2 = (1 - beta**t for beta in betas)
+            k1, k2 = (1 + t * beta**t / c if beta else 1.0 for beta, c in zip(betas, (c1, c2), strict=True))
+            ends, inverse = [k / divisor for k, divisor in zip((k1, k2), divisors, strict=True)], [-1 / k1, -1 / k2]
+        root = c2**0.5
+        scales = {
+            "scale of beta1": ends[0],
+            "scale of beta2": -c1 * k2 / divisors[1] / (2 * root) if isinstance(k2, float) else ends[1] * c1 / (-2 * root),
+            "scale of eps": -c1,
+            "scale of weight_decay": 1.0 if decoupled else 1 - betas[0],
+        }
+        own = {"beta1": inverse[0], "beta2": inverse[1], "decoupled": decoupled, "root": c1 / root, "eps": c1 * last["eps"]}
+        if not decoupled:
+            own["decay"] = -c1 * (1 - betas[1]) / (root * (1 - betas[0]))
+        decay = last["weight_decay"] if decoupled else 0.0
+        left = {} if is_zero(decay) else {"left": what_decay_leaves(state["lr"], decay)}
+        return {"weight_decay": decay, "lr": state["lr"], **left, **own, **scales}
+
+    @lazy
+    def root(self) -> Any:
+        """S; no less than 1e-19, and it is that where only gradients of 0 are divided by it."""
+        root = adam_root(self.state["exp_avg_sq"])
+        return root.clamp_min_(torch.finfo(root.dtype).tiny ** 0.5)
+
+    @lazy
+    def w(self) -> Any:
+        return self.root.mul(self.n["root"]).add_(self.n["eps"])
+
+    @lazy
+    def a(self) -> Any:
+        """m/W."""
+        return self.state["exp_avg"].div(self.w)
+
+    @lazy
+    def by_w(self) -> Any:
+        """m/W² = −∂(m/W)/∂W."""
+        return self.a.div(self.w)
+
+    @lazy
+    def d(self) -> Any:
+        decay = self.n["weight_decay"]
+        return self.a if is_zero(decay) else add_scaled(self.a, decay, self.theta)
+
+    @lazy
+    def theta(self) -> Any:
+        """θ_{t-1} = (θ_t + α m/W) / (1 − αλ)."""
+        theta, decay = add_scaled(self.p, self.alpha, self.a), self.n["weight_decay"]
+        return theta if is_zero(decay) else theta.div_(what_decay_leaves(self.alpha, decay) if "lr" in self.state else self.n["left"])
+
+    def beta1(self) -> Any:
+        """∂d/∂β1 = [(m − g)/β1 + m t β1^{t-1}/c1]/W, since m_{t-1} − g_t = (m_t − g_t)/β1 and ∂c1/∂β1 = −t β1^{t-1}."""
+        return add_quotient(self.a, self.n["beta1"], self.g, self.w)
+
+    def beta2(self) -> Any:
+        """∂d/∂β2 = −m/W² ∂W/∂β2, and ∂W/∂β2 = c1/(2√c2) [(s − g²)/β2 + s t β2^{t-1}/c2]/S."""
+        return add_quotient(self.root, self.n["beta2"], self.g.mul(self.g), self.root).mul_(self.by_w)
+
+    def eps(self) -> Any:
+        """∂d/∂ε = −c1 m/W²."""
+        return self.by_w
+
+    def weight_decay(self) -> Any:
+        """∂d/∂λ = θ_{t-1} for AdamW; else, since g = ∇f + λ θ_{t-1}, (1 − β1) θ_{t-1}/W − m/W² c1/√c2 (1 − β2) g θ_{t-1}/S."""
+        if self.n["decoupled"]:
+            return self.theta
+        x = self.theta.div(self.w)
+        return add_product(x, self.n["decay"], self.g.mul(self.by_w).div_(self.root), self.theta, out=x)
+
+
+LAST_STEPS: dict[type[Direction], type[LastStep]] = {SGD: LastSGD, Adam: LastAdam}
