@@ -130,7 +130,7 @@ def test_killed_driver_goes_on(whole: Path, address: str, tmp_path: Path) -> Non
     for _ in range(5):
         child = start(tmp_path, address)
         assert until(lambda: processes("ray::work_on") or not child.is_alive())  # noqa: B023
-        child.join(chance.uniform(0.1, 0.6))
+        child.join(chance.uniform(0.05, 0.25))
         if child.exitcode is None:
             os.kill(child.pid or 0, signal.SIGKILL)
             child.join()
