@@ -24,9 +24,6 @@ class Tensors(list[Tensor]):
     def dtype(self) -> torch.dtype:
         return self[0].dtype
 
-    def numel(self) -> int:
-        return sum(x.numel() for x in self)
-
     def __neg__(self) -> "Tensors":
         return Tensors(torch._foreach_neg(self))
 
@@ -134,9 +131,7 @@ def add_quotient(y: Any, a: Any, x: Any, z: Any) -> Any:
 
 def mix(y: Any, a: Any, x: Any) -> Any:
     """y + a (x − y) in place of y, elementwise, with a < 1/2 or of little rounding."""
-    if isinstance(y, Tensors):
-        return y.add_(x.sub(y).mul_(a))
-    if isinstance(a, Tensor) or torch.compiler.is_compiling():  # which makes two cases of lerp, above 1/2 and below, for each element
+    if torch.compiler.is_compiling():  # which makes two cases of lerp, above 1/2 and below, for each element
         return y.add_((x - y) * a)
     return y.lerp_(x, a)
 
