@@ -139,9 +139,7 @@ class Update:
                 make_buffer(own, name, p, numbers["rate"] if name == "lr" else 0.0)
         now = self._count(bundle, numbers) | {"first": "momentum_buffer" in missing}
         tensors = bundle.split()
-        if (
-            bundle.params[0].device.type == "cpu"
-        ):  # in the other order than for the dot products: what these have read last is in the cache yet
+        if bundle.params[0].device.type == "cpu":  # in the other order than for the dot products: what these read last is in the cache yet
             tensors = {name: column[::-1] for name, column in tensors.items()}
         goes = numbers.get("goes")
         plain = goes is None and not (keeps or self.elements or trace)
@@ -281,7 +279,10 @@ def unshare(name: str, moving: Sequence[Bundle]) -> None:
         for own in bundle.states:
             there = own.get(name)
             if isinstance(there, Tensor) and owners.setdefault(id(there), (i, there))[0] != i:
-                own[name] = clones.setdefault((i, id(there)), there.clone() if (i, id(there)) not in clones else there)
+                key = i, id(there)
+                if key not in clones:
+                    clones[key] = there.clone()
+                own[name] = clones[key]
 
 
 def remember(groups: Sequence[Group], names: Sequence[str], ok: Any) -> None:
