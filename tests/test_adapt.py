@@ -175,12 +175,12 @@ def test_checkpoint_without_adapt_goes_on_with_it_and_the_reverse(ours, options:
     opt.load_state_dict(through_a_file(plain.state_dict()))
     other.train(opt, 3, start=4)
     names = {"beta1": "betas", "beta2": "betas"}
-    assert all(opt.param_groups[0][names.get(name, name)] != plain.param_groups[0][names.get(name, name)] for name in opt.adapted)
+    assert all(opt.param_groups[0][names.get(name, name)] != plain.param_groups[0][names.get(name, name)] for name in opt.setup.adapted)
     back = ours(third.groups(), lr=0.01, hypergrad_lr=0.0, scope=scope, **options)
     third.model.load_state_dict(other.model.state_dict())
     back.load_state_dict(through_a_file(opt.state_dict()))
     third.train(back, 3, start=7)
-    for name in opt.adapted:
+    for name in opt.setup.adapted:
         assert back.param_groups[0][names.get(name, name)] == opt.param_groups[0][names.get(name, name)]
     assert back.skipped == opt.skipped == 0
 
@@ -532,10 +532,10 @@ def test_runs_keep_inside_the_bounds_they_are_given(name: str, make, beta: float
     problem = Problem()
     adapt = {key: (make(beta), make(beta)) if key == "betas" else make(beta) for key in bounds}
     opt = ours(problem.parameters(), **{"lr": 0.01, **options}, adapt=adapt, bounds=bounds)
-    seen: dict[str, list[float]] = {key: [] for key in opt.bounds}
+    seen: dict[str, list[float]] = {key: [] for key in opt.setup.bounds}
     for t in range(12):
         problem.train(opt, 1, start=t)
-        for key, (low, high) in opt.bounds.items():
+        for key, (low, high) in opt.setup.bounds.items():
             seen[key].append(HYPERPARAMETERS[key].read(opt.param_groups[0]))
             assert low <= seen[key][-1] <= high
     assert opt.skipped == 0

@@ -265,7 +265,7 @@ def test_fused_kernels_take_numbers_from_the_device(run: dict) -> None:
         other.loss(t).backward()
         with NoWaiting():
             opt.step()
-    assert opt.run.fused
+    assert opt.setup.run.fused
     torch.testing.assert_close(flat(other.parameters()), flat(one.parameters()), rtol=0, atol=1e-6)
 
 

@@ -45,7 +45,7 @@ def test_equals_the_eager_path(ours: Any, options: dict, dtype: torch.dtype) -> 
     eager, mine = ours(one.groups(), **options), ours(other.groups(), fused=True, **options)
     one.train(eager, 20)
     other.train(mine, 20)
-    assert mine.run.fused, "it fell back"
+    assert mine.setup.run.fused, "it fell back"
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     torch.testing.assert_close(flat(other.parameters()), flat(one.parameters()), rtol=0, atol=tolerance)
     for group, theirs in zip(mine.param_groups, eager.param_groups, strict=True):
@@ -66,15 +66,15 @@ def test_is_compiled_once_for_all_sizes_and_numbers() -> None:
     opt = AdamHD(params, lr=1e-3, hypergrad_lr=1e-5, fused=True)
     for _ in range(3):
         step(opt, *params)
-    kernels, before = len(opt.run.kernels.made), counters["stats"]["unique_graphs"]
+    kernels, before = len(opt.setup.run.kernels.made), counters["stats"]["unique_graphs"]
     image = nn.Parameter(torch.randn(20, 30, 40, 5).to(memory_format=torch.channels_last))
     opt.add_param_group({"params": [nn.Parameter(torch.randn(400, 300)), image], "lr": torch.tensor(0.01)})
     params += opt.param_groups[1]["params"]
     for t in range(4):
         opt.param_groups[0].update(lr=1e-3 * (t + 1), eps=10.0**-t)
         step(opt, *params)
-    assert (len(opt.run.kernels.made), counters["stats"]["unique_graphs"]) == (kernels, before)
-    assert opt.run.fused
+    assert (len(opt.setup.run.kernels.made), counters["stats"]["unique_graphs"]) == (kernels, before)
+    assert opt.setup.run.fused
 
 
 def test_odd_tensors_take_the_eager_path_or_their_own_layout() -> None:
@@ -90,7 +90,7 @@ def test_odd_tensors_take_the_eager_path_or_their_own_layout() -> None:
                 p.grad = p.detach().clone()
             params[1].grad = params[1].detach().t().contiguous().t()
             opt.step()
-        assert opt.run.fused == fused
+        assert opt.setup.run.fused == fused
         return [p.detach() for p in params]
 
     for mine, theirs in zip(run(True), run(False), strict=True):
@@ -104,7 +104,7 @@ def test_without_a_compiler_the_eager_path_runs() -> None:
     missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with missing, torch._inductor.utils.fresh_cache(), pytest.warns(UserWarning, match="fused=True needs a compiler .*goes on without"):
         losses = one.train(opt, 5)
-    assert not opt.run.fused
+    assert not opt.setup.run.fused
     assert losses == other.train(AdamHD(other.parameters(), lr=1e-3, hypergrad_lr=1e-5), 5)
     assert torch.equal(flat(one.parameters()), flat(other.parameters()))
 
@@ -114,7 +114,7 @@ def test_copies_and_pickles_go_on_fused() -> None:
     opt = SGDHD(problem.parameters(), lr=0.02, hypergrad_lr=1e-3, fused=True)
     problem.train(opt, 3)
     for twin, copied in (copy.deepcopy((problem, opt)), pickle.loads(pickle.dumps((problem, opt)))):
-        assert copied.run.fused
+        assert copied.setup.run.fused
         twin.train(copied, 3, start=3)
     problem.train(opt, 3, start=3)
     torch.testing.assert_close(flat(twin.parameters()), flat(problem.parameters()), rtol=0, atol=0)

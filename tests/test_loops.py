@@ -288,7 +288,7 @@ def test_copy_goes_on_as_the_original(ours, options: dict, run: dict, copied) ->
     opt.skipped = 3
     other, twin = copied((problem, opt))
     assert same(problem, opt, other, twin)
-    assert (twin.rule, twin.scope) == (opt.rule, opt.scope)
+    assert (twin.setup.rule, twin.setup.scope) == (opt.setup.rule, opt.setup.scope)
     assert opt.defaults.items() <= twin.defaults.items()
     problem.train(opt, 5, start=5)
     assert not torch.equal(flat(problem.parameters()), flat(other.parameters()))

@@ -26,7 +26,8 @@ def lrs(opt: torch.optim.Optimizer) -> list[float]:
 
 
 def tensor_lrs(opt: torch.optim.Optimizer) -> list[float]:
-    return [opt.state[p]["lr"] for group in opt.param_groups for p in group["params"]]
+    """What each tensor has moved by: its own, or its param group's."""
+    return [opt.state[p].get("lr", group["last"].get("lr")) for group in opt.param_groups for p in group["params"]]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -55,7 +56,7 @@ def test_lr_read_is_the_one_used_and_lr_found_is_adapted(scope: Any, kind, rule)
         group["lr"] = kind(found)
         before, _ = flat(problem.parameters()).clone(), problem.train(opt, 1, start=t)
         g = flat([p.grad for p in problem.parameters() if p.grad is not None])
-        alpha = torch.cat([torch.full((p.numel(),), opt.state[p]["lr"], dtype=torch.float64) for p in problem.parameters()])
+        alpha = torch.cat([torch.full((p.numel(),), lr) for p, lr in zip(problem.parameters(), tensor_lrs(opt), strict=True)])
         torch.testing.assert_close(flat(problem.parameters()), before - alpha * g, rtol=0, atol=1e-15)
         assert sum(tensor_lrs(opt)) / 6 == pytest.approx(lrs(opt)[0], rel=1e-12)
         assert (lrs(opt)[0] == pytest.approx(found, rel=1e-12)) == (t == 0)

@@ -13,7 +13,7 @@ from torch import nn
 from cases import Problem, flat
 from hypergradient import SGDHD, AdamHD, AdamWHD, Multiplicative, TuningFree
 from hypergradient.directions import SGD, Adam
-from hypergradient.execute import BLOCK, Pack, parts
+from hypergradient.execute import BLOCK, Copies, parts
 from hypergradient.fused import SMALL
 
 
@@ -31,7 +31,7 @@ def test_parts_are_all_tensors_in_order(sizes: list[int]) -> None:
 
 def test_a_pack_copies_what_is_asked_for_and_writes_back_what_was_written() -> None:
     columns = {name: [torch.full((2, 3), float(i)).t(), torch.full((4,), float(i))] for i, name in enumerate("abc")}
-    pack = Pack(columns)
+    pack = Copies(columns, packed=True)
     assert set(pack) == set("abc")
     assert "a" in pack
     assert "d" not in pack

@@ -244,7 +244,7 @@ def test_bounds_hold() -> None:
 @pytest.mark.parametrize("ours", [SGDHD, AdamHD, AdamWHD])
 def test_defaults(ours: Any, options: dict, lr: float, rule: Any) -> None:
     opt = ours([nn.Parameter(torch.ones(1))], **options)
-    assert (opt.param_groups[0]["lr"], opt.rule) == (lr, rule)
+    assert (opt.param_groups[0]["lr"], opt.setup.rule) == (lr, rule)
 
 
 def test_hypergrad_lr_of_a_group_is_enough() -> None:

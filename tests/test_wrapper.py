@@ -115,7 +115,7 @@ def shared(opt: Hypergradient) -> bool:
     """Whether the base steps what the wrapper does."""
     groups = zip(opt.param_groups, opt.base.param_groups, strict=True)
     one_list = opt.param_groups is opt.base.param_groups and opt.state is opt.base.state
-    return one_list and all(one is other for one, other in groups) and opt.direction.base is opt.base
+    return one_list and all(one is other for one, other in groups) and opt.setup.direction.base is opt.base
 
 
 def same(one: Problem, opt: Any, other: Problem, twin: Any) -> bool:

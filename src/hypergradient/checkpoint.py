@@ -7,62 +7,44 @@ import torch
 from torch import Tensor
 
 from . import others
-from .columns import Device, Host
-from .dials import Group, Scope, read_lrs
+from .dials import Group, Scope
 from .directions import SGD, Adam
 from .graph import enter
 from .hyperparameters import HYPERPARAMETERS
 from .kept import KeptGradients
+from .tensors import make_buffer, real
 
 #: What a copy takes with it beside torch.optim's own.
-OWN: tuple[str, ...] = (
-    "run",
-    "capturable",
-    "numbers",
-    "rule",
-    "adapted",
-    "bounds",
-    "scope",
-    "horizon",
-    "skipped",
-    "warned",
-    "hypergradients",
-)
-OWN += ("other_hypergradients", "memory")
+OWN = ("setup", "skipped", "warned", "hypergradients", "other_hypergradients")
+
+#: What may be a tensor in a param group that a device has written, and is a number on the host.
+HOST = ("hypergrad_lr", "lr_ratio", *{own.option for own in HYPERPARAMETERS.values()})
 
 
 def complete(opt: Any) -> None:
-    """Give each group what the loop needs: the options that another class's checkpoint lacks, and a tensor lr of its own."""
+    """Give each group what the loop needs: the options that another class's checkpoint lacks, and numbers where they are kept."""
+    setup, numbers = opt.setup, opt.setup.numbers
     opt.params = [p for group in opt.param_groups for p in group["params"]]
     seen: list[Tensor] = []
     for group in opt.param_groups:
         for name, value in opt.defaults.items():
             group.setdefault(name, value.clone() if isinstance(value, Tensor) else value)
         group.setdefault("step_adapts", True)
-        to_device(opt, group)
-        if "last" in group:  # of the wrapper's checkpoint, which remembers nothing
-            group["last"] = {name: group[name] for name in opt.direction.remembers} | group["last"]
-        for name, fresh in (("memory", opt.rule.fresh()), ("adapted", others.fresh(opt.adapted))):
+        for name, fresh in (("memory", setup.rule.fresh()), ("adapted", others.fresh(setup.adapted))):
             if fresh:
-                group[name] = fresh | {key: value for key, value in group.get(name, {}).items() if key in fresh}
-        if opt.scope == "global":
-            group.setdefault("lr_ratio", group["lr"].clone() if isinstance(group["lr"], Tensor) and opt.capturable else float(group["lr"]))
+                group[name] = {key: numbers.cast(group.get(name, {}).get(key, value)) for key, value in fresh.items()}
+        if "last" in group:  # that of the wrapper's checkpoint remembers nothing
+            group["last"] = {name: group[name] for name in setup.direction.remembers} | group["last"]
+        for holder in (group, group.get("last", {})):
+            for name in ("lr",) if numbers.on_device else ("lr",) * (holder is not group) + HOST:
+                if name in holder:
+                    holder[name] = numbers.cast(holder[name])
+        if setup.scope == "global":
+            group.setdefault("lr_ratio", group["lr"].clone() if numbers.on_device else float(group["lr"]))
         if isinstance(group["lr"], Tensor):
             if any(group["lr"] is other for other in seen):
                 group["lr"] = group["lr"].clone()
             seen.append(group["lr"])
-
-
-def to_device(opt: Any, group: Group) -> None:
-    """Make tensors of the numbers that stay on the device."""
-    if not isinstance(opt.numbers, Device):
-        return
-    to: dict[str, Any] = {"dtype": opt.numbers.dtype, "device": opt.numbers.device}
-    if not isinstance(group["lr"], Tensor):
-        group["lr"] = torch.full((), float(group["lr"]), **to)
-    for name in ("memory", "adapted"):
-        if name in group:
-            group[name] = {key: x if isinstance(x, Tensor) else torch.full((), float(x), **to) for key, x in group[name].items()}
 
 
 def check(opt: Any, state_dict: Mapping[str, Any]) -> None:
@@ -86,62 +68,65 @@ def brief(value: Any) -> str:
 
 
 def buffers_of(opt: Any) -> tuple[str, ...]:
-    return (*opt.direction.buffers, "gradient", "trace", "lr", "iterate")
+    return (*opt.setup.direction.buffers, "gradient", "trace", "lr", "iterate")
 
 
 def is_number(opt: Any, name: str) -> bool:
     """Whether it is a number that the loop keeps of a tensor."""
-    return name in ("lr", "hypergrad_lr", "applied", *opt.direction.counts) or name.startswith("memory_")
+    return name in ("lr", "hypergrad_lr", "applied", *opt.setup.direction.counts) or name.startswith("memory_")
 
 
-def restore_numbers(opt: Any, state_dict: Mapping[str, Any]) -> None:
-    """Undo that torch rounds the numbers of a state to the dtype of its parameter."""
-    if not isinstance(opt.numbers, Device):
-        return
-    ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-    params = [(g, p) for g, group in enumerate(opt.param_groups) for p in group["params"]]
-    shared: dict[Any, Tensor] = {}
-    for i, (g, p) in zip(ids, params, strict=True):
+def restore(opt: Any, state_dict: Mapping[str, Any]) -> None:
+    """The numbers of tensors as they were saved, since torch rounds them to the dtype of the parameter, and where they are kept."""
+    setup, shared = opt.setup, dict[Any, Any]()
+    groups = zip(opt.param_groups, state_dict["param_groups"], strict=True)
+    for g, (i, p) in [(g, pair) for g, (own, saved) in enumerate(groups) for pair in zip(saved["params"], own["params"], strict=True)]:
         for name, value in state_dict["state"].get(i, {}).items():
-            if is_number(opt, name) and not (isinstance(value, Tensor) and value.dim()) and value is not True and value is not False:
-                key = g, name, float(value) if not (isinstance(value, Tensor) and value.is_meta) else id(value)
-                if key not in shared:  # one tensor for all of which a number is the same
-                    shared[key] = torch.as_tensor(value, dtype=opt.numbers.dtype).to(opt.numbers.device, copy=True)
-                apart = (name == "lr" and opt.scope == "tensor") or name.startswith("memory_") or name == "hypergrad_lr"
-                opt.state[p][name] = shared[key].clone() if apart else shared[key]
+            if name == "applied":
+                opt.state[p][name] = bool(opt.state[p][name])  # as it was loaded: the wrapper forgets some
+            elif is_number(opt, name) and not (isinstance(value, Tensor) and value.dim()):
+                if not setup.numbers.on_device:
+                    opt.state[p][name] = int(value) if name in setup.direction.counts else setup.numbers.cast(value)
+                    continue
+                # One tensor for all of which a count is the same, where they have no other number of their own.
+                apart = setup.scope == "tensor" or (isinstance(value, Tensor) and value.is_meta)
+                key = g, name, id(p) if apart else float(value)
+                if key not in shared:
+                    shared[key] = torch.as_tensor(value, dtype=setup.numbers.dtype).to(setup.numbers.device, copy=True)
+                opt.state[p][name] = shared[key]
+    for group in opt.param_groups:
+        restore_lrs(opt, group)
+    complete(opt)
+
+
+def restore_lrs(opt: Any, group: Group) -> None:
+    """The learning rates of the last step as this scope keeps them: of elements, of tensors, or of their param group."""
+    elements, apart, last = opt.setup.elements, opt.setup.scope in ("tensor", "element"), group.get("last", {})
+    if not elements:
+        group.pop("lr_left", None)
+    for own, p in ((opt.state[p], p) for p in group["params"] if p in opt.state):
+        lr = own.pop("lr", last.get("lr") if own.get("applied") else None)
+        if lr is None:
+            continue
+        by_element = isinstance(lr, Tensor) and lr.shape == p.shape and p.dim() > 0
+        if by_element and not elements:
+            lr, own["applied"] = real(lr).double().mean().item(), False  # the last step was of no one learning rate
+        if elements and not by_element:
+            make_buffer(own, "lr", p, lr)
+        elif apart:
+            own["lr"] = lr.clone() if isinstance(lr, Tensor) else lr
+        elif own.get("applied"):
+            own["applied"] = bool(last.setdefault("lr", lr) == lr)
+    if last and not apart:
+        last.setdefault("lr", group["lr"])
 
 
 def resume(opt: Any) -> None:
     """Go on from what an optimizer has been given: its param groups and state are those of a checkpoint or of a copy."""
-    opt.kept, opt.begun, opt.last_h, opt.keeping = KeptGradients(), 0, None, set()
+    opt.kept, opt.begun, opt.last_h = KeptGradients(), 0, None
     if "number" not in vars(opt):  # a copy
         opt.number = enter(opt)
-    opt.dials = Scope(opt.scope, opt.numbers, opt.memory)
+    opt.dials = Scope(opt.setup.scope, opt.setup.numbers, opt.setup.memory)
     complete(opt)
-    for group in opt.param_groups:
-        if isinstance(opt.direction, SGD | Adam):  # a base's is its own
-            group["capturable"] = opt.capturable
-        if isinstance(opt.numbers, Host):
-            to_host(opt, group)
-        read_lrs(group, opt.state, opt.scope == "element")
-
-
-def to_host(opt: Any, group: Group) -> None:
-    """Bring the numbers of a checkpoint to the host."""
-    states = [(opt.state.get(p, {}), lambda name: is_number(opt, name)) for p in group["params"]]
-    kept: list[tuple[Any, Any]] = [(group, ("hypergrad_lr", "lr_ratio").__contains__)]
-    kept += [(group.get(name, {}), bool) for name in ("memory", "adapted")]
-    for holder, has in [*kept, *states]:
-        for name, value in holder.items():
-            if has(name) and isinstance(value, Tensor) and value.dim() == 0:
-                holder[name] = bool(value) if name == "applied" else value.item()
-    for options in (group, group.get("last", {})):
-        for name in {own.option for own in HYPERPARAMETERS.values()} & options.keys():
-            options[name] = on_host(options[name])
-
-
-def on_host(value: Any) -> Any:
-    """An option without tensors."""
-    if isinstance(value, tuple | list):
-        return tuple(map(on_host, value))
-    return value.item() if isinstance(value, Tensor) else value
+    for group in opt.param_groups if isinstance(opt.setup.direction, SGD | Adam) else ():  # a base's is its own
+        group["capturable"] = opt.setup.numbers.on_device

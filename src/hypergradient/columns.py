@@ -38,6 +38,12 @@ class Host:
     def vector(self, values: Sequence[Any]) -> list[float]:
         return [float(x) for x in values]
 
+    def cast(self, x: Any) -> Any:
+        """An option as it is kept here."""
+        if isinstance(x, tuple | list):
+            return tuple(map(self.cast, x))
+        return x.item() if isinstance(x, Tensor) and not x.dim() else x
+
     def each(self, function: Function, columns: Mapping[str, list[float]], size: int) -> dict[str, list[Any]]:
         """The columns of what a function finds for each entry."""
         if size > MANY:
@@ -100,6 +106,10 @@ class Device:
     def number(self, x: Any) -> Tensor:
         """A number as a 0-dim tensor."""
         return x.detach().reshape(()).to(self.device, self.dtype) if isinstance(x, Tensor) else self.constant(float(x))
+
+    def cast(self, x: Any) -> Tensor:
+        """A number of a param group or state as it is kept here."""
+        return x.to(self.device) if isinstance(x, Tensor) else torch.full((), float(x), dtype=self.dtype, device=self.device)
 
     def _fixed(self, row: Sequence[float]) -> Any:
         values = tuple(map(float, row))

@@ -127,6 +127,7 @@ class LastAdam(LastStep):
     @staticmethod
     def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
         betas, t, decoupled = last["betas"], state["step"], cast(Adam, direction).decoupled
+        decays = cast(Adam, direction).last_decay(state, last)
         moved: Any = 1.0
         divisors, ends, inverse = [1.0 if is_zero(beta) else beta for beta in betas], list[Any](), list[Any]()
         if isinstance(t, Tensor):  # bias correction takes the betas out of Adam's first step; what is left of them is rounding
@@ -151,9 +152,7 @@ class LastAdam(LastStep):
         own = {"beta1": inverse[0], "beta2": inverse[1], "decoupled": decoupled, "root": c1 / root, "eps": c1 * last["eps"]}
         if not decoupled:
             own["decay"] = -c1 * (1 - betas[1]) / (root * (1 - betas[0]))
-        decay = last["weight_decay"] if decoupled else 0.0
-        left = {} if is_zero(decay) else {"left": what_decay_leaves(state["lr"], decay)}
-        return {"weight_decay": decay, "lr": state["lr"], **left, **own, **scales}
+        return {"lr": state["lr"], **decays, **own, **scales}
 
     @lazy
     def root(self) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import host
 from .checks import ends
 from .columns import Device, Host
-from .tensors import make_buffer, real
+from .tensors import real
 
 Group = dict[str, Any]
 ScopeName = Literal["group", "global", "tensor", "element"]
@@ -63,58 +63,54 @@ class Scope:
 
     def read(self, groups: Sequence[Group], state: State) -> Dials:
         """The dials, each with its α_{t-1}."""
+        params = [(group, p) for group in groups for p in group["params"]]
+        index: Sequence[int] = range(len(params))
         ratios = last = None
-        if self.name == "group":
-            index = [g for g, group in enumerate(groups) for _ in group["params"]]
-            rows = {"alpha": [group["lr"] for group in groups], "beta": [group["hypergrad_lr"] for group in groups]}
-            rows |= {key: [group["memory"][name] for group in groups] for name, key in self.kept.items()}
-            bounds = [ends(group["lr_bounds"]) for group in groups]
-        elif self.name == "global":
-            index = [0 for group in groups for _ in group["params"]]
-            ratios, last, alpha = self._ratios(groups)
-            rows = {"alpha": [alpha], "beta": [groups[0]["hypergrad_lr"]]} | {
-                key: [groups[0]["memory"][name]] for name, key in self.kept.items()
-            }
-            bounds = [self._global_bounds(groups, ratios)]
+        if self.name in ("tensor", "element"):  # where each number stands, and its param group, which has it before a tensor moves
+            homes = [(state.get(p, {}) if self.name == "tensor" else group, group) for group, p in params]
+        elif self.name == "group":
+            homes, index = [(group, group) for group in groups], [g for g, group in enumerate(groups) for _ in group["params"]]
         else:
-            index = list(range(sum(len(group["params"]) for group in groups)))
-            rows = {"alpha": [], "beta": []} | {key: [] for key in self.kept.values()}
-            bounds = [ends(group["lr_bounds"]) for group in groups for _ in group["params"]]
+            homes, index = [(groups[0], groups[0])], [0 for _ in params]
+        rows: dict[str, list[Any]] = {"alpha": [], "beta": []}
+        for key, name in (("alpha", "lr"), ("beta", "hypergrad_lr")):
+            rows[key] = [own.get(name, group[name]) for own, group in homes]
+        for name, key in self.kept.items():
+            rows[key] = [own.get(f"memory_{name}", group["memory"][name]) for own, group in homes]
+        bounds = [ends(group["lr_bounds"]) for _, group in homes]
+        if self.name == "global":
+            ratios, last, alpha = self._ratios(groups)
+            rows["alpha"], bounds = [alpha], [self._global_bounds(bounds[0], ratios)]
+        elif self.name == "tensor":
+            for key, name in (("alpha", "lr"), ("beta", "hypergrad_lr")):
+                rows[key] = [x for group in groups for x in self._scaled(name, group, state)]
+        elif self.name == "element":
             for group in groups:
-                self._read_tensors(group, state, rows)
+                self._scale_elements(group, state)
         rows |= {"low": [low for low, _ in bounds], "high": [high for _, high in bounds]}
         columns = dict(zip(rows, self.numbers.columns(list(rows.values())), strict=True))
         for name, column in columns.items():
             if isinstance(column, float) and name not in ("beta", "low", "high"):  # what moves is a vector
                 columns[name] = self.numbers.vector(rows[name])
-        return Dials(columns, len(rows["alpha"]), index, ratios, last)
+        return Dials(columns, len(homes), index, ratios, last)
 
     def write(self, groups: Sequence[Group], state: State, dials: Dials, found: Mapping[str, Any]) -> Iterator[Place]:
         """Where α_t of each dial, β_t and what the rule keeps are to be put, so that ``read`` finds them."""
-        alpha, beta = list(found["alpha"]), list(found["beta"]) if "beta" in found else None
+        columns = {"lr": list(found["alpha"])} | ({"hypergrad_lr": list(found["beta"])} if "beta" in found else {})
         memory = {name: list(found[key]) for name, key in self.kept.items()}
-        if self.name in ("tensor", "element"):
-            params = [p for group in groups for p in group["params"]]
-            for k, own in enumerate(state.get(p) for p in params) if self.name == "tensor" else ():
-                if own is not None:  # numbers by themselves: torch 2.6 cannot flatten a dict in a tensor's state
-                    yield own, "lr", alpha[k]
-                    yield from ((own, f"memory_{name}", column[k]) for name, column in memory.items())
-                    if beta is not None:
-                        yield own, "hypergrad_lr", beta[k]
-            return
-        for g, group in enumerate(groups):
+        if self.name == "tensor":  # numbers by themselves: torch 2.6 cannot flatten a dict in a tensor's state
+            columns |= {f"memory_{name}": column for name, column in memory.items()}
+            for k, own in enumerate(state.get(p) for group in groups for p in group["params"]):
+                yield from ((own, name, column[k]) for name, column in columns.items() if own is not None)
+        for g, group in enumerate(groups) if self.name in ("group", "global") else ():
             k = 0 if self.name == "global" else g
-            yield group, "lr", alpha[k] if dials.ratios is None else dials.ratios[g] * alpha[k]
+            own = {name: column[k] for name, column in columns.items()}
             if dials.ratios is not None:
-                yield group, "lr_ratio", dials.ratios[g]
+                own |= {"lr": dials.ratios[g] * own["lr"], "lr_ratio": dials.ratios[g]}
+            yield from ((group, name, value) for name, value in own.items())
             if memory:  # in a new dict: a state_dict() that was taken keeps its own
-                if self.numbers.on_device:
-                    group["memory"] = dict(group["memory"])
-                    yield from ((group["memory"], name, column[k]) for name, column in memory.items())
-                else:
-                    group["memory"] = {name: column[k] for name, column in memory.items()}
-            if beta is not None:
-                yield group, "hypergrad_lr", beta[k]
+                group["memory"] = dict(group["memory"])
+                yield from ((group["memory"], name, column[k]) for name, column in memory.items())
 
     def write_means(self, groups: Sequence[Group], state: State, beta: bool) -> Iterator[Place]:
         """Where the mean of the tensors' learning rates is to be put, and of their β where that moves, once they are written."""
@@ -148,9 +144,9 @@ class Scope:
     def _singles(self, values: Sequence[Any]) -> list[Any]:
         return list(self.numbers.vector(values))
 
-    def _global_bounds(self, groups: Sequence[Group], ratios: Sequence[Any]) -> tuple[Any, Any]:
+    def _global_bounds(self, bounds: tuple[float, float], ratios: Sequence[Any]) -> tuple[Any, Any]:
         """What the largest learning rate must keep to, so that all lie inside their bounds; where they cannot, below the upper one."""
-        low, high = ends(groups[0]["lr_bounds"])
+        low, high = bounds
         if math.isinf(low) and math.isinf(high):
             return low, high
         xp: Any = torch if self.numbers.on_device else host
@@ -162,36 +158,23 @@ class Scope:
             top = xp.where(ratio == 0, top, -xp.maximum(-xp.maximum(*both), -top))
         return -xp.maximum(-top, -bottom), top
 
-    def _read_tensors(self, group: Group, state: State, rows: dict[str, list[Any]]) -> None:
-        """Add a group's tensors to the rows; where somebody has written the group's lr or β, theirs are scaled."""
-        params = group["params"]
-        if self.name == "element":
-            self._scale_elements(group, state)
-        for name, row in (("lr", rows["alpha"]), ("hypergrad_lr", rows["beta"])):
-            if self.name == "element":
-                row += [group[name]] * len(params)
-                continue
-            own = [state[p][name] if name in state.get(p, ()) else None for p in params]
-            if any(x is not None for x in own) and not self._untouched(name, group):
-                own = self._scaled(name, group, own, self._left(name, group, state))
-            row += [group[name] if x is None else x for x in own]
-        for name, key in self.kept.items():
-            start = group["memory"][name]
-            rows[key] += [state[p].get(f"memory_{name}", start) if p in state else start for p in params]
-
     def _untouched(self, name: str, group: Group) -> bool:
         """Whether it is known, without its value, that nobody has written the group's learning rate since the last step."""
         lr, version = self._written.get(id(group), (None, 0))
         return self.numbers.on_device and lr is group["lr"] and lr._version == version and not isinstance(group["hypergrad_lr"], Tensor)
 
-    def _scaled(self, name: str, group: Group, own: Sequence[Any], left: Any) -> list[Any]:
+    def _scaled(self, name: str, group: Group, state: State) -> list[Any]:
+        """The learning rates of a group's tensors, or their β; scaled, where somebody has written that of the group."""
+        own = [state[p].get(name) if p in state else None for p in group["params"]]
+        if all(x is None for x in own) or self._untouched(name, group):
+            return [group[name] if x is None else x for x in own]
         xp: Any = torch if self.numbers.on_device else host
-        found = self._singles([group[name]])[0]
+        found, left = self._singles([group[name]])[0], self._left(name, group, state)
         stays = found == as_stored(group[name], left)
         if stays is True:
-            return list(own)
+            return [group[name] if x is None else x for x in own]
         factor = xp.div(found, left)
-        return [x if x is None else xp.where(stays, x, xp.where(left == 0, found, x * factor)) for x in own]
+        return [found if x is None else xp.where(stays, x, xp.where(left == 0, found, x * factor)) for x in own]
 
     def _left(self, name: str, group: Group, state: State) -> Any:
         """The mean of what has moved so far; None where nothing has."""
@@ -244,18 +227,3 @@ def as_stored(there: Any, value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to(there.dtype).to(value.dtype) if isinstance(there, Tensor) else value
     return torch.tensor(value, dtype=there.dtype).item() if isinstance(there, Tensor) else value
-
-
-def read_lrs(group: Group, state: State, elements: bool) -> None:
-    """The learning rates of a checkpoint's tensors as this scope keeps them: one an element, or their mean, one a tensor."""
-    if not elements:
-        group.pop("lr_left", None)
-    for p in group["params"]:
-        own = state.get(p, {})
-        if "lr" not in own or (isinstance(own["lr"], Tensor) and own["lr"].shape == p.shape and p.dim() > 0) == elements:
-            continue
-        lr = own.pop("lr")
-        if elements:
-            make_buffer(own, "lr", p, lr)
-        else:
-            own.update(lr=real(lr).double().mean().item(), applied=False)  # the last step was of no one learning rate

@@ -43,9 +43,6 @@ class Direction(ABC):
     #: Whether ``previous`` is one of the buffers, rather than computed from them.
     stored = False
 
-    #: Whether ``previous`` is 0 of buffers that are 0, as they are before a tensor has moved.
-    starts_at_zero = True
-
     #: Whether it must be known, and so waited for, that a step is taken, since nothing can undo it.
     asks = False
 
@@ -193,7 +190,6 @@ class Adam(Direction):
 
     def __init__(self, *, decoupled: bool) -> None:
         self.decoupled = decoupled
-        self.starts_at_zero = not decoupled
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("eps", "weight_decay"):
@@ -228,9 +224,16 @@ class Adam(Direction):
         return own | adam_numbers(state["step"], group["betas"], group["eps"])
 
     def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
-        own = adam_numbers(state["step"], last["betas"], last["eps"])
+        return adam_numbers(state["step"], last["betas"], last["eps"]) | self.last_decay(state, last)
+
+    def last_decay(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        """The decay that is part of the last direction, "weight_decay", and what it has "left" of the parameters."""
         decay = last["weight_decay"] if self.decoupled else 0.0
-        return own | {"weight_decay": decay} | ({} if is_zero(decay) else {"left": what_decay_leaves(state["lr"], decay)})
+        if is_zero(decay):
+            return {"weight_decay": 0.0}
+        if isinstance(state["step"], Tensor):  # no step has been taken where it is 0
+            decay = decay * (state["step"] > 0)
+        return {"weight_decay": decay, "left": what_decay_leaves(state["lr"], decay)}
 
     def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:
         return signed(g, numbers) if self.decoupled else decayed(g, p, numbers)

@@ -68,18 +68,32 @@ def parts(sizes: Sequence[int]) -> list[list[int]]:
     return found
 
 
+@final
 class Copies(Mapping[str, Any]):
-    """Tensors of each name as copies that are made when they are asked for, and written back where they were written to."""
+    """Tensors of each name as copies that are made when they are asked for, and written back where they were written to.
 
-    def __init__(self, columns: Columns) -> None:
-        self.columns = columns
+    Args:
+        columns: the tensors.
+        packed: whether small ones are copied into one flat tensor; otherwise those of float16 or bfloat16 into float32, as coefficients
+            that are tensors need it: in bfloat16 0.999 is 1.
+    """
+
+    def __init__(self, columns: Columns, packed: bool) -> None:
+        self.columns, self.packed = columns, packed
         self.made: dict[str, tuple[Any, int]] = {}
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.made:
-            copy = self.copy(self.columns[name])
-            self.made[name] = copy, self.version(copy)
+            column: Any = self.columns[name]
+            if self.packed:
+                copy = _flatten_dense_tensors(column)  # type: ignore[no-untyped-call]
+            else:
+                copy = Tensors(torch.empty_like(x, dtype=torch.float32) for x in column).copy_(column)
+            self.made[name] = copy, self._version(copy)
         return self.made[name][0]
+
+    def _version(self, copy: Any) -> Any:
+        return copy._version if self.packed else copy[0]._version
 
     def __contains__(self, name: object) -> bool:
         return name in self.columns
@@ -93,45 +107,9 @@ class Copies(Mapping[str, Any]):
     def write_back(self) -> None:
         """Write to the tensors what has been written to their copies."""
         for name, (copy, version) in self.made.items():
-            if self.version(copy) != version:
-                copy_all(self.columns[name], self.apart(copy, self.columns[name]))
-
-    def copy(self, column: Sequence[Tensor]) -> Any:
-        raise NotImplementedError
-
-    def version(self, copy: Any) -> int:
-        raise NotImplementedError
-
-    def apart(self, copy: Any, column: Sequence[Tensor]) -> Sequence[Tensor]:
-        raise NotImplementedError
-
-
-@final
-class Pack(Copies):
-    """Several small tensors of each name as one flat one."""
-
-    def copy(self, column: Sequence[Tensor]) -> Any:
-        return _flatten_dense_tensors(column)  # type: ignore[no-untyped-call]
-
-    def version(self, copy: Any) -> int:
-        return int(copy._version)
-
-    def apart(self, copy: Any, column: Sequence[Tensor]) -> Sequence[Tensor]:
-        return _unflatten_dense_tensors(copy, column)  # type: ignore[no-untyped-call,no-any-return]
-
-
-@final
-class Wide(Copies):
-    """Tensors of float16 or bfloat16 in float32, as coefficients that are tensors need them: in bfloat16 0.999 is 1."""
-
-    def copy(self, column: Sequence[Tensor]) -> Any:
-        return Tensors(torch.empty_like(x, dtype=torch.float32) for x in column).copy_(column)
-
-    def version(self, copy: Any) -> int:
-        return int(copy[0]._version)
-
-    def apart(self, copy: Any, column: Sequence[Tensor]) -> Sequence[Tensor]:
-        return copy  # type: ignore[no-any-return]
+            if self._version(copy) != version:
+                column = self.columns[name]
+                copy_all(column, _unflatten_dense_tensors(copy, column) if self.packed else copy)  # type: ignore[no-untyped-call]
 
 
 @final
@@ -174,7 +152,7 @@ class Runner:
         rest: list[int] = []
         for part in parts(sizes) if pieces else [[i] for i in range(len(sizes))]:
             if len(part) > 1:
-                pack = Pack({name: [column[i] for i in part] for name, column in tensors.items()})
+                pack = Copies({name: [column[i] for i in part] for name, column in tensors.items()}, packed=True)
                 found.append((part, [[x] for x in work(pack, numbers, *fixed)]))
                 if writes:
                     pack.write_back()
@@ -204,7 +182,7 @@ class Runner:
         """The scalars of a whole list, one a tensor."""
         if all(x.dtype in (torch.float32, torch.float64) for x in lists.values()):
             return work(lists, numbers, *fixed)
-        copies = Wide(lists)
+        copies = Copies(lists, packed=False)
         scalars = work(copies, numbers, *fixed)
         if writes:
             copies.write_back()

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from . import others
 from .average import start_sums
-from .columns import Device
 from .dials import Dials
-from .products import Bundle, Meeting, Row, bundles, with_gradients
+from .products import Row, bundles, with_gradients
 from .sums import hypergradient_sums
 from .turn import all_finite, every, turn, turn_elements, undo, write_elements
-from .updates import Plan, Update, known
+from .updates import Plan, known, update
 
 #: Steps in which a device looks for a safe start, since the host does not know whether there has been a gradient.
 BEGINS = 3
@@ -37,20 +36,17 @@ def step(opt: Any) -> None:
     takes = accept(opt, plan, stacklevel=8)  # the caller, seen through step() and torch's two wrappers
     if takes:
         warn_of_decay(opt, plan)
-    if not takes and not opt.rule.averages:
-        return
-    opt.numbers.put(others.write(plan.batches, opt.param_groups))
-    horizon = None if opt.horizon == 1 and not opt.rule.averages else opt.horizon
-    update = Update(opt.direction, opt.run, opt.numbers, opt.kept, list(opt.adapted), opt.rule.averages, horizon, opt.scope == "element")
-    update(plan, opt.param_groups, opt.state)
-    write(opt, plan)
+    if takes or opt.setup.rule.averages:
+        opt.setup.numbers.put(others.write(plan.batches, opt.param_groups))
+        update(opt.setup, plan, opt.kept, opt.param_groups, opt.state)
+        write(opt, plan)
 
 
 def adapt(opt: Any, given: Mapping[Tensor, Tensor]) -> None:
     """Adapt them by other gradients; nothing moves."""
     plan = make_plan(opt, given)
     if accept(opt, plan, stacklevel=6):
-        opt.numbers.put(others.write(plan.batches, opt.param_groups))
+        opt.setup.numbers.put(others.write(plan.batches, opt.param_groups))
         for p, lr in plan.elements.items():
             write_elements(opt.state, p, lr, plan.ok)
         write(opt, plan)
@@ -58,69 +54,58 @@ def adapt(opt: Any, given: Mapping[Tensor, Tensor]) -> None:
 
 def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
     """The new hyperparameters; nothing is written. Without gradients of its own a step after adapt() only asks whether it is finite."""
-    groups, rule, numbers = opt.param_groups, opt.rule, opt.numbers
-    adapts = given is not None or all(group["step_adapts"] for group in groups)
-    others.to_device(opt.adapted, groups, numbers)
+    setup, groups, own = opt.setup, opt.param_groups, given is None
+    rule, numbers = setup.rule, setup.numbers
+    adapts = not own or all(group["step_adapts"] for group in groups)
+    others.to_device(setup.adapted, groups, numbers)
     rows = with_gradients(groups, opt.state, given)
-    found = make_bundles(opt, rows, given is None)
-    meeting = Meeting(opt.direction, opt.run, numbers, {"lr": rule, **opt.adapted}, given is None, adapts)
+    keeps = own and not numbers.on_device  # a CUDA graph knows tensors by their place
+    kept = opt.kept.look_after(rows, setup.direction.is_gradient, keeps) if setup.direction.stored else set()
+    found = bundles(setup, rows, kept)
     dials = opt.dials.read(groups, opt.state)
-    by_element = opt.scope == "element"
-    sums, ok = hypergradient_sums(meeting, found, dials, groups, by_element)
+    sums, ok = hypergradient_sums(setup, found, dials, groups, own, adapts)
     if not adapts:
-        stay = {name: dials.columns[name] for name in ("alpha", *opt.memory.values())} | {"h": opt.hypergradients}
-        return Plan(found, opt.keeping, dials, stay, [], {}, ok)
+        stay = {name: dials.columns[name] for name in ("alpha", *setup.memory.values())} | {"h": opt.hypergradients}
+        return Plan(found, kept, dials, stay, [], {}, ok)
     columns = dials.columns | dict(zip(numbers.SUMS if rule.reads_norms else ("gx",), sums["lr"], strict=False))
     if rule.averages:
         columns |= starts(opt, rows, dials)
     largest = min((torch.finfo(bundle.params[0].dtype).max for bundle in found), default=math.inf)
     unbounded = numbers.on_device and rule.averages  # whose steps shorten by themselves
-    turned = numbers.each(partial(turn, rule, None if unbounded else largest, None if by_element else opt.memory), columns, dials.size)
-    moved = others.batches(opt.adapted, opt.bounds, groups, sums, numbers)
-    new = turn_elements(rule, opt.direction, found, given is None) if by_element else {}
+    own_turn = partial(turn, rule, None if unbounded else largest, None if setup.elements else setup.memory)
+    turned = numbers.each(own_turn, columns, dials.size)
+    moved = others.batches(setup.adapted, setup.bounds, groups, sums, numbers)
+    new = turn_elements(rule, setup.direction, found, own) if setup.elements else {}
     for held in (every(turned["fine"]), *(every(batch.found["fine"]) for batch in moved), all_finite(new.values())):
         ok = held if ok is True else ok if held is True else ok & held
-    if numbers.on_device and not rule.averages:
-        undo(turned, dials.columns, ok)
-    for batch in moved if numbers.on_device else ():
-        undo(batch.found, batch.columns, ok)
-    return Plan(found, opt.keeping, dials, turned, moved, new, ok)
-
-
-def make_bundles(opt: Any, rows: Sequence[Row], own: bool) -> list[Bundle]:
-    """The tensors in bundles; ``opt.keeping`` are those whose gradients are to be kept."""
-    keeps = own and not opt.numbers.on_device  # a CUDA graph knows tensors by their place
-    opt.keeping = opt.kept.look_after(rows, opt.direction.is_gradient, keeps) if opt.direction.stored else set()
-    by_element = opt.scope == "element"
-    buffers = (*opt.direction.buffers, "gradient", "trace", *("lr",) * by_element)
-    lists = isinstance(opt.numbers, Device) and opt.numbers.device.type != "cpu"  # which take a number a tensor
-    marks = ("applied",) if lists else ("lr", "applied", *opt.direction.counts)
-    return bundles(rows, buffers, marks, by_element or (opt.scope == "tensor" and not lists), opt.keeping)
+    tentative = [(batch.found, batch.columns) for batch in moved] + [(turned, dials.columns)] * (not rule.averages)
+    for after, before in tentative if numbers.on_device else ():
+        undo(after, before, ok)
+    return Plan(found, kept, dials, turned, moved, new, ok)
 
 
 def starts(opt: Any, rows: Sequence[Row], dials: Dials) -> dict[str, Any]:
     """What a safe first learning rate is computed from, while a rule that averages may start."""
     opt.begun += 1
-    if opt.begun > BEGINS if opt.numbers.on_device else all(dials.columns["memory.steps"]):
+    if opt.begun > BEGINS if opt.setup.numbers.on_device else all(dials.columns["memory.steps"]):
         return {}
-    return start_sums(opt.direction, rows, dials, opt.numbers)
+    return start_sums(opt.setup.direction, rows, dials, opt.setup.numbers)
 
 
 def accept(opt: Any, plan: Plan, stacklevel: int) -> bool:
     """Count a step that cannot be made, and tell whether it can, or the device decides; note the hypergradients of one that can."""
-    ok = plan.ok
-    if isinstance(ok, Tensor) and (not opt.numbers.on_device or opt.direction.asks):
+    ok, h = plan.ok, plan.found["h"]
+    if isinstance(ok, Tensor) and (not opt.setup.numbers.on_device or opt.setup.direction.asks):
         ok = not known(~ok.reshape(1))[0]
     if isinstance(ok, Tensor):  # no warning, which would have to ask for the value
         opt.skipped = opt.skipped if isinstance(opt.skipped, Tensor) else torch.full((), opt.skipped, device=ok.device)
         opt.skipped.add_(~ok)
-        h = plan.found["h"]
         if isinstance(h, Tensor):
             before = opt.last_h
             opt.last_h = h if before is None or len(before) != len(h) else torch.where(ok, h, before)
             opt.hypergradients = list(opt.last_h.unbind())
     elif ok:
-        opt.hypergradients = list(plan.found["h"])
+        opt.hypergradients = list(h)
     else:
         skip(opt, stacklevel)
         return False
@@ -132,8 +117,8 @@ def accept(opt: Any, plan: Plan, stacklevel: int) -> bool:
 def write(opt: Any, plan: Plan) -> None:
     """Put learning rates, and what the rule keeps, to where the next step finds them."""
     groups, dials = opt.param_groups, opt.dials
-    opt.numbers.put(dials.write(groups, opt.state, plan.dials, plan.found))
-    opt.numbers.put(dials.write_means(groups, opt.state, "beta" in plan.found))
+    opt.setup.numbers.put(dials.write(groups, opt.state, plan.dials, plan.found))
+    opt.setup.numbers.put(dials.write_means(groups, opt.state, "beta" in plan.found))
     dials.wrote(groups)
 
 
@@ -155,7 +140,7 @@ def skip(opt: Any, stacklevel: int) -> None:
     if opt.skipped == 1:
         warnings.warn(
             f"{type(opt).__name__} skipped a step: a gradient or hypergradient was not finite. "
-            + ("Parameters went back to their average" if opt.rule.averages else "Parameters and learning rate stay as they were")
+            + ("Parameters went back to their average" if opt.setup.rule.averages else "Parameters and learning rate stay as they were")
             + "; opt.skipped counts such steps, and this is the only warning",
             stacklevel=stacklevel,
         )

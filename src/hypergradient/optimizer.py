@@ -1,6 +1,5 @@
 """What all optimizers here have in common: their options and param groups, and what is called of them. The loop itself is loop.py."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
@@ -11,10 +10,8 @@ from torch.optim.optimizer import ParamsT
 from . import checkpoint, loop
 from .average import put_average, put_iterate
 from .checks import Bounds
-from .columns import Device, Host
 from .dials import Group, Scope, ScopeName
 from .directions import SGD, Adam, Direction
-from .execute import Runner
 from .graph import enter, step_in_graph
 from .kept import KeptGradients
 from .options import check_param_group, resolve
@@ -36,7 +33,7 @@ class Shared(TypedDict, total=False):
     capturable: bool | None
 
 
-class HypergradientOptimizer(torch.optim.Optimizer, ABC):
+class HypergradientOptimizer(torch.optim.Optimizer):
     """The loop of an optimizer; a final class adds its direction and its signature.
 
     Attributes:
@@ -52,6 +49,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         self,
         params: ParamsT,
         options: Group,
+        direction: Direction,
         *,
         default_hypergrad_lr: float,
         hypergrad_lr: float | None = None,
@@ -67,31 +65,21 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         params = params if isinstance(params, Tensor) else cast(ParamsT, list(params))
         given = {"hypergrad_lr": hypergrad_lr, "rule": rule, "adapt": adapt, "bounds": bounds, "horizon": horizon, "scope": scope}
         given |= {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr}
-        self.rule, self.adapted, self.bounds, device = resolve(type(self).__name__, params, self.direction, given)
-        self.capturable = device.type != "cpu" if capturable is None else capturable
-        self.scope, self.horizon = scope, horizon
-        self.run, self.kept = Runner(bool(fused)), KeptGradients()
-        self.numbers: Host | Device = Device(device) if self.capturable else Host()
-        self.memory = {name: f"memory.{name}" for name in self.rule.fresh()}
-        self.dials = Scope(scope, self.numbers, self.memory)
+        self.setup = resolve(type(self).__name__, params, direction, given)
+        self.kept, self.dials = KeptGradients(), Scope(self.setup.scope, self.setup.numbers, self.setup.memory)
         self.skipped: Any = 0
-        self.begun, self.warned, self.number, self.keeping = 0, False, enter(self), set[Tensor]()
+        self.begun, self.warned, self.number = 0, False, enter(self)
         self.hypergradients: list[Any] = []
         self.last_h: Tensor | None = None
         self.other_hypergradients: list[dict[str, Any]] = []
         if options["lr"] is None:
-            options["lr"] = 0.0 if self.rule.averages else 1e-3
-        own = {"hypergrad_lr": self.rule.first_beta, "lr_bounds": lr_bounds}
-        if isinstance(self.direction, SGD | Adam):  # a base's is its own
-            own["capturable"] = self.capturable
+            options["lr"] = 0.0 if self.setup.rule.averages else 1e-3
+        own = {"hypergrad_lr": self.setup.rule.first_beta, "lr_bounds": lr_bounds}
+        if isinstance(direction, SGD | Adam):  # a base's is its own
+            own["capturable"] = self.setup.numbers.on_device
         super().__init__(params, {**options, **own})
         if isinstance(options["lr"], Tensor):
             self.defaults["lr"] = options["lr"].clone()  # the first group's own is updated in place; later groups start from this one
-
-    @property
-    @abstractmethod
-    def direction(self) -> Direction:
-        """The closed form that the optimizer steps along."""
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a param group, which starts with a learning rate of its own and no last direction.
@@ -103,8 +91,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         Raises:
             ValueError: an option is out of its range, or is one of those.
         """
-        own = {"fused": self.run.fused, "capturable": self.capturable}
-        check_param_group(param_group, self.defaults, own, self.rule, self.direction, self.bounds)
+        check_param_group(param_group, self.defaults, self.setup)
         lr = {**self.defaults, **param_group}["lr"]
         if self.param_groups and lr is self.defaults["lr"] and isinstance(lr, Tensor):
             param_group["lr"] = lr.clone()
@@ -179,9 +166,9 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             (0.1, True)
         """
         self._check_training()
-        if self.rule.averages:
+        if self.setup.rule.averages:
             raise TypeError(
-                f"adapt() takes Additive or Multiplicative; {self.rule!r} must see the gradients of the steps: leave adapt() out"
+                f"adapt() takes Additive or Multiplicative; {self.setup.rule!r} must see the gradients of the steps: leave adapt() out"
             )
         loop.adapt(self, given_gradients(loss_or_grads, self.param_groups))
         for group in self.param_groups:
@@ -198,7 +185,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         Other rules have no average, and nothing happens. Statistics of batch norm are those of the iterates; after ``eval()``
         ``torch.optim.swa_utils.update_bn(batches, model)`` gives the model the average's.
         """
-        if self.rule.averages:
+        if self.setup.rule.averages:
             put_average(self.state)
 
     @torch.no_grad()
@@ -215,12 +202,12 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
             before the learning rate has turned for the first time.
         """
         dials = self.dials.read(self.param_groups, self.state)
-        columns = {name: torch.as_tensor(dials.columns[name]).tolist() for name in ("alpha", *self.memory.values())}
+        columns = {name: torch.as_tensor(dials.columns[name]).tolist() for name in ("alpha", *self.setup.memory.values())}
         rows = []
         for k, h in enumerate(self.hypergradients):
-            kept = {name: columns[key][k] for name, key in self.memory.items()}
-            row = {"lr": columns["alpha"][k], "hypergradient": float(h)} | self.rule.summary(kept)
-            rows.append(row | ({"horizon": float(self.horizon)} if self.horizon else {}))
+            kept = {name: columns[key][k] for name, key in self.setup.memory.items()}
+            row = {"lr": columns["alpha"][k], "hypergradient": float(h)} | self.setup.rule.summary(kept)
+            rows.append(row | ({"horizon": float(self.setup.horizon)} if self.setup.horizon else {}))
         return rows
 
     def load_state_dict(self, state_dict: Group) -> None:
@@ -234,7 +221,7 @@ class HypergradientOptimizer(torch.optim.Optimizer, ABC):
         """
         checkpoint.check(self, state_dict)
         super().load_state_dict(state_dict)
-        checkpoint.restore_numbers(self, state_dict)
+        checkpoint.restore(self, state_dict)
 
     def __getstate__(self) -> Group:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in checkpoint.OWN}}

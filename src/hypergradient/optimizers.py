@@ -97,8 +97,6 @@ class SGDHD(HypergradientOptimizer):
         Algorithms 4 and 5, https://openreview.net/forum?id=BkrsAzWAb
     """
 
-    direction = directions.SGD()
-
     def __init__(
         self,
         params: ParamsT,
@@ -112,7 +110,7 @@ class SGDHD(HypergradientOptimizer):
         **shared: Unpack[Shared],
     ) -> None:
         options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, {**options, "maximize": maximize}, default_hypergrad_lr=1e-6, **shared)
+        super().__init__(params, {**options, "maximize": maximize}, directions.SGD(), default_hypergrad_lr=1e-6, **shared)
 
 
 @final
@@ -158,8 +156,6 @@ class AdamHD(HypergradientOptimizer):
         Algorithm 6, https://openreview.net/forum?id=BkrsAzWAb
     """
 
-    direction = directions.Adam(decoupled=False)
-
     def __init__(
         self,
         params: ParamsT,
@@ -172,7 +168,7 @@ class AdamHD(HypergradientOptimizer):
         **shared: Unpack[Shared],
     ) -> None:
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, options, default_hypergrad_lr=1e-8, **shared)
+        super().__init__(params, options, directions.Adam(decoupled=False), default_hypergrad_lr=1e-8, **shared)
 
 
 @final
@@ -219,8 +215,6 @@ class AdamWHD(HypergradientOptimizer):
         *Decoupled Weight Decay Regularization*, ICLR 2019, https://arxiv.org/abs/1711.05101
     """
 
-    direction = directions.Adam(decoupled=True)
-
     def __init__(
         self,
         params: ParamsT,
@@ -233,4 +227,4 @@ class AdamWHD(HypergradientOptimizer):
         **shared: Unpack[Shared],
     ) -> None:
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, options, default_hypergrad_lr=1e-8, **shared)
+        super().__init__(params, options, directions.Adam(decoupled=True), default_hypergrad_lr=1e-8, **shared)

@@ -1,26 +1,27 @@
 """The options of an optimizer as a whole: what they must be, and what they mean together."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from .checks import check_bounds, check_lr, check_number, check_switch
-from .dials import SCOPES, Group
+from .columns import Device, Host
+from .dials import SCOPES, Group, ScopeName
 from .directions import SGD, Adam, Direction
+from .execute import Runner
 from .hyperparameters import check_adapt, check_values, spread
 from .rules import Additive, Level, Rule
+from .setup import Setup
 from .tuning import TuningFree
 
 #: What holds for all param groups.
 WHOLE = ("rule", "adapt", "bounds", "horizon", "scope")
 
 
-def resolve(
-    optimizer: str, params: Any, direction: Direction, given: Mapping[str, Any]
-) -> tuple[Rule, dict[str, Level], dict[str, tuple[float, float]], torch.device]:
-    """The rule of the learning rate, those of other hyperparameters and their bounds, and the device of the parameters.
+def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[str, Any]) -> Setup:
+    """The parts of an optimizer with such options.
 
     Raises:
         ValueError: an option is out of its range, or two of them contradict each other.
@@ -38,7 +39,10 @@ def resolve(
     for name in ("fused", "capturable"):
         check_switch(name, given[name], none=True)
     bounds = check_adapt(rules, spread("bounds", {} if given["bounds"] is None else given["bounds"], direction, optimizer))
-    return rule, rules, bounds, device_of(params)
+    device = device_of(params)
+    stays = device.type != "cpu" if given["capturable"] is None else given["capturable"]
+    numbers = Device(device) if stays else Host()
+    return Setup(direction, rule, rules, bounds, cast(ScopeName, scope), horizon, numbers, Runner(bool(given["fused"])))
 
 
 def _rule(params: Any, rules: dict[str, Any], given: Mapping[str, Any]) -> Rule:
@@ -78,14 +82,12 @@ def device_of(params: Any) -> torch.device:
     return torch.device("cpu")
 
 
-def check_param_group(
-    group: Group, defaults: Group, own: Mapping[str, bool], rule: Rule, direction: Direction, bounds: Mapping[str, tuple[float, float]]
-) -> None:
+def check_param_group(group: Group, defaults: Group, setup: Setup) -> None:
     """Raise ValueError where an option of a param group is out of its range, or holds for the whole optimizer; fill in its bounds."""
-    options = {**defaults, **group}
-    ours = own if isinstance(direction, SGD | Adam) else {}  # a base's are its own
-    for name in WHOLE + tuple(name for name, value in ours.items() if group.get(name) not in (None, value)):
-        if name in group:
+    options, rule = {**defaults, **group}, setup.rule
+    ours = {"fused": setup.run.fused, "capturable": setup.numbers.on_device}
+    for name in WHOLE + tuple(ours) * isinstance(setup.direction, SGD | Adam):  # a base's are its own
+        if name in group and (name in WHOLE or group[name] not in (None, ours[name])):
             raise ValueError(f"{name} holds for the whole optimizer: give it to the constructor, not to a param group")
     group["lr_bounds"] = check_bounds(options["lr_bounds"])
     starts_itself = rule.averages and not isinstance(options["lr"], Tensor) and options["lr"] == 0 and options["lr"] is not False
@@ -93,5 +95,5 @@ def check_param_group(
     check_number("hypergrad_lr", options["hypergrad_lr"])
     if not (isinstance(options["lr"], Tensor) and options["lr"].is_meta):
         rule.check_lr(float(options["lr"]))
-    direction.check(options)
-    check_values(bounds, options)
+    setup.direction.check(options)
+    check_values(setup.bounds, options)

@@ -5,18 +5,19 @@ All that a step takes are gathered in one place, and leave it together: for the 
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .columns import Device, Host
-from .derivatives import LAST_STEPS, LastStep
+from .derivatives import LAST_STEPS
 from .dials import Group, State
 from .directions import Direction, signed
-from .execute import Numbers, Runner
+from .execute import Numbers
 from .hyperparameters import known
-from .rules import Rule
+from .setup import Setup
 from .tensors import Tensors, dot, dots, finite_zero, is_zero, real
 
 
@@ -66,6 +67,10 @@ class Bundle:
             return first
         return numbers.vector([state[name] for state in self.states])
 
+    def last_lr(self, setup: Setup) -> Any:
+        """What the last step moved them by: a number, or a vector; in ``state[p]["lr"]`` where each element has its own."""
+        return self.number("lr", setup.numbers) if setup.scope in ("tensor", "element") else self.group["last"]["lr"]
+
 
 def with_gradients(groups: Sequence[Group], state: State, given: Mapping[Tensor, Tensor] | None) -> list[Row]:
     """The tensors that have a gradient, in ``p.grad`` or among those that ``adapt()`` was given.
@@ -90,16 +95,17 @@ def with_gradients(groups: Sequence[Group], state: State, given: Mapping[Tensor,
     return found
 
 
-def bundles(rows: Iterable[Row], buffers: tuple[str, ...], marks: tuple[str, ...], apart: bool, kept: Container[Tensor]) -> list[Bundle]:
-    """The tensors in bundles; each for itself where they are to be ``apart``.
+def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[Bundle]:
+    """The tensors in bundles: of a param group, alike in dtype, device, buffers and numbers.
 
     Args:
+        setup: the optimizer's parts.
         rows: the tensors.
-        buffers: what a state may have of its tensor's shape.
-        marks: the numbers of a state that are one for a bundle.
-        apart: whether each has numbers of its own.
         kept: those whose gradients are to be kept, which are not put with others.
     """
+    buffers = (*setup.direction.buffers, "gradient", "trace", *("lr",) * setup.elements)
+    apart = setup.elements or (setup.scope == "tensor" and not setup.lists)  # each has numbers of its own
+    marks = ("applied",) if setup.lists else ("applied", *setup.direction.counts)
     found: dict[Any, Bundle] = {}
     for i, g, group, p, grad, state in rows:
         alike: Any = p
@@ -116,8 +122,7 @@ def bundles(rows: Iterable[Row], buffers: tuple[str, ...], marks: tuple[str, ...
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """What one bundle adds to a hypergradient: g · x, and the squared norms where the rule reads them, tensor by tensor or piece by piece.
 
     ∂θ/∂φ is −w k x: "k" is the part of a derivative that is one number, and "w" what the tensors have moved by for each unit.
@@ -128,64 +133,36 @@ class Term:
     parts: list[tuple[list[int], list[Any]]]
 
 
-@final
-@dataclass(frozen=True)
-class Meeting:
-    """How the gradients of a step meet what the last one has left.
+def terms(setup: Setup, bundle: Bundle, own: bool, adapts: bool) -> Iterator[tuple[str, Term]]:
+    """What a bundle adds to the hypergradient of each hyperparameter.
 
     Args:
-        direction: that of the optimizer.
-        run: does the elementwise work.
-        numbers: the columns' kind.
-        rules: the rule of each hyperparameter that moves, by name, the learning rate first.
+        setup: the optimizer's parts.
+        bundle: the tensors.
         own: whether the gradients are those of the step, rather than given to ``adapt()``.
         adapts: whether hyperparameters move; otherwise the products are 0, or NaN where a gradient is not finite.
     """
-
-    direction: Direction
-    run: Runner
-    numbers: Host | Device
-    rules: Mapping[str, Rule]
-    own: bool
-    adapts: bool
-
-    def terms(self, all_bundles: Sequence[Bundle]) -> dict[str, list[Term]]:
-        """For each hyperparameter, what the bundles add."""
-        found: dict[str, list[Term]] = {name: [] for name in self.rules}
-        for bundle in all_bundles:
-            for name, term in self._of_bundle(bundle):
-                found[name].append(term)
-        return found
-
-    def _of_bundle(self, bundle: Bundle) -> Iterable[tuple[str, Term]]:
-        tensors, group = bundle.split(), bundle.group
-        state = bundle.states[0] | {
-            name: bundle.number(name, self.numbers) for name in ("lr", *self.direction.counts) if name not in tensors
-        }
-        applied = state.get("applied", False)
-        moved = self.adapts and (isinstance(applied, Tensor) or applied or "trace" in tensors)
-        others = [name for name in self.rules if name != "lr"]
-        names = known(self.direction, others, state, group["last"]) if others and self.adapts and applied is not False else []
-        now = self.direction.objective(group) if self.own else {}
-        if names or (moved and "trace" not in tensors):
-            state = state | {name: bundle.number(name, self.numbers) for name in ("lr", *self.direction.counts) if name not in tensors}
-        kind = LAST_STEPS[type(self.direction)] if names else None
-        last: Numbers = {}
-        if kind is not None:
-            last = kind.numbers(self.direction, state, group["last"])
-        elif moved and "trace" not in tensors:
-            last = self.direction.last_numbers(state, group["last"])
-        norms = {name: rule.reads_norms for name, rule in self.rules.items()}
-        ready = "trace" in tensors or self.direction.stored  # no work but dot products of tensors that there are
-        light = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not moved)
-        fixed = self.direction, self.own, moved, kind, tuple((name, norms[name]) for name in ("lr", *names))
-        parts = self.run(meet, tensors, now | last, *fixed, light=light, live=13 if names else 4)
-        first = 0
-        for name in ("lr", *names):
-            count = 1 + norms[name] * (2 if moved else 1)
-            scale = 1.0 if name == "lr" else last[f"scale of {name}"]
-            yield name, Term(bundle, scale, [(rows, scalars[first : first + count]) for rows, scalars in parts])
-            first += count
+    direction, group, first, tensors = setup.direction, bundle.group, bundle.states[0], bundle.split()
+    applied = adapts and first.get("applied", False) is not False
+    moved = applied or (adapts and "trace" in tensors)
+    names = known(direction, list(setup.adapted), first, group["last"]) if applied and setup.adapted else []
+    now = direction.objective(group) if own else {}
+    last: Numbers = {}
+    if names or (moved and "trace" not in tensors):
+        state = {name: bundle.number(name, setup.numbers) for name in direction.counts} | {"lr": bundle.last_lr(setup)}
+        of = partial(LAST_STEPS[type(direction)].numbers, direction) if names else direction.last_numbers
+        last = of(state, group["last"])
+    norms = {name: rule.reads_norms for name, rule in setup.rules.items()}
+    ready = "trace" in tensors or direction.stored  # no work but dot products of tensors that there are
+    light = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not moved)
+    fixed = direction, own, moved, tuple((name, norms[name]) for name in ("lr", *names))
+    parts = setup.run(meet, tensors, now | last, *fixed, light=light, live=13 if names else 4)
+    first_of = 0
+    for name in ("lr", *names):
+        count = 1 + norms[name] * (2 if moved else 1)
+        scale = 1.0 if name == "lr" else last[f"scale of {name}"]
+        yield name, Term(bundle, scale, [(rows, scalars[first_of : first_of + count]) for rows, scalars in parts])
+        first_of += count
 
 
 def meet(
@@ -194,7 +171,6 @@ def meet(
     direction: Direction,
     own: bool,
     moved: bool,
-    kind: type[LastStep] | None,
     rules: tuple[tuple[str, bool], ...],
 ) -> list[Any]:
     """The products of a gradient with what the last step has left of one tensor, or of each of a list.
@@ -205,14 +181,13 @@ def meet(
         direction: that of the optimizer.
         own: whether "g" is the gradient of the step, rather than one that ``adapt()`` was given.
         moved: whether there is a last direction.
-        kind: what tells the derivatives by other hyperparameters than the learning rate; None where there are none.
         rules: the hyperparameters, the learning rate first, each with whether its rule reads norms.
     """
     g = objective(piece, numbers, direction, own)
     (_, norms), *others = rules
     if not moved:  # no last direction: ∇αu_{t-1} = 0
         return [finite_zero(g), dot(g, g)] if norms else [finite_zero(g)]
-    step = kind(piece["p"], piece, numbers) if kind is not None else None
+    step = LAST_STEPS[type(direction)](piece["p"], piece, numbers) if others else None
     d = step.d if step and "trace" not in piece else last_direction(piece, numbers, direction)
 
     def pairs() -> Iterator[tuple[Any, Any, bool]]:

@@ -6,7 +6,6 @@ import torch
 
 from .base import NOT_LINEAR, OURS_IN_GROUPS, BaseStep, check_state
 from .dials import Group
-from .directions import Direction
 from .optimizer import HypergradientOptimizer, Shared
 
 
@@ -65,11 +64,10 @@ class Hypergradient(HypergradientOptimizer):
     ) -> None:
         check_base(base)
         self.base = base
-        self._direction = BaseStep(base)
         groups = base.param_groups
         before = [dict(group) for group in groups]
         try:
-            super().__init__(groups, dict(base.defaults), default_hypergrad_lr=1e-6, **shared)
+            super().__init__(groups, dict(base.defaults), BaseStep(base), default_hypergrad_lr=1e-6, **shared)
         except BaseException:
             for group, options in zip(groups, before, strict=True):
                 group.clear()
@@ -85,12 +83,8 @@ class Hypergradient(HypergradientOptimizer):
             for options in (self.defaults, *groups):
                 options.setdefault("maximize", True)
 
-    @property
-    def direction(self) -> Direction:
-        return self._direction
-
     def __getstate__(self) -> Group:
-        return {**super().__getstate__(), "base": self.base, "_direction": self._direction}
+        return {**super().__getstate__(), "base": self.base}
 
     def __setstate__(self, state: Group) -> None:
         """Go on from the state of such an optimizer, or of the base's own; the base reads it as it reads its own."""

@@ -1,0 +1,63 @@
+"""What an optimizer is made of, for as long as it lives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+from .columns import Device, Host
+from .dials import ScopeName
+from .directions import Direction
+from .execute import Runner
+from .rules import Level, Rule
+
+
+@final
+@dataclass(frozen=True)
+class Setup:
+    """The parts of an optimizer.
+
+    Args:
+        direction: what it steps along.
+        rule: moves the learning rate.
+        adapted: the rules of other hyperparameters, by name.
+        bounds: what each of these is held inside.
+        scope: how tensors share learning rates.
+        horizon: over how many steps the trace looks, where the user says so.
+        numbers: where its numbers are.
+        run: does the elementwise work.
+    """
+
+    direction: Direction
+    rule: Rule
+    adapted: Mapping[str, Level]
+    bounds: Mapping[str, tuple[float, float]]
+    scope: ScopeName
+    horizon: float | None
+    numbers: Host | Device
+    run: Runner
+
+    @cached_property
+    def rules(self) -> dict[str, Rule]:
+        """The rule of each hyperparameter that moves, the learning rate first."""
+        return {"lr": self.rule, **self.adapted}
+
+    @cached_property
+    def memory(self) -> dict[str, str]:
+        """What the rule keeps, by name, with the name of its column."""
+        return {name: f"memory.{name}" for name in self.rule.fresh()}
+
+    @property
+    def elements(self) -> bool:
+        """Whether each element has a learning rate."""
+        return self.scope == "element"
+
+    @property
+    def traces(self) -> bool:
+        """Whether there is a trace: of past directions, or to the average."""
+        return self.rule.averages or self.horizon not in (None, 1)
+
+    @property
+    def lists(self) -> bool:
+        """Whether tensors go in lists, which take a number a tensor."""
+        return isinstance(self.numbers, Device) and self.numbers.device.type != "cpu"
