@@ -56,7 +56,9 @@ def test_lr_read_is_the_one_used_and_lr_found_is_adapted(scope: Any, kind, rule)
         group["lr"] = kind(found)
         before, _ = flat(problem.parameters()).clone(), problem.train(opt, 1, start=t)
         g = flat([p.grad for p in problem.parameters() if p.grad is not None])
-        alpha = torch.cat([torch.full((p.numel(),), lr) for p, lr in zip(problem.parameters(), tensor_lrs(opt), strict=True)])
+        alpha = torch.cat(
+            [torch.full((p.numel(),), lr, dtype=torch.float64) for p, lr in zip(problem.parameters(), tensor_lrs(opt), strict=True)]
+        )
         torch.testing.assert_close(flat(problem.parameters()), before - alpha * g, rtol=0, atol=1e-15)
         assert sum(tensor_lrs(opt)) / 6 == pytest.approx(lrs(opt)[0], rel=1e-12)
         assert (lrs(opt)[0] == pytest.approx(found, rel=1e-12)) == (t == 0)

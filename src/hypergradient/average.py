@@ -5,18 +5,11 @@ the parameters to their average, z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1
 learning rates the difference of two nearly equal parameters would be rounding.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from .columns import Device, Host, to_floats, total
-from .dials import Dials, State
-from .directions import Direction
+from .dials import State
 from .execute import Numbers
-from .products import Row
-from .tensors import add_scaled, dot, real
+from .tensors import add_scaled, real
 
 
 def follow(theta: Any, z: Any, d: Any, step: Any, numbers: Numbers, averages: bool) -> None:
@@ -64,26 +57,3 @@ def put_iterate(state: State) -> None:
     for p, own in state.items():
         if "iterate" in own:
             p.copy_(own.pop("iterate"))
-
-
-def start_sums(direction: Direction, rows: Sequence[Row], dials: Dials, numbers: Host | Device) -> dict[str, Any]:
-    """‖g_1‖², ‖θ_0‖² and ‖d_1‖² of each dial's tensors, moving by their ratios: "start.gg", "start.pp" and "start.dd"."""
-    places = {row.p: row for row in rows}
-    entries: list[tuple[int, Any, list[Tensor]]] = []
-    for p, d in direction.first({row.p: row.group for row in rows}):
-        row = places[p]
-        ratio = 1.0 if dials.ratios is None else dials.ratios[row.g]
-        entries.append((dials.index[row.i], ratio, [dot(x, x) for x in (real(row.grad), real(p), d)]))
-    names = ("start.gg", "start.pp", "start.dd")
-    if isinstance(numbers, Device):
-        found = torch.zeros(3, dials.size, dtype=numbers.dtype, device=numbers.device)
-        for k, ratio, squares in entries:
-            gg, pp, dd = (x.to(numbers.device, numbers.dtype) for x in squares)
-            found[:, k] += torch.stack([gg, pp, ratio**2 * dd])
-        return dict(zip(names, found.unbind(), strict=True))
-    values = iter(to_floats([x for _, _, squares in entries for x in squares]))
-    columns: list[list[list[float]]] = [[[], [], []] for _ in range(dials.size)]
-    for k, ratio, _ in entries:
-        for column, factor in zip(columns[k], (1.0, 1.0, ratio**2), strict=True):
-            column.append(factor * next(values))
-    return {name: [total(column[i]) for column in columns] for i, name in enumerate(names)}

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from . import others
-from .average import start_sums
 from .dials import Dials
 from .products import Row, bundles, with_gradients
-from .sums import hypergradient_sums
+from .sums import hypergradient_sums, start_sums
 from .turn import all_finite, every, turn, turn_elements, undo, write_elements
 from .updates import Plan, known, update
 
@@ -89,7 +88,7 @@ def starts(opt: Any, rows: Sequence[Row], dials: Dials) -> dict[str, Any]:
     opt.begun += 1
     if opt.begun > BEGINS if opt.setup.numbers.on_device else all(dials.columns["memory.steps"]):
         return {}
-    return start_sums(opt.setup.direction, rows, dials, opt.setup.numbers)
+    return start_sums(opt.setup, rows, dials)
 
 
 def accept(opt: Any, plan: Plan, stacklevel: int) -> bool:

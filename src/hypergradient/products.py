@@ -123,12 +123,12 @@ def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[
 
 
 class Term(NamedTuple):
-    """What one bundle adds to a hypergradient: g · x, and the squared norms where the rule reads them, tensor by tensor or piece by piece.
+    """What some tensors, by their numbers, add to a hypergradient: g · x, and the squared norms where the rule reads them.
 
-    ∂θ/∂φ is −w k x: "k" is the part of a derivative that is one number, and "w" what the tensors have moved by for each unit.
+    They are tensor by tensor, or piece by piece. ∂θ/∂φ is −w k x: "k" is the part of a derivative that is one number, and "w" what the tensors have moved by for each unit.
     """
 
-    bundle: Bundle
+    rows: Sequence[int]
     scale: Any
     parts: list[tuple[list[int], list[Any]]]
 
@@ -161,7 +161,7 @@ def terms(setup: Setup, bundle: Bundle, own: bool, adapts: bool) -> Iterator[tup
     for name in ("lr", *names):
         count = 1 + norms[name] * (2 if moved else 1)
         scale = 1.0 if name == "lr" else last[f"scale of {name}"]
-        yield name, Term(bundle, scale, [(rows, scalars[first_of : first_of + count]) for rows, scalars in parts])
+        yield name, Term(bundle.rows, scale, [(rows, scalars[first_of : first_of + count]) for rows, scalars in parts])
         first_of += count
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .columns import Device, to_floats, total
 from .dials import Dials, Group
-from .products import Bundle, Term, terms
+from .products import Bundle, Row, Term, terms
 from .setup import Setup
-from .tensors import Norms
+from .tensors import Norms, dot, real
 
 
 @dataclass(frozen=True)
@@ -49,58 +49,77 @@ def hypergradient_sums(
             if isinstance(applied, Tensor) and "trace" not in bundle.states[0]:
                 weight = weight * applied
             rows[name].append(Weighed(term, index, weight))
+    sums, ok = added(setup, rows, sizes)
     if not isinstance(setup.numbers, Device):
-        sums, ok = on_host(rows, sizes)
         if averages and not ok:  # no dial goes on where one cannot
             sums["lr"][0] = [math.nan] * dials.size
         return sums, ok
-    vectors = on_device(rows, sizes, setup.numbers, any(rule.reads_norms for rule in setup.rules.values()))
     if adapts and not averages:
-        return vectors, True  # as far as is known: what the rules make of it is looked at
-    every = [kinds[0] for kinds in vectors.values()]
+        return sums, True  # as far as is known: what the rules make of it is looked at
+    every = [kinds[0] for kinds in sums.values()]
     lost = sum((x - x).sum() for x in every)
     if dials.size > 1 or len(every) > 1:
-        vectors["lr"][0] = vectors["lr"][0] + lost
-    return vectors, lost == 0
+        sums["lr"][0] = sums["lr"][0] + lost
+    return sums, lost == 0
+
+
+def start_sums(setup: Setup, rows: Sequence[Row], dials: Dials) -> dict[str, Any]:
+    """‖g_1‖², ‖θ_0‖² and ‖d_1‖² of each dial's tensors, moving by their ratios: "start.gg", "start.pp" and "start.dd"."""
+    of, found = {row.p: row for row in rows}, dict[str, list[Weighed]]()
+    for p, d in setup.direction.first({row.p: row.group for row in rows}):
+        ratio = 1.0 if dials.ratios is None else dials.ratios[of[p].g]
+        for name, x, weight in (("start.gg", real(of[p].grad), 1.0), ("start.pp", real(p), 1.0), ("start.dd", d, ratio**2)):
+            found.setdefault(name, []).append(Weighed(Term([of[p].i], 1.0, [([0], [[dot(x, x)]])]), dials.index, weight))
+    sums, _ = added(setup, found, dict.fromkeys(("start.gg", "start.pp", "start.dd"), dials.size))
+    return {name: kinds[0] for name, kinds in sums.items()}
+
+
+def added(setup: Setup, rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int]) -> tuple[dict[str, list[Any]], Any]:
+    """The sums of each name's columns, by entry; on the host also whether all are finite, which a device leaves open."""
+    if not isinstance(setup.numbers, Device):
+        return on_host(rows, sizes)
+    return on_device(rows, sizes, setup.numbers), True
 
 
 def on_host(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int]) -> tuple[dict[str, list[list[float]]], bool]:
     """Columns of floats; every sum is rounded once, so that it does not depend on the order."""
     values = iter(to_floats([x for own in rows.values() for row in own for _, kinds in row.term.parts for kind in kinds for x in kind]))
     found, ok = {}, True
-    for name, own in rows.items():
-        entries: list[list[tuple[float, ...]]] = [[] for _ in range(sizes[name])]
+    for name, size in sizes.items():
+        own = rows.get(name, ())
+        entries: list[list[tuple[float, ...]]] = [[] for _ in range(size)]
         for row in own:
-            bundle, scale, parts = row.term
+            tensors, scale, parts = row.term
             pieces = [[next(values) for kind in kinds for _ in kind] for _, kinds in parts]
             gx, *norms = map(total, zip(*pieces, strict=True))
             gg, xx = (*norms, 0.0, 0.0)[:2]
             ok = ok and math.isfinite(gx)
             w = float(row.weight)
-            entries[row.entry[bundle.rows[0]]].append((w * (scale * gx), gg, w**2 * (scale**2 * xx)))
+            entries[row.entry[tensors[0]]].append((w * (scale * gx), gg, w**2 * (scale**2 * xx)))
         columns = [[total(column) for column in zip(*entry, strict=True)] or [0.0] * 3 for entry in entries]
         found[name] = [list(column) for column in zip(*columns, strict=True)]
         ok = ok and all(map(math.isfinite, found[name][0]))
     return found, ok
 
 
-def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], numbers: Device, norms: bool) -> dict[str, list[Tensor]]:
+def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], numbers: Device) -> dict[str, list[Tensor]]:
     """Vectors, with the roots of norms; everything is added up by one ``index_add``."""
+    norms = any(len(found) > 1 for own in rows.values() for row in own for _, found in row.term.parts)
     flat: list[list[Tensor]] = [[] for _ in range(3 if norms else 1)]
     rooted = all(isinstance(x, Norms) for own in rows.values() for row in own for _, found in row.term.parts for x in found[1:])
     index, weights, start = list[int](), list[Any](), 0
-    for name, own in rows.items():
-        for row in own:
-            bundle, scale, parts = row.term
+    for name, size in sizes.items():
+        for row in rows.get(name, ()):
+            tensors, scale, parts = row.term
             w = scale * row.weight
-            for tensors, found in parts:
+            for some, found in parts:
                 count = len(found[0])
                 for kind, column in enumerate(flat):
                     values = found[kind] if kind < len(found) else [numbers.constant(0.0)] * count
                     column += values if rooted or not isinstance(values, Norms) else [x * x for x in values]
-                index += [start + row.entry[bundle.rows[i]] for i in tensors[:count]]
-                weights += [w[i] if isinstance(w, Tensor) and w.dim() else w for i in tensors[:count]]
-        start += sizes[name]
+                index += [start + row.entry[tensors[i]] for i in some[:count]]
+                weights += [w[i] if isinstance(w, Tensor) and w.dim() else w for i in some[:count]]
+        start += size
     if not index:
         return {name: [numbers.constant((0.0,) * size)] * 3 for name, size in sizes.items()}
     sums = torch.stack([numbers.number(x) if x.device != numbers.device else x for column in flat for x in column])
@@ -119,4 +138,5 @@ def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], n
     if norms:
         sums[1:].sqrt_()
     split = torch.split(sums, list(sizes.values()), 1)
-    return {name: list(x.unbind()) for name, x in zip(sizes, split, strict=True)}
+    zeros = {size: [numbers.constant((0.0,) * size)] * (3 - len(flat)) for size in sizes.values()}
+    return {name: [*x.unbind(), *zeros[size]] for (name, size), x in zip(sizes.items(), split, strict=True)}
