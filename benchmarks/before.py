@@ -1,12 +1,11 @@
 """What ``opt.step()`` costs beside an older version of the library, and beside torch: both versions take turns in one run.
 
     git worktree add ../before v0.1.0    # or any commit
-    python -m benchmarks.before ../before/src/hypergradient
+    python -m benchmarks.step_time --before ../before/src/hypergradient
 
 Every number is the median over the turns, of the ratio in one turn. Writes docs/results/before.json and the table in docs/performance.md.
 """
 
-import argparse
 import importlib
 import json
 import shutil
@@ -82,22 +81,15 @@ def measured(before: Any, shapes: list[tuple[int, ...]], turns: int) -> dict[str
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="the folder hypergradient of the older version")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where table and data are written")
-    options = parser.parse_args()
+def compare(source: Path, docs: Path) -> None:
+    """The table of this version beside that of a folder."""
     with TemporaryDirectory() as place:
-        before = load(options.source, Path(place))
+        before = load(source, Path(place))
         found = {model: measured(before, *entry) for model, entry in MODELS.items()}
     lines = [sentence(__doc__), machine(), "", "New over before (new, before over torch's fused):", ""]
     lines += ["| | " + " | ".join(MODELS) + " |", "|---|" + "---|" * len(MODELS)]
     for name, _, _ in ROWS:
         lines.append(f"| {name} | " + " | ".join("{:.2f} ({:.1f}, {:.1f})".format(*found[model][name]) for model in MODELS) + " |")
     print("\n".join(lines))
-    (options.docs / "results" / "before.json").write_text(json.dumps({"machine": machine(), "rows": found}, indent=1) + "\n")
-    fill(options.docs / "performance.md", "before", lines)
-
-
-if __name__ == "__main__":
-    main()
+    (docs / "results" / "before.json").write_text(json.dumps({"machine": machine(), "rows": found}, indent=1) + "\n")
+    fill(docs / "performance.md", "before", lines)

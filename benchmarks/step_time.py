@@ -6,6 +6,10 @@ Parameters: 28 million in 40 tensors, 1,000 tensors of 1,000, one of 50 million;
 same gradients, new tensors at each step, as ``zero_grad`` leaves them. Every number is the median over the turns of the ratio in one turn,
 with the middle half. "state" is what an optimizer keeps, "peak" what it allocates for a time within a step, both in bytes a parameter.
 Writes docs/results/step-time.json, docs/images/step-time.png, and the table in docs/performance.md.
+
+    python -m benchmarks.step_time --before ../before/src/hypergradient
+
+is the step beside an older version of the library instead: see before.py.
 """
 
 import argparse
@@ -32,6 +36,7 @@ from torch import Tensor, nn
 
 from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient, Multiplicative
 
+from .before import compare
 from .report import machine, sentence
 from .timing import fill, interleaved, peak_bytes, ratio
 
@@ -237,7 +242,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), help="which parameters; the table needs all")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where table, plot and data are written")
     parser.add_argument("--first-steps", type=int, metavar="TENSORS", help="time compilation alone, in this process")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="the folder hypergradient of an older version, to compare with")
     options = parser.parse_args()
+    if options.before:
+        return compare(options.before, options.docs)
     if options.first_steps:
         return first_steps(options.first_steps)
     warnings.filterwarnings("ignore", "Using backward")
