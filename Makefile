@@ -8,7 +8,7 @@ demo: .venv/lab ## Six optimizers on two models, figure and tables in runs/demo
 	$(BIN)/hypergradient demo
 
 test: .venv/dev ## Tests, docstring examples, and the code in README.md and docs/
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -1,9 +1,9 @@
 """The optimizers' configurations and the small problems that the tests run them on."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise, product
 from typing import Any, NamedTuple
 
 import pytest
@@ -47,6 +47,35 @@ CASES = [
     ADAMW(weight_decay=0.0),
     ADAMW(weight_decay=0.1),
 ]
+
+
+PARAM = type(pytest.param())
+
+
+def joined(*cells: Any) -> Any:
+    """One row of several, each of them a pytest.param or a value."""
+    parts = [cell if isinstance(cell, PARAM) else pytest.param(cell, id=str(cell)) for cell in cells]
+    return pytest.param(*(value for part in parts for value in part.values), id="-".join(str(part.id) for part in parts))
+
+
+def pairs(*tables: Sequence[Any], unless: Callable[..., bool] = lambda *values: False) -> list[Any]:
+    """Of the product of some tables so many rows that each two cells of different tables meet."""
+    rows, sizes = {}, [range(len(table)) for table in tables]
+    for place in product(*sizes):
+        row = joined(*(table[i] for table, i in zip(tables, place, strict=True)))
+        if not unless(*row.values):
+            rows[place] = row, set(combinations(enumerate(place), 2))
+    left, found = set().union(*(meetings for _, meetings in rows.values())), []
+    while left:
+        row, meetings = max(rows.values(), key=lambda of: len(of[1] & left))
+        left -= meetings
+        found.append(row)
+    return found
+
+
+def turns(table: Sequence[Any], others: Sequence[Any], times: int = 1) -> list[Any]:
+    """Each row of a table beside so many of another, which take turns."""
+    return [joined(row, others[(i + k) % len(others)]) for i, row in enumerate(table) for k in range(times)]
 
 
 class Problem:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import lr_scheduler
 
-from cases import Problem, flat
+from cases import Problem, flat, pairs
 from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Multiplicative
 from hypergradient.hyperparameters import HYPERPARAMETERS, ends_of, move
 
@@ -37,17 +37,18 @@ def build(ours: Any, options: dict, adapt: dict, problem: Problem, **more: Any) 
     return ours(problem.groups(), **{"lr": 0.01, **options, **more}, adapt=adapt)
 
 
-def rows(scopes: list[str] = SCOPES) -> list:
-    """Every way to adapt under every scope; only a constant β moves element by element."""
-    return [
-        pytest.param(*row, scope, id=f"{name}-{scope}")
-        for name, row in ADAPTED.items()
-        for scope in scopes
-        if scope != "element" or name not in ("tower", "lr alone")
-    ]
+def table(*names: str, **more: list) -> Any:
+    """Ways to adapt under every scope, each two beside each other option; only a constant β moves element by element."""
+
+    def is_of_scopes(ours: Any, options: dict, adapt: dict, scope: str, *more: Any) -> bool:
+        return scope == "element" and adapt in (ADAPTED["tower"][2], ADAPTED["lr alone"][2])
+
+    ways = [pytest.param(*ADAPTED[name], id=name) for name in names or ADAPTED]
+    scopes = more.pop("scope", SCOPES)
+    return pytest.mark.parametrize(("ours", "options", "adapt", "scope", *more), pairs(ways, scopes, *more.values(), unless=is_of_scopes))
 
 
-TABLE = pytest.mark.parametrize(("ours", "options", "adapt", "scope"), rows())
+TABLE = table()
 
 
 def hyperparameters(opt: Any) -> list[dict[str, Any]]:
@@ -94,11 +95,10 @@ def now_and_then(opt: Any, problem: Problem, t: int) -> None:
         opt.adapt(problem.loss(t + 7))
 
 
-WAYS = pytest.mark.parametrize("way", [on_training, on_another, now_and_then], ids=lambda f: f.__name__)
+WAYS = [pytest.param(f, id=f.__name__) for f in (on_training, on_another, now_and_then)]
 
 
-@TABLE
-@WAYS
+@table(way=WAYS)
 def test_resumed_equals_never_stopped(ours, options: dict, adapt: dict, scope: str, way) -> None:
     one, other = Problem(), Problem()
     opt = build(ours, options, adapt, one, scope=scope)
@@ -115,8 +115,7 @@ def test_resumed_equals_never_stopped(ours, options: dict, adapt: dict, scope: s
     assert all(opt.param_groups[0][name] != opt.defaults[name] for name in adapt)
 
 
-@TABLE
-@pytest.mark.parametrize("first", [0, 4])
+@table(first=[0, 4])
 def test_saved_between_adapt_and_step(ours, options: dict, adapt: dict, scope: str, first: int) -> None:
     one, other = Problem(), Problem()
     opt, twin = (build(ours, options, adapt, problem, scope=scope) for problem in (one, other))
@@ -148,8 +147,7 @@ def test_copy_goes_on_as_the_original(ours, options: dict, adapt: dict, scope: s
     same(problem, opt, other, twin)
 
 
-@TABLE
-@pytest.mark.parametrize("flatten", [False, True], ids=["nested", "flat"])
+@table(flatten=[pytest.param(False, id="nested"), pytest.param(True, id="flat")])
 def test_distributed_checkpoint(ours, options: dict, adapt: dict, scope: str, flatten: bool) -> None:
     one, other = Problem(), Problem()
     opt, twin = (build(ours, options, adapt, problem, scope=scope) for problem in (one, other))
@@ -185,13 +183,14 @@ def test_checkpoint_without_adapt_goes_on_with_it_and_the_reverse(ours, options:
     assert back.skipped == opt.skipped == 0
 
 
-@pytest.mark.parametrize("before", SCOPES)
-@pytest.mark.parametrize("after", SCOPES)
-@pytest.mark.parametrize(
-    ("ours", "options", "adapt"),
-    [(SGDHD, {"momentum": 0.9}, {}), (AdamWHD, {"weight_decay": 0.1}, {}), (SGDHD, {"momentum": 0.9}, {"momentum": A})],
-    ids=["sgd", "adamw", "momentum"],
-)
+MOVING = [
+    pytest.param(SGDHD, {"momentum": 0.9}, {}, id="sgd"),
+    pytest.param(AdamWHD, {"weight_decay": 0.1}, {}, id="adamw"),
+    pytest.param(SGDHD, {"momentum": 0.9}, {"momentum": A}, id="momentum"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "ours", "options", "adapt"), pairs(SCOPES, SCOPES, MOVING))
 def test_checkpoint_of_another_scope_goes_on(before: Any, after: Any, ours, options: dict, adapt: dict) -> None:
     """Every tensor starts from the learning rate that its group had."""
     one, other = Problem(), Problem()
@@ -207,8 +206,7 @@ def test_checkpoint_of_another_scope_goes_on(before: Any, after: Any, ours, opti
     assert (twin.skipped, all(map(math.isfinite, twin.hypergradients))) == (0, True)
 
 
-@TABLE
-@WAYS
+@table(way=WAYS)
 def test_groups_with_gradients_that_come_and_go(ours, options: dict, adapt: dict, scope: str, way) -> None:
     """Groups move by themselves; one without gradients stays as it is, but for a learning rate that all share."""
     problem = Problem()
@@ -345,8 +343,7 @@ def test_adapt_moves_no_parameter_and_before_the_first_step_nothing(ours, option
     assert hyperparameters(opt) != there
 
 
-@TABLE
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@table(bad=[math.nan, math.inf])
 def test_quantity_that_is_not_finite_moves_nothing(ours, options: dict, adapt: dict, scope: str, bad: float) -> None:
     problem, other = Problem(), Problem()
     opt, twin = (build(ours, options, adapt, p, scope=scope) for p in (problem, other))
@@ -394,10 +391,13 @@ ELEMENT = [
 OF_ELEMENTS = pytest.mark.parametrize(("ours", "options"), ELEMENT)
 
 
-@OF_ELEMENTS
-@pytest.mark.parametrize("rule", [Additive(1e-7), Multiplicative(0.05)], ids=["additive", "multiplicative"])
-@pytest.mark.parametrize(("horizon", "held_out"), [(1, False), (4, False), (1, True)], ids=["training", "horizon", "another loss"])
-@pytest.mark.parametrize("bounds", [(None, None), (0.0095, 0.0102)], ids=["free", "bounded"])
+ADAPTING = [pytest.param(1, False, id="training"), pytest.param(4, False, id="horizon"), pytest.param(1, True, id="another loss")]
+
+
+@pytest.mark.parametrize(
+    ("ours", "options", "rule", "horizon", "held_out", "bounds"),
+    pairs(ELEMENT, [Additive(1e-7), Multiplicative(0.05)], ADAPTING, [(None, None), (0.0095, 0.0102)]),
+)
 def test_element_is_a_tensor_of_one_number(ours, options: dict, rule, horizon: int, held_out: bool, bounds: tuple) -> None:
     """As many optimizers as numbers: the same problem, of parameters split into tensors of one element each."""
     generator = torch.Generator().manual_seed(0)
@@ -582,15 +582,15 @@ def test_tower_of_each_tensor() -> None:
     torch.testing.assert_close(flat(one.parameters()), flat(other.parameters()), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["momentum", "nesterov", "adam", "adamw", "tower"])
-@pytest.mark.parametrize(("dtype", "scope"), [(torch.float32, "group"), (torch.float32, "element"), (torch.bfloat16, "group")], ids=str)
-def test_narrow_parameters_follow_the_wide_ones(name: str, dtype: torch.dtype, scope: str) -> None:
-    if name == "tower" and scope == "element":
-        pytest.skip("towers are of scopes")
+OTHERS = ("momentum", "nesterov", "adam", "adamw", "tower")
+
+
+@table(*OTHERS, scope=["group", "element"], dtype=[torch.float32, torch.bfloat16])
+def test_narrow_parameters_follow_the_wide_ones(ours, options: dict, adapt: dict, scope: str, dtype: torch.dtype) -> None:
     narrow, wide = Problem(dtype), Problem(dtype)
     wide.model.double()
     wide.x = wide.x.double()
-    opt, twin = (build(*ADAPTED[name], problem, scope=scope) for problem in (narrow, wide))
+    opt, twin = (build(ours, options, adapt, problem, scope=scope) for problem in (narrow, wide))
     for t in range(4):
         on_another(opt, narrow, t)
         on_another(twin, wide, t)
@@ -602,14 +602,10 @@ def test_narrow_parameters_follow_the_wide_ones(name: str, dtype: torch.dtype, s
     assert opt.skipped == 0
 
 
-@pytest.mark.parametrize("name", ["momentum", "nesterov", "adam", "adamw", "tower"])
-@pytest.mark.parametrize("scope", ["group", "element"])
-def test_complex_parameters_are_pairs_of_real_ones(name: str, scope: str) -> None:
-    if name == "tower" and scope == "element":
-        pytest.skip("towers are of scopes")
+@table(*OTHERS, scope=["group", "element"])
+def test_complex_parameters_are_pairs_of_real_ones(ours, options: dict, adapt: dict, scope: str) -> None:
     start = torch.randn(3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     z, xy = (nn.Parameter(x) for x in (torch.view_as_complex(start.clone()), start.clone()))
-    ours, options, adapt = ADAPTED[name]
     opt, twin = (ours([w], **{"lr": 0.01, **options}, adapt=adapt, scope=scope) for w in (z, xy))
     for t in range(8):
         for w, optimizer in [(z, opt), (torch.view_as_complex(xy), twin)]:

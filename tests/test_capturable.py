@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cases import Problem, flat, resumed
+from cases import Problem, flat, pairs, resumed, turns
 from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Decay, Multiplicative, Transition, TuningFree
 
 
@@ -62,7 +62,7 @@ RUNS = [
 def test_equals_the_host_and_waits_for_nothing(ours: Any, options: dict, run: dict, scope: str) -> None:
     one, other = Problem(), Problem()
     host, opt = ours(one.groups(), **run, **options, scope=scope), ours(other.groups(), **run, **options, scope=scope, capturable=True)
-    for t in range(25):
+    for t in range(15):
         one.train(host, 1, start=t)
         opt.zero_grad()
         other.loss(t).backward()
@@ -78,9 +78,7 @@ def test_equals_the_host_and_waits_for_nothing(ours: Any, options: dict, run: di
     assert opt.skipped == host.skipped
 
 
-@pytest.mark.parametrize(("ours", "options"), OPTIMIZERS)
-@pytest.mark.parametrize("run", [RUNS[0], RUNS[2], RUNS[6]])
-@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize(("ours", "options", "run", "first"), pairs(OPTIMIZERS, [RUNS[0], RUNS[2], RUNS[6]], [0, 3]))
 @pytest.mark.filterwarnings("ignore:.* skipped a step")
 def test_step_without_finite_gradient_is_undone_on_the_device(ours: Any, options: dict, run: dict, first: int) -> None:
     one, other = Problem(), Problem()
@@ -98,9 +96,9 @@ def test_step_without_finite_gradient_is_undone_on_the_device(ours: Any, options
 
 
 @pytest.mark.parametrize(
-    ("run", "scope"), [(run.values[0], "group") for run in RUNS] + [(RUNS[3].values[0], scope) for scope in ("global", "tensor")]
+    ("run", "scope", "dtype"),
+    turns(turns(RUNS, ["group"]) + pairs(RUNS[3:4], ["global", "tensor"]), [torch.float64, torch.bfloat16]),
 )
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_resumed_equals_never_stopped(run: dict, scope: str, dtype: torch.dtype) -> None:
     def start() -> tuple[Problem, AdamWHD]:
         problem = Problem(dtype)
@@ -169,9 +167,10 @@ def hyperparameters(opt: Any) -> list[float]:
     return [float(x) for value in values for x in (value if isinstance(value, tuple) else [value])]
 
 
-@pytest.mark.parametrize(("ours", "options", "run"), ADAPTED)
-@pytest.mark.parametrize("held_out", [False, True], ids=["training", "another loss"])
-@pytest.mark.parametrize("bad", [None, 0, 5])
+@pytest.mark.parametrize(
+    ("ours", "options", "run", "held_out", "bad"),
+    pairs(ADAPTED, [pytest.param(False, id="training"), pytest.param(True, id="another loss")], [None, 0, 5]),
+)
 @pytest.mark.filterwarnings("ignore:weight_decay is adapted", "ignore:.* skipped a step")
 def test_everything_adapts_on_the_device(ours: Any, options: dict, run: dict, held_out: bool, bad: int | None) -> None:
     """As on the host, without a wait, and undone where a gradient is not finite."""
@@ -217,12 +216,7 @@ def test_what_adapts_on_the_device_goes_on_from_a_checkpoint(ours: Any, options:
     assert hyperparameters(opt) == (hyperparameters(twin) if to else pytest.approx(hyperparameters(twin), rel=1e-9))
 
 
-GAPS = [pytest.param(*row.values, id=row.id) for row in OPTIMIZERS]
-
-
-@pytest.mark.parametrize(("ours", "options"), GAPS)
-@pytest.mark.parametrize("run", [RUNS[1], RUNS[3], RUNS[6]])
-@pytest.mark.parametrize("scope", ["group", "tensor"])
+@pytest.mark.parametrize(("ours", "options", "run", "scope"), pairs(OPTIMIZERS, [RUNS[1], RUNS[3], RUNS[6]], ["group", "tensor"]))
 @pytest.mark.filterwarnings("ignore:.* skipped a step")
 def test_gradients_that_come_and_go(ours: Any, options: dict, run: dict, scope: str) -> None:
     """Tensors leave the others' numbers and come back; one step is not finite while some have no gradient."""
@@ -270,8 +264,7 @@ def test_fused_kernels_take_numbers_from_the_device(run: dict) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(("run", "fused"), turns(RUNS, [False, True]))
 def test_is_captured_in_a_cuda_graph(run: dict, fused: bool) -> None:
     def start() -> tuple[Any, AdamHD]:
         torch.manual_seed(0)

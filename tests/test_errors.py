@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from cases import turns
 from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Decay, Multiplicative, TuningFree
 
 NAN = math.nan
@@ -172,8 +173,7 @@ GROUPS = [
 ]
 
 
-@pytest.mark.parametrize("scope", ["group", "global"])
-@pytest.mark.parametrize(("ours", "options", "error", "message"), rows(GROUPS))
+@pytest.mark.parametrize(("ours", "options", "error", "message", "scope"), turns(rows(GROUPS), ["group", "global"]))
 def test_add_param_group_refuses_and_changes_nothing(ours, options: dict, error: type, message: str, scope: str) -> None:
     w = nn.Parameter(torch.ones(2))
     opt = ours([w], lr=0.01, scope=scope)

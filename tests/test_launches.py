@@ -7,6 +7,7 @@ import torch
 from benchmarks.launches import HELD, MORE, ROWS, counted, shapes_of
 from torch import nn
 
+from cases import turns
 from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Hypergradient, Multiplicative, TuningFree
 
 pytestmark = pytest.mark.filterwarnings("ignore:weight_decay is adapted on the training loss")
@@ -17,14 +18,14 @@ MISSED = {"AdamWHD, lr, betas and weight decay": 180}
 
 @pytest.mark.parametrize(("name", "most", "make"), [row for row in ROWS if row[1]], ids=lambda x: x if isinstance(x, str) else "")
 def test_launches_are_few_and_as_many_for_many_tensors(name: str, most: int, make: Any) -> None:
-    few, many = (counted(make, shapes_of(tensors)).operations.total() for tensors in (24, 240))
+    few, many = (counted(make, shapes_of(tensors), steps=3).operations.total() for tensors in (24, 240))
     assert 0 < few <= MISSED.get(name, most)
     assert many <= MORE * few
 
 
 @pytest.mark.parametrize(("name", "most", "make"), [ROWS[i] for i in (1, 3, 4, 8)], ids=lambda x: x if isinstance(x, str) else "")
 def test_a_step_holds_little_whatever_the_model(name: str, most: int, make: Any) -> None:
-    held = counted(make, [(5000, 8000)] * 8 + [(300,)] * 20, steps=4).held  # 1.3 GB
+    held = counted(make, [(5000, 8000)] * 8 + [(300,)] * 20, steps=3).held  # 1.3 GB
     assert 0 < held <= HELD
 
 
@@ -45,8 +46,7 @@ META = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "options"), META)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize(("ours", "options", "dtype"), turns(META, [torch.float32, torch.bfloat16, torch.complex64], 2))
 def test_steps_on_meta(ours: Any, options: dict, dtype: torch.dtype) -> None:
     params = [nn.Parameter(torch.empty(shape, device="meta", dtype=dtype)) for shape in ((3, 4), (5,), ())]
     opt = ours([{"params": params[:2]}, {"params": params[2:]}], **options)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import lr_scheduler
 
-from cases import CASES, Case, Problem, flat
+from cases import CASES, Case, Problem, flat, pairs, turns
 from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Multiplicative, TuningFree
 
 SCOPES = ["group", "global", "tensor"]
@@ -32,6 +32,10 @@ OURS = [
     pytest.param(AdamHD, {"weight_decay": 0.1}, id="adam-decay"),
     pytest.param(AdamWHD, {"weight_decay": 0.1}, id="adamw"),
 ]
+
+
+FORMS = [pytest.param(False, id="nested"), pytest.param(True, id="flat")]
+COPIES = [pytest.param(copy.deepcopy, id="deepcopy"), pytest.param(lambda run: pickle.loads(pickle.dumps(run)), id="pickle")]
 
 
 def lrs(opt: torch.optim.Optimizer) -> list[float]:
@@ -185,10 +189,11 @@ def sequential(opt):
     return lambda loss: scheduler.step()
 
 
-@pytest.mark.parametrize("schedule", [constant, step_lr, warmup, plateau, sequential], ids=lambda f: f.__name__)
-@pytest.mark.parametrize(("ours", "options"), [OURS[0], OURS[4]])
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("lr", [0.02, torch.tensor(0.02, dtype=torch.float64)], ids=["float", "tensor"])
+SCHEDULES = [pytest.param(f, id=f.__name__) for f in (constant, step_lr, warmup, plateau, sequential)]
+LRS = [pytest.param(0.02, id="float"), pytest.param(torch.tensor(0.02, dtype=torch.float64), id="tensor")]
+
+
+@pytest.mark.parametrize(("schedule", "ours", "options", "scope", "lr"), pairs(SCHEDULES, [OURS[0], OURS[4]], SCOPES, LRS))
 def test_schedulers_and_the_hypergradient_take_turns(schedule, ours, options: dict, scope: str, lr) -> None:
     """The step adapts what the scheduler left, and the scheduler goes on from what the step left."""
     problem = Problem()
@@ -207,9 +212,10 @@ def test_schedulers_and_the_hypergradient_take_turns(schedule, ours, options: di
     assert sum(moved) > 15
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize(("bad", "first"), [(math.inf, 0), (math.nan, 0), (-math.inf, 3), (math.nan, 3)])
+FAILURES = [pytest.param(bad, first, id=f"{bad}-{first}") for bad, first in [(math.inf, 0), (math.nan, 0), (-math.inf, 3), (math.nan, 3)]]
+
+
+@pytest.mark.parametrize(("ours", "options", "run", "bad", "first"), pairs(OURS, RUNS, FAILURES))
 def test_step_without_finite_gradient_leaves_no_trace(ours, options: dict, run: dict, bad: float, first: int) -> None:
     one, other = Problem(), Problem()
     opt = ours(one.groups(), lr=0.01, **run, **options)
@@ -278,9 +284,7 @@ def test_grad_scaler_skips_without_trace(case: Case) -> None:
     assert same(one, opt, other, twin)
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", ALL_RUNS)
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(("ours", "options", "run", "copied"), pairs(OURS, ALL_RUNS, COPIES))
 def test_copy_goes_on_as_the_original(ours, options: dict, run: dict, copied) -> None:
     problem = Problem()
     opt = ours(problem.groups(), lr=0.01, **run, **options)
@@ -296,8 +300,7 @@ def test_copy_goes_on_as_the_original(ours, options: dict, run: dict, copied) ->
     assert same(problem, opt, other, twin)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("case", "scope"), turns(CASES, SCOPES, 2))
 def test_warm_start_from_torch(case: Case, scope: str) -> None:
     """A checkpoint of torch's class is taken up: the first step after it keeps its learning rate, the next one adapts it."""
     ours, theirs = Problem(), Problem()
@@ -345,9 +348,7 @@ def test_lr_tensor_shared_in_a_checkpoint_of_torch_is_not_shared_here() -> None:
     assert opt.param_groups[0]["lr"] is not opt.param_groups[1]["lr"]
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", ALL_RUNS)
-@pytest.mark.parametrize("flatten", [False, True], ids=["nested", "flat"])
+@pytest.mark.parametrize(("ours", "options", "run", "flatten"), pairs(OURS, ALL_RUNS, FORMS))
 def test_distributed_checkpoint(ours, options: dict, run: dict, flatten: bool) -> None:
     problem, other = Problem(), Problem()
     opt, twin = ours(problem.groups(), lr=0.01, **run, **options), ours(other.groups(), lr=0.01, **run, **options)
@@ -362,9 +363,7 @@ def test_distributed_checkpoint(ours, options: dict, run: dict, flatten: bool) -
     assert same(problem, opt, other, twin)
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", ALL_RUNS)
-@pytest.mark.parametrize("bounds", [(None, None), (0, 1), (1e-3, 1)], ids=str)
+@pytest.mark.parametrize(("ours", "options", "run", "bounds"), pairs(OURS, ALL_RUNS, [(None, None), (0, 1), (1e-3, 1)]))
 def test_distributed_checkpoint_before_the_first_step(ours, options: dict, run: dict, bounds: tuple) -> None:
     """Torch primes the state by a step with zero gradients and lr = 0."""
     problem = Problem()
@@ -377,8 +376,7 @@ def test_distributed_checkpoint_before_the_first_step(ours, options: dict, run: 
     assert (opt.skipped, set(map(math.isfinite, opt.hypergradients))) == (0, {True})
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("case", "scope"), turns(CASES, SCOPES))
 def test_named_parameters(case: Case, scope: str) -> None:
     one, other = Problem(), Problem()
     opt = case.ours(one.parameters(), lr=case.lr, hypergrad_lr=case.beta, scope=scope, **case.options)
@@ -400,8 +398,7 @@ def test_hooks_run_once_around_the_step(ours) -> None:
     assert seen == [("pre", True), ("post", False)]
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", ALL_RUNS)
+@pytest.mark.parametrize(("ours", "options", "run"), turns(OURS, ALL_RUNS, 3))
 def test_closure_is_called_once_with_gradients(ours, options: dict, run: dict) -> None:
     one, other = Problem(), Problem()
     opt = ours(one.parameters(), lr=0.01, **run, **options)
@@ -426,8 +423,7 @@ def test_step_without_closure_returns_none() -> None:
     assert SGDHD([w]).step() is None
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", ALL_RUNS)
+@pytest.mark.parametrize(("ours", "options", "run"), turns(OURS, ALL_RUNS, 3))
 def test_maximize_is_minimizing_the_negative(ours, options: dict, run: dict) -> None:
     one, other = Problem(), Problem()
     up = ours(one.parameters(), lr=0.01, maximize=True, **run, **options)
@@ -479,8 +475,7 @@ def test_other_ways_to_the_same_gradient(case: Case, backward) -> None:
     assert opt.hypergradients == pytest.approx(twin.hypergradients, rel=1e-9)
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", ALL_RUNS)
+@pytest.mark.parametrize(("ours", "options", "run"), turns(OURS, ALL_RUNS, 3))
 def test_gradients_are_only_read(ours, options: dict, run: dict) -> None:
     problem = Problem()
     opt = ours(problem.parameters(), lr=0.01, **run, **options)
@@ -494,8 +489,7 @@ def test_gradients_are_only_read(ours, options: dict, run: dict) -> None:
         assert all(map(torch.equal, before, copies))
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", ALL_RUNS)
+@pytest.mark.parametrize(("ours", "options", "run"), turns(OURS, ALL_RUNS, 3))
 def test_order_of_parameters_and_groups_does_not_matter(ours, options: dict, run: dict) -> None:
     one, other = Problem(), Problem()
     opt = ours([{**group, "lr": 0.01} for group in one.groups()], **run, **options)
@@ -519,9 +513,7 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("ours", "options", "rule", "layout"), pairs(OURS, RULES, LAYOUTS))
 def test_layout_does_not_matter_and_is_kept(ours, options: dict, rule, layout) -> None:
     plain = nn.Parameter(values(4, 3, 2, 5))
     other = nn.Parameter(layout(values(4, 3, 2, 5)))
@@ -538,8 +530,7 @@ def test_layout_does_not_matter_and_is_kept(ours, options: dict, rule, layout) -
     assert {x.stride() for x in twin.state[other].values() if isinstance(x, torch.Tensor)} <= {torch.empty_like(other).stride()}
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", ALL_RUNS)
+@pytest.mark.parametrize(("ours", "options", "run"), turns(OURS, ALL_RUNS, 3))
 def test_complex_parameters_are_pairs_of_real_ones(ours, options: dict, run: dict) -> None:
     def start(build) -> tuple:
         params = [nn.Parameter(build(values(3, 2, seed=1))), nn.Parameter(values(3, seed=2))]
@@ -580,9 +571,7 @@ def test_conjugated_parameter_is_refused() -> None:
     assert len(opt.param_groups) == 1
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("scope", ["group", "global"])
+@pytest.mark.parametrize(("ours", "options", "rule", "scope"), pairs(OURS, RULES, ["group", "global"]))
 def test_scalar_and_empty_parameters(ours, options: dict, rule, scope: str) -> None:
     """A 0-dim parameter is one of shape [1]; one without elements changes nothing."""
     scalar, vector, empty = (nn.Parameter(x) for x in (torch.tensor(2.0), torch.tensor([2.0]), torch.zeros(0, 3)))
@@ -595,8 +584,7 @@ def test_scalar_and_empty_parameters(ours, options: dict, rule, scope: str) -> N
     assert scalar.item() != 2.0
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", ALL_RUNS)
+@pytest.mark.parametrize(("ours", "options", "run"), turns(OURS, ALL_RUNS, 3))
 def test_step_without_any_gradient_changes_nothing(ours, options: dict, run: dict) -> None:
     problem = Problem()
     opt = ours(problem.groups(), lr=0.25, **run, **options)
@@ -644,9 +632,7 @@ def test_narrow_parameters_follow_the_wide_ones(ours, options: dict, dtype: torc
     assert {p.dtype for p in narrow.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("dtype", "ours", "options", "rule"), pairs(HALF, OURS, RULES))
 def test_elements_without_gradient_stay_finite(dtype: torch.dtype, ours, options: dict, rule) -> None:
     """ε = 1e-8 is 0 in float16."""
     w = nn.Parameter(torch.ones(3, dtype=dtype))
@@ -659,8 +645,7 @@ def test_elements_without_gradient_stay_finite(dtype: torch.dtype, ours, options
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("run", ALL_RUNS)
+@pytest.mark.parametrize(("ours", "options", "run"), turns(OURS, ALL_RUNS, 3))
 def test_parameters_on_two_devices(ours, options: dict, run: dict) -> None:
     here, there = ([nn.Parameter(values(3, seed=i).to(device)) for i, device in enumerate(pair)] for pair in (["cpu"] * 2, ["cpu", "cuda"]))
     one, other = ([{"params": [p]} for p in params] for params in (here, there))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from cases import CASES, Case, Problem, flat
+from cases import CASES, Case, Problem, flat, pairs, turns
 from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Multiplicative
 
 SCOPES = ["group", "global", "tensor"]
@@ -30,9 +30,7 @@ def tensor_lrs(opt: torch.optim.Optimizer) -> list[float]:
     return [opt.state[p].get("lr", group["last"].get("lr")) for group in opt.param_groups for p in group["params"]]
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("kind", LRS)
+@pytest.mark.parametrize(("case", "scope", "kind"), pairs(CASES, SCOPES, LRS))
 def test_first_step_leaves_the_learning_rate(case: Case, scope: str, kind) -> None:
     problem = Problem()
     groups = problem.groups()
@@ -44,9 +42,7 @@ def test_first_step_leaves_the_learning_rate(case: Case, scope: str, kind) -> No
     assert all(h == 0.0 for h in opt.hypergradients)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("kind", LRS)
-@pytest.mark.parametrize("rule", [Additive(1e-3), Multiplicative(0.02)], ids=repr)
+@pytest.mark.parametrize(("scope", "kind", "rule"), pairs(SCOPES, LRS, [Additive(1e-3), Multiplicative(0.02)]))
 def test_lr_read_is_the_one_used_and_lr_found_is_adapted(scope: Any, kind, rule) -> None:
     """θ moves by −lr g, with lr as it reads after the step; what is written to lr before the step is what the rule starts from."""
     problem = Problem()
@@ -74,9 +70,7 @@ def test_float_lr_stays_a_float(optimizer, scope: str) -> None:
     assert [type(group["lr"]) for group in opt.param_groups] == [float, float]
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("optimizer", "shape", "scope"), pairs(OPTIMIZERS, [(), (1,)], SCOPES))
 def test_tensor_lr_is_updated_in_place(optimizer, shape: tuple, scope: str) -> None:
     """The tensor's own dtype and shape stay, and two groups that were given one tensor do not share it."""
     problem, twin = Problem(), Problem()
@@ -291,10 +285,10 @@ OWN: dict[type, list[dict[str, Any]]] = {
 OWN[AdamWHD] = OWN[AdamHD]
 
 
-@pytest.mark.parametrize("rule", [Additive(1e-3), Multiplicative(0.02)], ids=repr)
-@pytest.mark.parametrize("scope", ["group", "tensor"])
-@pytest.mark.parametrize("ours", [SGDHD, AdamHD, AdamWHD])
-@pytest.mark.parametrize("late", [0, 4], ids=["from the start", "added later"])
+@pytest.mark.parametrize(
+    ("ours", "scope", "rule", "late"),
+    pairs([SGDHD, AdamHD, AdamWHD], ["group", "tensor"], [Additive(1e-3), Multiplicative(0.02)], [0, 4]),
+)
 def test_groups_with_own_options_are_optimizers_of_their_own(ours, scope: str, rule, late: int) -> None:
     together, apart = Problem(), Problem()
     own = [{**options} for options in OWN[ours]]
@@ -318,19 +312,17 @@ def test_groups_with_own_options_are_optimizers_of_their_own(ours, scope: str, r
     assert lrs(opt) == [lr for single in singles for lr in lrs(single)]
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("rule", [Additive(1e-4), Multiplicative(0.01)], ids=repr)
-@pytest.mark.parametrize(
-    ("ours", "options", "buffers"),
-    [
-        pytest.param(SGDHD, {}, 1, id="sgd"),
-        pytest.param(SGDHD, {"weight_decay": 0.1}, 1, id="sgd-decay"),
-        pytest.param(SGDHD, {"momentum": 0.9}, 1, id="momentum"),
-        pytest.param(SGDHD, {"momentum": 0.9, "nesterov": True}, 2, id="nesterov"),
-        pytest.param(AdamHD, {}, 2, id="adam"),
-        pytest.param(AdamWHD, {}, 2, id="adamw"),
-    ],
-)
+BUFFERS = [
+    pytest.param(SGDHD, {}, 1, id="sgd"),
+    pytest.param(SGDHD, {"weight_decay": 0.1}, 1, id="sgd-decay"),
+    pytest.param(SGDHD, {"momentum": 0.9}, 1, id="momentum"),
+    pytest.param(SGDHD, {"momentum": 0.9, "nesterov": True}, 2, id="nesterov"),
+    pytest.param(AdamHD, {}, 2, id="adam"),
+    pytest.param(AdamWHD, {}, 2, id="adamw"),
+]
+
+
+@pytest.mark.parametrize(("ours", "options", "buffers", "rule", "scope"), pairs(BUFFERS, [Additive(1e-4), Multiplicative(0.01)], SCOPES))
 def test_state_is_no_more_than_promised(ours, options: dict, buffers: int, rule, scope: str) -> None:
     problem = Problem()
     opt = ours(problem.groups(), rule=rule, scope=scope, **options)
@@ -339,8 +331,7 @@ def test_state_is_no_more_than_promised(ours, options: dict, buffers: int, rule,
     assert sum(x.numel() for x in held) == buffers * flat(problem.parameters()).numel()
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("case", "scope"), turns(CASES, SCOPES))
 def test_additive_climbs_from_0(case: Case, scope: str) -> None:
     problem = Problem()
     opt = case.ours(problem.groups(), lr=0, hypergrad_lr=case.beta, scope=scope, **case.options)
@@ -355,9 +346,7 @@ def test_additive_climbs_from_0(case: Case, scope: str) -> None:
 LOW, HIGH = 0.1171875, 0.1484375  # exact in every dtype
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("rule", [Additive(1.0), Multiplicative(0.9)], ids=repr)
-@pytest.mark.parametrize("kind", LRS)
+@pytest.mark.parametrize(("scope", "rule", "kind"), pairs(SCOPES, [Additive(1.0), Multiplicative(0.9)], LRS))
 def test_bounds_hold(scope: Any, rule, kind) -> None:
     problem = Problem()
     opt = SGDHD(problem.groups(), lr=kind(0.125), rule=rule, scope=scope, lr_bounds=(LOW, HIGH))

@@ -120,11 +120,10 @@ def run(config: Config, folder: Path, checkpoint_every: float) -> None:
     train(config, load("digits"), Folder(folder), resume=True, every=checkpoint_every)
 
 
-@pytest.mark.parametrize("optimizer", ["sgdn-hd", "adam-hd"])
-def test_killed_ten_times_equals_never_killed(tmp_path: Path, optimizer: str) -> None:
-    config = Config("digits", "logreg", optimizer, epochs=60)
+def test_killed_ten_times_equals_never_killed(tmp_path: Path) -> None:
+    config = Config("digits", "logreg", "adam-hd", epochs=60)
     whole, _ = train(config, load("digits"), Folder(tmp_path / "whole"))
-    chance = random.Random(optimizer)
+    chance = random.Random(0)
     context = multiprocessing.get_context("fork")
     kills = 0
     while kills < 10:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cases import Problem, flat
+from cases import Problem, flat, pairs
 from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Multiplicative, TuningFree
 
 OURS = [
@@ -252,9 +252,10 @@ def test_hypergrad_lr_of_a_group_is_enough() -> None:
     assert [group["hypergrad_lr"] for group in opt.param_groups] == [1e-3, 1e-6]
 
 
-@pytest.mark.parametrize(("ours", "options"), OURS)
-@pytest.mark.parametrize("scope", ["group", "global", "tensor"])
-@pytest.mark.parametrize(("lr", "share"), [(None, 1e-3), (1e-9, 1e-3), (1e9, 0.03)])
+SHARES = [pytest.param(None, 1e-3, id="none"), pytest.param(1e-9, 1e-3, id="small"), pytest.param(1e9, 0.03, id="large")]
+
+
+@pytest.mark.parametrize(("ours", "options", "scope", "lr", "share"), pairs(OURS, ["group", "global", "tensor"], SHARES))
 def test_first_step_is_safe(ours: Any, options: dict, scope: Any, lr: float | None, share: float) -> None:
     """Each scope moves by 1e-3 (1 + ‖θ_0‖); with a large lr given by 0.03 (1 + ‖θ_0‖), where its bounds let it."""
     problem = Problem()
