@@ -106,7 +106,7 @@ def state_bytes(opt: torch.optim.Optimizer) -> int:
     tensors = [x for own in opt.state.values() for x in own.values() if isinstance(x, Tensor) and x.numel() > 1]
     lists = [x if isinstance(x, list) else [x] for group in opt.param_groups for name, x in group.items() if name != "params"]
     tensors += [x for values in lists for x in values if isinstance(x, Tensor) and x.numel() > 1]
-    return sum({x.data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+    return sum({x.data_ptr(): x.nbytes for x in tensors}.values())
 
 
 def measure(shapes: list[tuple[int, ...]], turns: int) -> list[dict[str, Any]]:

@@ -122,7 +122,7 @@ OF_ADAM = {"betas": cycling("betas", (0.9, 0.999), (0.5, 0.9), (0.0, 0.99)), "ep
     ],
 )
 def test_hypergradient_is_of_the_step_that_was_made(ours, options: dict, change) -> None:
-    """h = −g · (θ_before − θ_after) / α, group by group, whatever happens between the two steps."""
+    """h = −g · (θ_before − θ_after) / α, group by group, whatever happens between the two steps; α is what a scheduler multiplies."""
     problem = Problem()
     opt = ours(problem.groups(), lr=0.01, hypergrad_lr=1e-6, **options)
     between = change(opt, problem)
@@ -137,7 +137,11 @@ def test_hypergradient_is_of_the_step_that_was_made(ours, options: dict, change)
         opt.step()
         if t > 0:
             assert opt.hypergradients == pytest.approx([-(g @ d).item() for g, d in zip(gs, steps, strict=True)], rel=1e-7, abs=1e-10)
-        steps = [(theta - flat(ps)) / lr for theta, (ps, _), lr in zip(before, groups, lrs(opt), strict=True)]
+        steps = [(theta - flat(ps)) / adapted_lr(group) for theta, (ps, group) in zip(before, groups, strict=True)]
+
+
+def adapted_lr(group: dict) -> float:
+    return float(group.get("adapted_lr", group["lr"]))
 
 
 def objective_gradient(p: nn.Parameter, coupled: bool, group: dict) -> torch.Tensor:
@@ -194,20 +198,24 @@ LRS = [pytest.param(0.02, id="float"), pytest.param(torch.tensor(0.02, dtype=tor
 
 
 @pytest.mark.parametrize(("schedule", "ours", "options", "scope", "lr"), pairs(SCHEDULES, [OURS[0], OURS[4]], SCOPES, LRS))
-def test_schedulers_and_the_hypergradient_take_turns(schedule, ours, options: dict, scope: str, lr) -> None:
-    """The step adapts what the scheduler left, and the scheduler goes on from what the step left."""
+def test_a_schedule_multiplies_what_is_adapted(schedule, ours, options: dict, scope: str, lr) -> None:
     problem = Problem()
-    opt = ours(problem.parameters(), lr=lr, hypergrad_lr=1e-3, scope=scope, **options)
+    opt = ours(problem.parameters(), lr=copy.deepcopy(lr), hypergrad_lr=1e-3, scope=scope, **options)
     scheduled = schedule(opt)
-    moved = []
+    (group,) = opt.param_groups
+    adapted, moved = 0.02, []
     for t in range(20):
-        (found,) = lrs(opt)
+        factor = float(group["lr"]) / 0.02 if "initial_lr" in group else 1.0
+        if factor == 1 and "initial_lr" not in group:
+            adapted = float(group["lr"])  # what a scheduler without a base has written
         before = flat(problem.parameters()).clone()
         (loss,) = problem.train(opt, 1, start=t)
-        expected = found - 1e-3 * math.fsum(opt.hypergradients) / len(opt.hypergradients)
-        assert lrs(opt) == pytest.approx([expected], rel=1e-9, abs=1e-15)
-        assert torch.equal(before, flat(problem.parameters())) == (found == 0 and t == 0)
-        moved.append(expected != pytest.approx(found, rel=1e-6))
+        expected = adapted - 1e-3 * math.fsum(opt.hypergradients) / len(opt.hypergradients)
+        assert adapted_lr(group) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+        assert float(group["alpha"]) == pytest.approx(factor * expected, rel=1e-9, abs=1e-15)
+        assert torch.equal(before, flat(problem.parameters())) == (factor == 0)
+        moved.append(expected != pytest.approx(adapted, rel=1e-9))
+        adapted = expected
         scheduled(loss)
     assert sum(moved) > 15
 

@@ -233,11 +233,11 @@ def test_bounds_hold() -> None:
 @pytest.mark.parametrize(
     ("options", "lr", "rule"),
     [
-        pytest.param({}, 0.0, TuningFree(), id="nothing"),
+        pytest.param({}, 1.0, TuningFree(), id="nothing"),
         pytest.param({"lr": 0.1}, 0.1, TuningFree(), id="lr"),
         pytest.param({"hypergrad_lr": 1e-4}, 1e-3, Additive(1e-4), id="hypergrad_lr"),
         pytest.param({"rule": Multiplicative(0.1)}, 1e-3, Multiplicative(0.1), id="rule"),
-        pytest.param({"rule": TuningFree(0.5)}, 0.0, TuningFree(0.5), id="tuning-free"),
+        pytest.param({"rule": TuningFree(0.5)}, 1.0, TuningFree(0.5), id="tuning-free"),
         pytest.param({"lr": 0.1, "hypergrad_lr": 1e-4}, 0.1, Additive(1e-4), id="both"),
     ],
 )
@@ -277,7 +277,7 @@ def test_without_gradient_it_does_not_start(gradient: float | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         opt.step()
-    assert opt.param_groups[0]["lr"] == 0
+    assert (opt.param_groups[0]["lr"], opt.param_groups[0]["alpha"]) == (1, 0)
     assert torch.equal(w.detach(), torch.ones(2))
     w.grad = torch.ones(2)
     opt.step()

@@ -32,7 +32,19 @@ COUPLED = ("SGD", "Adam", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "A
 OURS = {"direction", "lr", "applied", "trace", "iterate", "hypergrad_lr"}
 
 #: What it keeps in a param group, where a base must not have an option of the name.
-OURS_IN_GROUPS = {"memory", "adapted", "last", "lr_bounds", "lr_left", "lr_ratio", "step_adapts"}
+OURS_IN_GROUPS = {
+    "memory",
+    "adapted",
+    "last",
+    "lr_bounds",
+    "lr_left",
+    "lr_ratio",
+    "step_adapts",
+    "applied_lr",
+    "adapted_lr",
+    "lr_free",
+    "lr_frozen",
+}
 
 
 @final

@@ -15,7 +15,7 @@ from .kept import KeptGradients
 from .tensors import make_buffer, real
 
 #: What a copy takes with it beside torch.optim's own.
-OWN = ("setup", "skipped", "warned", "hypergradients", "other_hypergradients")
+OWN = ("setup", "free", "skipped", "warned", "warned_of_writing", "hypergradients", "other_hypergradients")
 
 #: What may be a tensor in a param group that a device has written, and is a number on the host.
 HOST = ("hypergrad_lr", "lr_ratio", *{own.option for own in HYPERPARAMETERS.values()})
@@ -36,7 +36,11 @@ def complete(opt: Any) -> None:
         if "last" in group:  # that of the wrapper's checkpoint remembers nothing
             group["last"] = {name: group[name] for name in setup.direction.remembers} | group["last"]
         for holder in (group, group.get("last", {})):
-            for name in ("lr",) if numbers.on_device else ("lr",) * (holder is not group) + HOST:
+            for name in (
+                ("lr", "factor", "adapted_lr", setup.applied)
+                if numbers.on_device
+                else ("lr",) * (holder is not group) + HOST + (setup.applied,)
+            ):
                 if name in holder:
                     holder[name] = numbers.cast(holder[name])
         if setup.scope == "global":
@@ -45,6 +49,8 @@ def complete(opt: Any) -> None:
             if any(group["lr"] is other for other in seen):
                 group["lr"] = group["lr"].clone()
             seen.append(group["lr"])
+        lr = 0.0 if group.get("lr_free") else group.get("adapted_lr", group["lr"])
+        group.setdefault(setup.applied, numbers.cast(lr.clone() if isinstance(lr, Tensor) else lr))
 
 
 def check(opt: Any, state_dict: Mapping[str, Any]) -> None:
@@ -126,7 +132,7 @@ def resume(opt: Any) -> None:
     opt.kept, opt.begun, opt.last_h = KeptGradients(), 0, None
     if "number" not in vars(opt):  # a copy
         opt.number = enter(opt)
-    opt.dials = Scope(opt.setup.scope, opt.setup.numbers, opt.setup.memory)
+    opt.dials = Scope(opt.setup.scope, opt.setup.numbers, opt.setup.memory, opt.setup.applied)
     complete(opt)
     for group in opt.param_groups if isinstance(opt.setup.direction, SGD | Adam) else ():  # a base's is its own
         group["capturable"] = opt.setup.numbers.on_device

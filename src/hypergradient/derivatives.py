@@ -13,7 +13,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
-from .directions import SGD, Adam, Direction, adam_root, pair_of, what_decay_leaves
+from .directions import SGD, Adam, Direction, adam_root, applied, pair_of, what_decay_leaves
 from .execute import Numbers
 from .tensors import Some, add_product, add_quotient, add_scaled, is_zero
 
@@ -62,7 +62,7 @@ class LastStep(ABC):
     @property
     def alpha(self) -> Any:
         """The learning rate of the step; elementwise where each element has its own."""
-        return self.state["lr"] if "lr" in self.state else self.n["lr"]
+        return applied(self.state["lr"], self.n) if "lr" in self.state else self.n["lr"]
 
     @property
     def g(self) -> Any:

@@ -1,8 +1,9 @@
 """Dials: the learning rates that rules turn, one for each entry of a column, and which of them moves which tensor.
 
 Scopes differ by that index alone: a dial for each param group, for each tensor, or one for all, whose groups move by ratios of it.
-``group["lr"]`` is what users and schedulers read and write, so every step starts from what it finds there. The learning rate of a single
-tensor stands in ``state[p]["lr"]``, which the update writes for every scope; of an element, there as a tensor.
+``group["lr"]`` is what users read and write, so every step starts from what it finds there. A scheduler makes it its own: it is a factor
+then on what is adapted, which stands in ``group["adapted_lr"]``. What the last step used is in ``group["alpha"]`` in any case. The learning
+rate of a single tensor stands in ``state[p]["lr"]``; of an element, there as a tensor.
 """
 
 import math
@@ -31,16 +32,21 @@ class Dials:
     """The dials of a step, as they are found.
 
     Args:
-        columns: "alpha", "beta", "low", "high" and "memory.NAME" of each: α_{t-1}, β, bounds, what the rule kept.
+        columns: "alpha", "beta", "low", "high" and "memory.NAME" of each: α_{t-1}, β, bounds, what the rule kept; "factor", that of the
+            scheduler in the last step, where there is one.
         size: how many there are.
         index: the dial of each tensor, in the order of the param groups.
-        ratios: what each param group's tensors move by for each unit of it; None where that is 1 for all.
+        shares: each param group's learning rate for each unit of its dial; None where that is 1 for all.
+        factors: what its scheduler makes of that; None where no group has one.
+        ratios: what its tensors move by for each unit of the dial, both together.
         last: what they moved by in the last step.
     """
 
     columns: dict[str, Any]
     size: int
     index: Sequence[int]
+    shares: Sequence[Any] | None = None
+    factors: Sequence[Any] | None = None
     ratios: Sequence[Any] | None = None
     last: Sequence[Any] | None = None
 
@@ -54,33 +60,38 @@ class Scope:
         name: "group", "global", "tensor" or "element".
         numbers: the columns' kind.
         kept: what the rule keeps, by name, with the name of its column.
+        applied: the key of what the last step has used.
     """
 
     name: ScopeName
     numbers: Host | Device
     kept: Mapping[str, str]
+    applied: str = "alpha"
     _written: dict[int, tuple[Any, int]] = field(default_factory=dict)
+    _foreign: dict[int, float] = field(default_factory=dict)
 
     def read(self, groups: Sequence[Group], state: State) -> Dials:
         """The dials, each with its α_{t-1}."""
         params = [(group, p) for group in groups for p in group["params"]]
+        of = [g for g, group in enumerate(groups) for _ in group["params"]]
         index: Sequence[int] = range(len(params))
-        ratios = last = None
+        shares = last = None
         if self.name in ("tensor", "element"):  # where each number stands, and its param group, which has it before a tensor moves
             homes = [(state.get(p, {}) if self.name == "tensor" else group, group) for group, p in params]
         elif self.name == "group":
-            homes, index = [(group, group) for group in groups], [g for g, group in enumerate(groups) for _ in group["params"]]
+            homes, index = [(group, group) for group in groups], of
+            of = list(range(len(groups)))
         else:
             homes, index = [(groups[0], groups[0])], [0 for _ in params]
         rows: dict[str, list[Any]] = {"alpha": [], "beta": []}
-        for key, name in (("alpha", "lr"), ("beta", "hypergrad_lr")):
-            rows[key] = [own.get(name, group[name]) for own, group in homes]
+        rows["alpha"] = [group[place_of(group)] for _, group in homes]
+        rows["beta"] = [own.get("hypergrad_lr", group["hypergrad_lr"]) for own, group in homes]
         for name, key in self.kept.items():
             rows[key] = [own.get(f"memory_{name}", group["memory"][name]) for own, group in homes]
-        bounds = [ends(group["lr_bounds"]) for _, group in homes]
+        bounds = [(0.0, 0.0) if group.get("lr_frozen") else ends(group["lr_bounds"]) for _, group in homes]
         if self.name == "global":
-            ratios, last, alpha = self._ratios(groups)
-            rows["alpha"], bounds = [alpha], [self._global_bounds(bounds[0], ratios)]
+            shares, last, alpha = self._shares(groups)
+            rows["alpha"], bounds = [alpha], [self._global_bounds(bounds[0], shares)]
         elif self.name == "tensor":
             for key, name in (("alpha", "lr"), ("beta", "hypergrad_lr")):
                 rows[key] = [x for group in groups for x in self._scaled(name, group, state)]
@@ -92,7 +103,15 @@ class Scope:
         for name, column in columns.items():
             if isinstance(column, float) and name not in ("beta", "low", "high"):  # what moves is a vector
                 columns[name] = self.numbers.vector(rows[name])
-        return Dials(columns, len(homes), index, ratios, last)
+        ratios = shares
+        factors = None
+        if any("initial_lr" in group for group in groups):
+            factors = self._singles([factor_of(group) for group in groups])
+            before = self._singles([group.get("last", {}).get("factor", 1.0) for group in groups])
+            columns["factor"] = self.numbers.vector([before[0]] if self.name == "global" else [before[g] for g in of])
+            ratios = factors if shares is None else [x * y for x, y in zip(shares, factors, strict=True)]
+            last = before if last is None else [x * y for x, y in zip(last, before, strict=True)]
+        return Dials(columns, len(homes), index, shares, factors, ratios, last)
 
     def write(self, groups: Sequence[Group], state: State, dials: Dials, found: Mapping[str, Any]) -> Iterator[Place]:
         """Where α_t of each dial, β_t and what the rule keeps are to be put, so that ``read`` finds them."""
@@ -104,9 +123,9 @@ class Scope:
                 yield from ((own, name, column[k]) for name, column in columns.items() if own is not None)
         for g, group in enumerate(groups) if self.name in ("group", "global") else ():
             k = 0 if self.name == "global" else g
-            own = {name: column[k] for name, column in columns.items()}
-            if dials.ratios is not None:
-                own |= {"lr": dials.ratios[g] * own["lr"], "lr_ratio": dials.ratios[g]}
+            own = {place_of(group) if name == "lr" else name: column[k] for name, column in columns.items()}
+            if dials.shares is not None:
+                own |= {place_of(group): dials.shares[g] * columns["lr"][k], "lr_ratio": dials.shares[g]}
             yield from ((group, name, value) for name, value in own.items())
             if memory:  # in a new dict: a state_dict() that was taken keeps its own
                 group["memory"] = dict(group["memory"])
@@ -118,24 +137,72 @@ class Scope:
             for name in ("lr", "hypergrad_lr") if beta else ("lr",):
                 left = self._left(name, group, state)
                 if left is not None:
-                    yield group, name, left
+                    yield group, place_of(group) if name == "lr" else name, left
                     if self.name == "element":
                         yield group, "lr_left", left
 
-    def wrote(self, groups: Sequence[Group]) -> None:
-        """Remember what ``group["lr"]`` is now, to know again, without its value, whether somebody has written it."""
-        if self.numbers.on_device:
-            self._written = {id(group): (group["lr"], group["lr"]._version) for group in groups if isinstance(group["lr"], Tensor)}
+    def begin(self, groups: Sequence[Group]) -> None:
+        """Find the learning rates to start from: of a group that was given none, and where a scheduler has just come.
 
-    def _ratios(self, groups: Sequence[Group]) -> tuple[list[Any], list[Any], Any]:
+        Without one that is given lr reads 1 until the rule has found one, so that a scheduler has something to multiply.
+        """
+        for group in groups:
+            free = group.get("lr_free", False)
+            if "initial_lr" in group and "adapted_lr" not in group:
+                top = 0.0 if free else top_of(group)
+                group["adapted_lr"] = self.numbers.cast(top.clone() if isinstance(top, Tensor) else top)
+                del group[self.applied]  # which may be the same tensor as lr
+            elif free and "initial_lr" not in group:
+                swap(group, "lr", 1.0, 0.0)
+            if group.get("lr_frozen") and not isinstance(group["lr"], Tensor) and group["lr"] != 0:
+                group["lr_frozen"] = False
+
+    def wrote(self, groups: Sequence[Group], started: bool) -> None:
+        """Remember what the learning rates are now, to know again, on a device without a value, whether somebody has written one.
+
+        Args:
+            groups: the param groups.
+            started: whether a device takes it that the rule has found a learning rate; the host sees it.
+        """
+        for group in groups:
+            place = place_of(group)
+            if group.get("lr_free") and (started if self.numbers.on_device else group[place] != 0):
+                del group["lr_free"]
+            elif group.get("lr_free") and place == "lr":
+                swap(group, "lr", 0.0, 1.0)
+        lrs = {id(group): group[place_of(group)] for group in groups}
+        self._written = {key: (lr, lr._version if isinstance(lr, Tensor) else 0) for key, lr in lrs.items()}
+
+    def used(self, groups: Sequence[Group], dials: Dials) -> Iterator[Place]:
+        """What the step has used, the mean where tensors have each their own, and where it is to be put."""
+        for g, group in enumerate(groups):
+            lr = group[place_of(group)]
+            if dials.factors is not None:
+                yield group, self.applied, dials.factors[g] * lr
+            else:
+                group[self.applied] = lr if self.numbers.on_device else float(lr)
+
+    def watch(self, groups: Sequence[Group]) -> str | None:
+        """What is to be said of a learning rate that is written over what is adapted: 0, or the same one again and again."""
+        for group in groups if not self.numbers.on_device else ():
+            left, _ = self._written.get(id(group), (None, 0))
+            lr = group["lr"]
+            if left is None or isinstance(lr, Tensor) or place_of(group) != "lr" or lr == left or group.get("lr_free"):
+                continue
+            again, self._foreign[id(group)] = self._foreign.get(id(group)) == lr, lr
+            if again or (lr == 0 and left != 0):
+                return f"lr={lr!r} was written over the learning rate that is adapted, {left!r}" + (", again" if again else "")
+        return None
+
+    def _shares(self, groups: Sequence[Group]) -> tuple[list[Any], list[Any], Any]:
         """Each group's learning rate over the largest, that of the last step, and the largest; where all are 0, as they last were."""
         for name in ("hypergrad_lr", "lr_bounds"):
             values = {group[name] for group in groups if not isinstance(group[name], Tensor)}
             if len(values) > 1:
                 raise ValueError(f'scope="global" takes one {name} for all param groups, got {sorted(values, key=repr)}')
         xp: Any = torch if self.numbers.on_device else host
-        lrs = self._singles([group["lr"] for group in groups])
-        left = self._singles([group.get("lr_ratio", group["lr"]) for group in groups])
+        lrs = self._singles([group[place_of(group)] for group in groups])
+        left = self._singles([group.get("lr_ratio", group[place_of(group)]) for group in groups])
         alpha = largest(lrs, xp)
         now = over_largest([xp.where(alpha == 0, ratio, lr) for ratio, lr in zip(left, lrs, strict=True)], xp)
         before = [ratio if "last" in group else ratio * 0.0 for ratio, group in zip(left, groups, strict=True)]
@@ -161,18 +228,24 @@ class Scope:
     def _untouched(self, name: str, group: Group) -> bool:
         """Whether it is known, without its value, that nobody has written the group's learning rate since the last step."""
         lr, version = self._written.get(id(group), (None, 0))
-        return self.numbers.on_device and lr is group["lr"] and lr._version == version and not isinstance(group["hypergrad_lr"], Tensor)
+        return (
+            self.numbers.on_device
+            and lr is group[place_of(group)]
+            and lr._version == version
+            and not isinstance(group["hypergrad_lr"], Tensor)
+        )
 
     def _scaled(self, name: str, group: Group, state: State) -> list[Any]:
         """The learning rates of a group's tensors, or their β; scaled, where somebody has written that of the group."""
         own = [state[p].get(name) if p in state else None for p in group["params"]]
+        there = group[place_of(group) if name == "lr" else name]
         if all(x is None for x in own) or self._untouched(name, group):
-            return [group[name] if x is None else x for x in own]
+            return [there if x is None else x for x in own]
         xp: Any = torch if self.numbers.on_device else host
-        found, left = self._singles([group[name]])[0], self._left(name, group, state)
-        stays = found == as_stored(group[name], left)
+        found, left = self._singles([there])[0], self._left(name, group, state)
+        stays = found == as_stored(there, left)
         if stays is True:
-            return [group[name] if x is None else x for x in own]
+            return [there if x is None else x for x in own]
         factor = xp.div(found, left)
         return [found if x is None else xp.where(stays, x, xp.where(left == 0, found, x * factor)) for x in own]
 
@@ -198,14 +271,40 @@ class Scope:
         if left is None or not own or self._untouched("lr", group):
             return
         xp: Any = torch if self.numbers.on_device else host
-        found = self._singles([group["lr"]])[0]
-        stays = found == as_stored(group["lr"], left)
+        found = self._singles([group[place_of(group)]])[0]
+        stays = found == as_stored(group[place_of(group)], left)
         if stays is True:
             return
         for lr in own:
             scaled = lr * xp.where(stays, 1.0, xp.div(found, left))
             lr.copy_(torch.where(torch.as_tensor((left == 0) & xp.logical_not(stays), device=lr.device), found, scaled))
         self.numbers.put([(group, "lr_left", found)])
+
+
+def place_of(group: Group) -> str:
+    """Where the learning rate that is adapted stands: in "lr", unless a scheduler writes that."""
+    return "adapted_lr" if "initial_lr" in group else "lr"
+
+
+def top_of(group: Group) -> Any:
+    """What a scheduler's learning rate is a part of: that which it starts from, or its top where it leaves that."""
+    return group.get("max_lr", group["initial_lr"])
+
+
+def factor_of(group: Group) -> Any:
+    """What a scheduler makes of the learning rate that is adapted; 1 where there is none."""
+    if "initial_lr" not in group:
+        return 1.0
+    top = top_of(group)
+    return group["lr"] / top if isinstance(top, Tensor) or top else 0.0
+
+
+def swap(group: Group, name: str, old: float, new: float) -> None:
+    """Put one number in the place of another, where that stands there."""
+    if isinstance(group[name], Tensor):
+        group[name].masked_fill_(group[name] == old, new)
+    elif group[name] == old:
+        group[name] = new
 
 
 def largest(values: Sequence[Any], xp: Any) -> Any:

@@ -244,7 +244,9 @@ class Adam(Direction):
         if is_zero(decay):
             return d
         # d_s = a + λ θ_{s-1} = (a + λ θ_s) / (1 − α_s λ), since θ_s = θ_{s-1} − α_s d_s.
-        return add_scaled(d, decay, p, out=d).div_(what_decay_leaves(state["lr"], decay) if "lr" in state else numbers["left"])
+        return add_scaled(d, decay, p, out=d).div_(
+            what_decay_leaves(applied(state["lr"], numbers), decay) if "lr" in state else numbers["left"]
+        )
 
     def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
         m, s = state["exp_avg"], state["exp_avg_sq"].mul_(numbers["beta2"])
@@ -302,6 +304,11 @@ def adam(m: Any, s: Any, numbers: Numbers) -> Any:
 def adam_root(s: Any) -> Any:
     """√s as a new tensor of float32 or wider: in float16 ε = 1e-8 is 0, and an element without gradient 0 / 0."""
     return s.to(torch.promote_types(s.dtype, torch.float32)).sqrt()
+
+
+def applied(alpha: Any, numbers: Numbers) -> Any:
+    """The learning rates of elements, times the factor of a scheduler where there is one."""
+    return alpha.mul(numbers["factor"]) if "factor" in numbers else alpha
 
 
 def what_decay_leaves(alpha: Any, decay: Any) -> Any:

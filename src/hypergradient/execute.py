@@ -12,9 +12,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.nn import Parameter
 
 from .fused import LARGEST, SMALL, Kernels
-from .tensors import Tensors, changed, copy_all, dense, integers
+from .tensors import Tensors, changed, copy_all, dense, integers, make_buffer
 
 Columns = Mapping[str, list[Tensor]]
 """Tensors by name: of each name as many, in one order."""
@@ -85,6 +86,9 @@ class Copies(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self.made:
             column: Any = self.columns[name]
+            flat = whole(column) if self.packed else None
+            if flat is not None:  # there is nothing to be written back
+                return flat
             if self.packed:
                 copy = _flatten_dense_tensors(column)  # type: ignore[no-untyped-call]
             else:
@@ -110,6 +114,28 @@ class Copies(Mapping[str, Any]):
             if self._version(copy) != version:
                 column = self.columns[name]
                 copy_all(column, _unflatten_dense_tensors(copy, column) if self.packed else copy)  # type: ignore[no-untyped-call]
+
+
+def whole(column: Sequence[Tensor]) -> Tensor | None:
+    """The flat tensor that small tensors are the parts of, in their order, as ``make_buffers`` has made them; None where they are not."""
+    flat, start = column[0]._base, 0
+    for x in column:
+        if flat is None or x._base is not flat or x.storage_offset() != start or not x.is_contiguous():
+            return None
+        start += x.numel()
+    return flat if flat is not None and flat.dim() == 1 and flat.numel() == start else None
+
+
+def make_buffers(states: Sequence[dict[str, Any]], name: str, like: Sequence[Tensor], value: Any = 0.0) -> None:
+    """A buffer in the state of each tensor; those of small tensors are parts of one, as they go through a step on a CPU."""
+    for part in parts([p.numel() for p in like]) if like[0].device.type == "cpu" else ():
+        some = [like[i] for i in part]
+        if len(part) > 1 and all(type(p) in (Tensor, Parameter) and p.is_contiguous() and not p.is_complex() for p in some):
+            flat = torch.full((sum(p.numel() for p in some),), value, dtype=some[0].dtype)
+            for i, x in zip(part, torch.split(flat, [p.numel() for p in some]), strict=True):
+                states[i][name] = x.view(like[i].shape)
+    for p, own in zip(like, states, strict=True):
+        make_buffer(own, name, p, value)
 
 
 @final
@@ -150,7 +176,10 @@ class Runner:
         narrow = tensors["p"][0].dtype.itemsize < 4 and any(isinstance(x, Tensor) for x in numbers.values())
         pieces = tensors["p"][0].device.type == "cpu" and not narrow
         rest: list[int] = []
-        for part in parts(sizes) if pieces else [[i] for i in range(len(sizes))]:
+        together = parts(sizes) if pieces else [[i] for i in range(len(sizes))]
+        if writes and pieces:  # in the other order than for the dot products: what these read last is in the cache yet
+            together.reverse()
+        for part in together:
             if len(part) > 1:
                 pack = Copies({name: [column[i] for i in part] for name, column in tensors.items()}, packed=True)
                 found.append((part, [[x] for x in work(pack, numbers, *fixed)]))

@@ -31,6 +31,7 @@ BEGINS = 3
 
 def step(opt: Any) -> None:
     """Adapt the hyperparameters of an optimizer by the gradients of its parameters, and move these."""
+    warn_of_writing(opt)
     plan = make_plan(opt, None)
     takes = accept(opt, plan, stacklevel=8)  # the caller, seen through step() and torch's two wrappers
     if takes:
@@ -38,7 +39,7 @@ def step(opt: Any) -> None:
     if takes or opt.setup.rule.averages:
         opt.setup.numbers.put(others.write(plan.batches, opt.param_groups))
         update(opt.setup, plan, opt.kept, opt.param_groups, opt.state)
-        write(opt, plan)
+        write(opt, plan, moved=True)
 
 
 def adapt(opt: Any, given: Mapping[Tensor, Tensor]) -> None:
@@ -61,6 +62,7 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
     keeps = own and not numbers.on_device  # a CUDA graph knows tensors by their place
     kept = opt.kept.look_after(rows, setup.direction.is_gradient, keeps) if setup.direction.stored else set()
     found = bundles(setup, rows, kept)
+    opt.dials.begin(groups)
     dials = opt.dials.read(groups, opt.state)
     sums, ok = hypergradient_sums(setup, found, dials, groups, own, adapts)
     if not adapts:
@@ -113,12 +115,25 @@ def accept(opt: Any, plan: Plan, stacklevel: int) -> bool:
     return True
 
 
-def write(opt: Any, plan: Plan) -> None:
-    """Put learning rates, and what the rule keeps, to where the next step finds them."""
-    groups, dials = opt.param_groups, opt.dials
-    opt.setup.numbers.put(dials.write(groups, opt.state, plan.dials, plan.found))
-    opt.setup.numbers.put(dials.write_means(groups, opt.state, "beta" in plan.found))
-    dials.wrote(groups)
+def write(opt: Any, plan: Plan, moved: bool = False) -> None:
+    """Put learning rates, and what the rule keeps, to where the next step finds them; after a step also what it used."""
+    groups, dials, numbers = opt.param_groups, opt.dials, opt.setup.numbers
+    numbers.put(dials.write(groups, opt.state, plan.dials, plan.found))
+    numbers.put(dials.write_means(groups, opt.state, "beta" in plan.found))
+    if moved:
+        numbers.put(dials.used(groups, plan.dials))
+    dials.wrote(groups, opt.begun >= BEGINS)
+
+
+def warn_of_writing(opt: Any) -> None:
+    """Once, where somebody writes over what is adapted."""
+    what = None if opt.warned_of_writing else opt.dials.watch(opt.param_groups)
+    if what is not None:
+        opt.warned_of_writing = True
+        warnings.warn(
+            f"{what}: the rule starts from it anew each time. A scheduler of torch.optim.lr_scheduler multiplies what is adapted instead",
+            stacklevel=7,
+        )
 
 
 def warn_of_decay(opt: Any, plan: Plan) -> None:

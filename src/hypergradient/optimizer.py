@@ -64,16 +64,18 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     ) -> None:
         params = params if isinstance(params, Tensor) else cast(ParamsT, list(params))
         given = {"hypergrad_lr": hypergrad_lr, "rule": rule, "adapt": adapt, "bounds": bounds, "horizon": horizon, "scope": scope}
-        given |= {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr}
+        given |= {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr, "options": options}
         self.setup = resolve(type(self).__name__, params, direction, given)
-        self.kept, self.dials = KeptGradients(), Scope(self.setup.scope, self.setup.numbers, self.setup.memory)
+        self.kept, self.dials = KeptGradients(), Scope(self.setup.scope, self.setup.numbers, self.setup.memory, self.setup.applied)
         self.skipped: Any = 0
-        self.begun, self.warned, self.number = 0, False, enter(self)
+        self.begun, self.number = 0, enter(self)
+        self.warned = self.warned_of_writing = False
         self.hypergradients: list[Any] = []
         self.last_h: Tensor | None = None
         self.other_hypergradients: list[dict[str, Any]] = []
+        self.free = options["lr"] is None and self.setup.rule.averages
         if options["lr"] is None:
-            options["lr"] = 0.0 if self.setup.rule.averages else 1e-3
+            options["lr"] = 1.0 if self.free else 1e-3
         own = {"hypergrad_lr": self.setup.rule.first_beta, "lr_bounds": lr_bounds}
         if isinstance(direction, SGD | Adam):  # a base's is its own
             own["capturable"] = self.setup.numbers.on_device
@@ -91,6 +93,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: an option is out of its range, or is one of those.
         """
+        if "lr" not in param_group and self.free:
+            param_group["lr_free"] = True
         check_param_group(param_group, self.defaults, self.setup)
         lr = {**self.defaults, **param_group}["lr"]
         if self.param_groups and lr is self.defaults["lr"] and isinstance(lr, Tensor):

@@ -42,7 +42,8 @@ def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[st
     device = device_of(params)
     stays = device.type != "cpu" if given["capturable"] is None else given["capturable"]
     numbers = Device(device) if stays else Host()
-    return Setup(direction, rule, rules, bounds, cast(ScopeName, scope), horizon, numbers, Runner(bool(given["fused"])))
+    applied = "applied_lr" if "alpha" in given["options"] else "alpha"
+    return Setup(direction, rule, rules, bounds, cast(ScopeName, scope), horizon, numbers, Runner(bool(given["fused"])), applied)
 
 
 def _rule(params: Any, rules: dict[str, Any], given: Mapping[str, Any]) -> Rule:
@@ -90,8 +91,10 @@ def check_param_group(group: Group, defaults: Group, setup: Setup) -> None:
         if name in group and (name in WHOLE or group[name] not in (None, ours[name])):
             raise ValueError(f"{name} holds for the whole optimizer: give it to the constructor, not to a param group")
     group["lr_bounds"] = check_bounds(options["lr_bounds"])
-    starts_itself = rule.averages and not isinstance(options["lr"], Tensor) and options["lr"] == 0 and options["lr"] is not False
-    check_lr(options["lr"], (None, None) if starts_itself else options["lr_bounds"])
+    frozen = rule.averages and not isinstance(options["lr"], Tensor) and options["lr"] == 0 and options["lr"] is not False
+    check_lr(options["lr"], (None, None) if frozen or options.get("lr_free") else options["lr_bounds"])
+    if frozen:
+        group["lr_frozen"] = True
     check_number("hypergrad_lr", options["hypergrad_lr"])
     if not (isinstance(options["lr"], Tensor) and options["lr"].is_meta):
         rule.check_lr(float(options["lr"]))

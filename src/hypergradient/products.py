@@ -67,9 +67,17 @@ class Bundle:
             return first
         return numbers.vector([state[name] for state in self.states])
 
+    @property
+    def last_factor(self) -> Any:
+        """What a scheduler has made of the learning rates in the last step."""
+        return self.group["last"].get("factor", 1.0)
+
     def last_lr(self, setup: Setup) -> Any:
-        """What the last step moved them by: a number, or a vector; in ``state[p]["lr"]`` where each element has its own."""
-        return self.number("lr", setup.numbers) if setup.scope in ("tensor", "element") else self.group["last"]["lr"]
+        """What the last step moved them by: a number, or a vector; of elements what stands in the state, but for the factor."""
+        if setup.scope in ("group", "global"):
+            return self.group["last"]["lr"]
+        lr = self.number("lr", setup.numbers)
+        return lr if setup.elements or (isinstance(self.last_factor, float) and self.last_factor == 1) else lr * self.last_factor
 
 
 def with_gradients(groups: Sequence[Group], state: State, given: Mapping[Tensor, Tensor] | None) -> list[Row]:
@@ -125,7 +133,8 @@ def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[
 class Term(NamedTuple):
     """What some tensors, by their numbers, add to a hypergradient: g · x, and the squared norms where the rule reads them.
 
-    They are tensor by tensor, or piece by piece. ∂θ/∂φ is −w k x: "k" is the part of a derivative that is one number, and "w" what the tensors have moved by for each unit.
+    They are tensor by tensor, or piece by piece. ∂θ/∂φ is −w k x: the scale k is the part of a derivative that is one number, and w what
+    the tensors have moved by for each unit.
     """
 
     rows: Sequence[int]
@@ -151,7 +160,7 @@ def terms(setup: Setup, bundle: Bundle, own: bool, adapts: bool) -> Iterator[tup
     if names or (moved and "trace" not in tensors):
         state = {name: bundle.number(name, setup.numbers) for name in direction.counts} | {"lr": bundle.last_lr(setup)}
         of = partial(LAST_STEPS[type(direction)].numbers, direction) if names else direction.last_numbers
-        last = of(state, group["last"])
+        last = of(state, group["last"]) | ({"factor": bundle.last_factor} if setup.elements and "factor" in group["last"] else {})
     norms = {name: rule.reads_norms for name, rule in setup.rules.items()}
     ready = "trace" in tensors or direction.stored  # no work but dot products of tensors that there are
     light = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not moved)

@@ -26,6 +26,7 @@ class Setup:
         horizon: over how many steps the trace looks, where the user says so.
         numbers: where its numbers are.
         run: does the elementwise work.
+        applied: the key of a param group that reads the learning rate of the last step; a base such as RMSprop has an "alpha" of its own.
     """
 
     direction: Direction
@@ -36,6 +37,7 @@ class Setup:
     horizon: float | None
     numbers: Host | Device
     run: Runner
+    applied: str
 
     @cached_property
     def rules(self) -> dict[str, Rule]:

@@ -45,7 +45,7 @@ def hypergradient_sums(
             if name == "lr":  # the way to the average is that of the whole update already
                 index, weight = dials.index, 1.0 if dials.last is None or averages else dials.last[bundle.g]
             else:
-                index, weight = group_of, 1.0 if setup.elements else bundle.last_lr(setup)
+                index, weight = group_of, bundle.last_factor if setup.elements else bundle.last_lr(setup)
             if isinstance(applied, Tensor) and "trace" not in bundle.states[0]:
                 weight = weight * applied
             rows[name].append(Weighed(term, index, weight))
@@ -67,7 +67,7 @@ def start_sums(setup: Setup, rows: Sequence[Row], dials: Dials) -> dict[str, Any
     """‖g_1‖², ‖θ_0‖² and ‖d_1‖² of each dial's tensors, moving by their ratios: "start.gg", "start.pp" and "start.dd"."""
     of, found = {row.p: row for row in rows}, dict[str, list[Weighed]]()
     for p, d in setup.direction.first({row.p: row.group for row in rows}):
-        ratio = 1.0 if dials.ratios is None else dials.ratios[of[p].g]
+        ratio = 1.0 if dials.shares is None else dials.shares[of[p].g]
         for name, x, weight in (("start.gg", real(of[p].grad), 1.0), ("start.pp", real(p), 1.0), ("start.dd", d, ratio**2)):
             found.setdefault(name, []).append(Weighed(Term([of[p].i], 1.0, [([0], [[dot(x, x)]])]), dials.index, weight))
     sums, _ = added(setup, found, dict.fromkeys(("start.gg", "start.pp", "start.dd"), dials.size))

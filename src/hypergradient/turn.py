@@ -27,7 +27,7 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
             these are only their mean.
         xp: the functions of such numbers (see rules.py).
         x: "alpha", "beta", "low", "high", "memory.NAME"; the sums "gx", and "gg", "xx" where the rule reads norms; "start.NAME", what a
-            safe first learning rate is computed from, while the rule may start.
+            safe first learning rate is computed from, while the rule may start; "factor", that of a scheduler in the last step.
     """
     h, before = 0.0 - x["gx"], x["alpha"]
     if kept is None:
@@ -43,6 +43,9 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
         found[key] = move.memory[name]
     if move.beta is not None:
         found["beta"] = move.beta
+    if rule.averages and "factor" in x:  # a step that a scheduler made 0 teaches nothing
+        idle = x["factor"] == 0
+        found = {name: xp.where(idle, x.get(name, value), value) for name, value in found.items()}
     if waits is not None:  # there was no gradient yet
         found = {name: xp.where(waits, x.get(name, value), value) for name, value in found.items()}
     alpha = found["alpha"]

@@ -15,14 +15,14 @@ from torch import Tensor
 from .average import follow, go_back
 from .columns import Device
 from .dials import Dials, Group, State
-from .directions import Direction
-from .execute import Numbers
+from .directions import Direction, applied
+from .execute import Numbers, make_buffers
 from .hyperparameters import kept_gradient
 from .kept import KeptGradients
 from .others import Batch
 from .products import Bundle
 from .setup import Setup
-from .tensors import add_scaled, make_buffer, only, real, replace
+from .tensors import add_scaled, only, real, replace
 from .turn import write_elements
 
 
@@ -106,6 +106,8 @@ def of_bundle(setup: Setup, dials: Dials, columns: Mapping[str, Any], bundle: Bu
     ratio = 1.0 if dials.ratios is None else dials.ratios[bundle.g]
     if isinstance(ratio, Tensor) or ratio != 1:
         found["alpha"] = ratio * found["alpha"]
+        if setup.elements:
+            found["factor"] = ratio
     return found
 
 
@@ -142,13 +144,10 @@ def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: 
     missing = [name for name in wants if first.get(name) is None]
     for name in missing:
         value = plan.found["alpha"][plan.dials.index[bundle.rows[0]]] if name == "lr" else 0.0
-        for p, own in zip(bundle.params, bundle.states, strict=True):
-            make_buffer(own, name, p, value)
+        make_buffers(bundle.states, name, bundle.params, value)
     goes = numbers.get("goes")
     now = {**first, **count(setup, bundle, goes, plan.ok, shared), "first": "momentum_buffer" in missing}
     tensors = bundle.split()
-    if bundle.params[0].device.type == "cpu":  # in the other order than for the dot products: what these read last is in the cache yet
-        tensors = {name: column[::-1] for name, column in tensors.items()}
     plain = isinstance(numbers["alpha"], float) and not (keeps or setup.elements or setup.traces)
     if plain and direction.step(tensors, now, group, numbers["alpha"]):
         return
@@ -198,6 +197,8 @@ def remember(setup: Setup, plan: Plan, groups: Sequence[Group], alpha: Any, goes
         if setup.scope in ("group", "global"):
             k = g if setup.scope == "group" else 0
             options["lr"] = alpha[k] if plan.dials.ratios is None else plan.dials.ratios[g] * alpha[k]
+        if plan.dials.factors is not None:
+            options["factor"] = plan.dials.factors[g]
         last = group.get("last", {})
         group["last"] = {name: latest(x, last.get(name)) for name, x in options.items()}
     if isinstance(goes, Tensor) and now and not setup.rule.averages:
@@ -216,7 +217,7 @@ def move(piece: Mapping[str, Any], numbers: Numbers, direction: Direction, keeps
     if keeps:
         replace(piece["gradient"], g, numbers)
     del g  # a copy of a list's gradients need not be held any longer
-    step, alpha = None, piece["lr"] if "lr" in piece else numbers["alpha"]
+    step, alpha = None, applied(piece["lr"], numbers) if "lr" in piece else numbers["alpha"]
     if "goes" in numbers or isinstance(alpha, list):
         step = d.mul(alpha)
         theta.sub_(step.mul_(numbers["goes"]) if "lr" in piece and "goes" in numbers else step)

@@ -253,7 +253,8 @@ class Config:
             from .peers import make_peer
 
             return make_peer(self.optimizer, model, self.lr, self.weight_decay)
-        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        lr = None if self.averages and self.lr == 0 else self.lr  # left to the rule
+        options: dict[str, Any] = {"lr": lr, "weight_decay": self.weight_decay}
         if self.optimizer.startswith("sgdn"):
             options |= {"momentum": self.momentum, "nesterov": True}
         kinds = {"sgd": torch.optim.SGD, "sgdn": torch.optim.SGD, "adam": torch.optim.Adam}
