@@ -32,8 +32,8 @@ class Dials:
     """The dials of a step, as they are found.
 
     Args:
-        columns: "alpha", "beta", "low", "high" and "memory.NAME" of each: α_{t-1}, β, bounds, what the rule kept; "factor", that of the
-            scheduler in the last step, where there is one.
+        columns: "alpha", "beta", "low", "high" and "memory.NAME" of each: α_{t-1}, β, bounds, what the rule kept; "factor" and
+            "factor now", those of a scheduler in the last step and in this one, where there is one.
         size: how many there are.
         index: the dial of each tensor, in the order of the param groups.
         shares: each param group's learning rate for each unit of its dial; None where that is 1 for all.
@@ -108,7 +108,8 @@ class Scope:
         if any("initial_lr" in group for group in groups):
             factors = self._singles([factor_of(group) for group in groups])
             before = self._singles([group.get("last", {}).get("factor", 1.0) for group in groups])
-            columns["factor"] = self.numbers.vector([before[0]] if self.name == "global" else [before[g] for g in of])
+            for name, found in (("factor", before), ("factor now", factors)):
+                columns[name] = self.numbers.vector([found[0]] if self.name == "global" else [found[g] for g in of])
             ratios = factors if shares is None else [x * y for x, y in zip(shares, factors, strict=True)]
             last = before if last is None else [x * y for x, y in zip(last, before, strict=True)]
         return Dials(columns, len(homes), index, shares, factors, ratios, last)

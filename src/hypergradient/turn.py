@@ -43,9 +43,8 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
         found[key] = move.memory[name]
     if move.beta is not None:
         found["beta"] = move.beta
-    if rule.averages and "factor" in x:  # a step that a scheduler made 0 teaches nothing
-        idle = x["factor"] == 0
-        found = {name: xp.where(idle, x.get(name, value), value) for name, value in found.items()}
+    if rule.averages and "factor" in x:
+        found = scheduled(found, x, xp)
     if waits is not None:  # there was no gradient yet
         found = {name: xp.where(waits, x.get(name, value), value) for name, value in found.items()}
     alpha = found["alpha"]
@@ -58,6 +57,21 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
         return found | {"h": h, "fine": fine, "window": move.window, "back": back}
     rest = [value - value for name, value in found.items() if name != "alpha"]
     return found | {"h": h, "fine": fine & (sum(rest) == 0) if rest else fine}
+
+
+def scheduled(found: dict[str, Any], x: Mapping[str, Any], xp: Any) -> dict[str, Any]:
+    """What a rule that averages makes of a step whose learning rate was α times the factor of a scheduler.
+
+    A factor of 0 teaches it nothing. Where its climb ends while the factor is small, as in a warm-up, it is the product that was too large.
+    """
+    factor, turned = x["factor"], "memory.turned"
+    rises = xp.clamp(xp.div(x["factor now"], factor), min=1.0)
+    before, alpha = x["alpha"], found["alpha"]
+    found["alpha"] = xp.where((alpha > before) & (before > 0), xp.maximum(alpha / rises, before), alpha)
+    if turned in found:
+        ends = (x[turned] == 0) & (found[turned] != 0)
+        found["alpha"] = xp.where(ends, found["alpha"] * xp.clamp(factor, max=1.0), found["alpha"])
+    return {name: xp.where(factor == 0, x.get(name, value), value) for name, value in found.items()}
 
 
 def clipped(x: Any, low: Any, high: Any, xp: Any) -> Any:
