@@ -6,6 +6,7 @@ then on what is adapted, which stands in ``group["adapted_lr"]``. What the last 
 rate of a single tensor stands in ``state[p]["lr"]``; of an element, there as a tensor.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,7 +150,11 @@ class Scope:
         """
         for group in groups:
             free = group.get("lr_free", False)
-            if "initial_lr" in group and "adapted_lr" not in group:
+            others = [other for other in groups if self.name == "global" and "last" in other] if free and "last" not in group else []
+            if others:  # one that comes later goes on with the learning rate of those that there are
+                group[place_of(group)] = copy.deepcopy(others[0][place_of(others[0])])
+                del group["lr_free"]
+            elif "initial_lr" in group and "adapted_lr" not in group:
                 top = 0.0 if free else top_of(group)
                 group["adapted_lr"] = self.numbers.cast(top.clone() if isinstance(top, Tensor) else top)
                 del group[self.applied]  # which may be the same tensor as lr

@@ -54,6 +54,8 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
     fine = True if largest is None else abs(alpha) + (h - h) <= largest
     if rule.averages:
         back = move.back if waits is None else move.back & xp.logical_not(waits)
+        if "factor" in x:  # a step of 0 moves nothing, but for what is not finite
+            back = back & xp.logical_or((x["factor"] != 0) & (x["factor now"] != 0), xp.logical_not(abs(h) < math.inf))
         return found | {"h": h, "fine": fine, "window": move.window, "back": back}
     rest = [value - value for name, value in found.items() if name != "alpha"]
     return found | {"h": h, "fine": fine & (sum(rest) == 0) if rest else fine}

@@ -1,0 +1,236 @@
+"""Schedulers: what they make of lr is a factor on what is adapted, for every class, rule and scope."""
+
+import copy
+import math
+import re
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.optim import lr_scheduler as schedulers
+
+from cases import Problem, flat, pairs
+from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Decay, Hypergradient, Multiplicative, TuningFree
+
+STEPS = 200
+
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+
+
+@cache
+def data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Linear regression with noise, in which a run of a constant learning rate ends: training and validation data."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 20, generator=generator)
+    y = x @ torch.randn(20, generator=generator) / 20**0.5 + torch.randn(2000, generator=generator)
+    return x[:1000], y[:1000], x[1000:], y[1000:]
+
+
+@cache
+def final(make: Callable[..., Any], schedule: Callable[..., Any] | None) -> float:
+    """The validation loss after a run."""
+    torch.manual_seed(0)
+    x, y, held_out, targets = data()
+    model = nn.Linear(20, 1)
+    opt = make(model.parameters())
+    scheduler = None if schedule is None else schedule(opt)
+    for t in range(STEPS):
+        batch = torch.randint(len(x), (16,), generator=torch.Generator().manual_seed(t))
+        opt.zero_grad()
+        mse_loss(model(x[batch]).squeeze(), y[batch]).backward()
+        opt.step()
+        if scheduler is not None:
+            scheduler.step()
+    opt.eval()
+    with torch.no_grad():
+        return float(mse_loss(model(held_out).squeeze(), targets))
+
+
+def alone(make: Callable[..., Any]) -> float:
+    return final(make, None)
+
+
+OPTIMIZERS = [
+    pytest.param(make, id=name)
+    for name, make in {
+        "AdamHD": AdamHD,
+        "SGDHD": lambda params: SGDHD(params, momentum=0.9, nesterov=True),
+        "AdamWHD-tensor": lambda params: AdamWHD(params, scope="tensor"),
+        "AdamWHD-global": lambda params: AdamWHD([{"params": [p]} for p in params], scope="global"),
+        "AdamHD-capturable": lambda params: AdamHD(params, capturable=True),
+        "Hypergradient": lambda params: Hypergradient(torch.optim.NAdam(params, lr=1e-3)),
+        "AdamHD-given": lambda params: AdamHD(params, lr=1e-3),
+        "AdamHD-multiplicative": lambda params: AdamHD(params, lr=0.03, rule=Multiplicative(0.02)),
+        "SGDHD-additive": lambda params: SGDHD(params, lr=0.05, hypergrad_lr=1e-4),
+        "SGDHD-element": lambda params: SGDHD(params, lr=0.05, rule=Multiplicative(0.005), scope="element"),
+    }.items()
+]
+
+CONSTANT = {
+    "LambdaLR": lambda opt: schedulers.LambdaLR(opt, lambda t: 1.0),
+    "ConstantLR": lambda opt: schedulers.ConstantLR(opt, factor=1.0),
+    "MultiplicativeLR": lambda opt: schedulers.MultiplicativeLR(opt, lambda t: 1.0),
+    "StepLR": lambda opt: schedulers.StepLR(opt, 10_000),
+    "MultiStepLR": lambda opt: schedulers.MultiStepLR(opt, [10_000]),
+    "ExponentialLR": lambda opt: schedulers.ExponentialLR(opt, 1.0),
+    "CyclicLR": lambda opt: schedulers.CyclicLR(opt, 0.01, 0.01, cycle_momentum=False),
+    "ChainedScheduler": lambda opt: schedulers.ChainedScheduler([schedulers.ConstantLR(opt, 1.0), schedulers.ExponentialLR(opt, 1.0)]),
+}
+
+
+def by(factor: Callable[[float], float]) -> Callable[[Any], Any]:
+    """A warm-up over a twentieth of the run, and then a factor of the part of it that is over."""
+    return lambda opt: schedulers.LambdaLR(opt, lambda t: min(1.0, t / (STEPS / 20)) * factor(t / STEPS))
+
+
+MOVING = {
+    "warm-up": by(lambda s: 1.0),
+    "warm-up-linear": by(lambda s: 1 - s),
+    "warm-up-cosine": by(lambda s: (1 + math.cos(math.pi * s)) / 2),
+    "LinearLR": lambda opt: schedulers.LinearLR(opt, total_iters=30),
+    "ConstantLR": lambda opt: schedulers.ConstantLR(opt, total_iters=30),
+    "CosineAnnealingLR": lambda opt: schedulers.CosineAnnealingLR(opt, STEPS),
+    "CosineAnnealingWarmRestarts": lambda opt: schedulers.CosineAnnealingWarmRestarts(opt, STEPS // 3),
+    "PolynomialLR": lambda opt: schedulers.PolynomialLR(opt, STEPS),
+    "SequentialLR": lambda opt: schedulers.SequentialLR(
+        opt, [schedulers.LinearLR(opt, 0.1, total_iters=20), schedulers.CosineAnnealingLR(opt, STEPS - 20)], [20]
+    ),
+}
+FREE, GIVEN = OPTIMIZERS[:5], OPTIMIZERS[5:]
+ONE_CYCLE = {"OneCycleLR": lambda opt: schedulers.OneCycleLR(opt, 0.1, total_steps=STEPS + 1, cycle_momentum=False)}
+
+
+def rows(table: dict[str, Any]) -> list[Any]:
+    return [pytest.param(make, id=name) for name, make in table.items()]
+
+
+@pytest.mark.parametrize(("make", "schedule"), pairs(OPTIMIZERS, rows(CONSTANT)))
+def test_a_constant_schedule_changes_nothing(make: Any, schedule: Any) -> None:
+    given = make in [row.values[0] for row in GIVEN]  # CyclicLR says what lr is then
+    if given and schedule is CONSTANT["CyclicLR"]:
+        start = make([nn.Parameter(torch.ones(1))]).param_groups[0]["lr"]
+        assert final(make, lambda opt: schedulers.CyclicLR(opt, start, start, cycle_momentum=False)) == pytest.approx(alone(make), rel=1e-3)
+    else:
+        assert final(make, schedule) == pytest.approx(alone(make), rel=1e-3)
+
+
+SCHEDULED = [*pairs(OPTIMIZERS, rows(MOVING)), *pairs(FREE, rows(ONE_CYCLE))]
+
+
+@pytest.mark.parametrize(("make", "schedule"), SCHEDULED)
+def test_a_schedule_costs_little(make: Any, schedule: Any) -> None:
+    assert final(make, schedule) < 1.05 * alone(make)
+
+
+def test_schedules_that_decay_mostly_gain() -> None:
+    """Where there is no average; with one they gain from some 500 steps on here."""
+    decays = [schedule for name, schedule in MOVING.items() if name not in ("warm-up", "LinearLR", "ConstantLR")]
+    gains = [final(row.values[0], schedule) < alone(row.values[0]) for row in OPTIMIZERS[7:] for schedule in decays]
+    assert sum(gains) > 0.9 * len(gains)
+
+
+RULES = [Additive(1e-4), Multiplicative(0.02), TuningFree(), Decay(TuningFree(), total_steps=30)]
+
+
+@pytest.mark.parametrize(("rule", "scope", "capturable"), pairs(RULES, ["group", "global", "tensor"], [False, True]))
+def test_a_factor_of_0_moves_nothing_and_teaches_nothing(rule: Any, scope: str, capturable: bool) -> None:
+    problem = Problem()
+    opt = AdamHD(problem.groups(), lr=0.01, rule=rule, scope=scope, capturable=capturable)
+    scheduler = schedulers.LambdaLR(opt, lambda t: float(t < 10 or t >= 15))
+    for t in range(20):
+        before, adapted = flat(problem.parameters()).clone(), [float(group["adapted_lr"]) for group in opt.param_groups] if t else []
+        problem.train(opt, 1, start=t)
+        still = 10 <= t < 15
+        assert torch.equal(flat(problem.parameters()), before) == still
+        assert [float(group["alpha"]) == 0 for group in opt.param_groups] == [still] * 2
+        if 11 <= t < 16:
+            assert [float(group["adapted_lr"]) for group in opt.param_groups] == adapted
+        scheduler.step()
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("scope", ["group", "tensor"])
+def test_lr_of_0_keeps_a_group_where_it_is(scope: str, capturable: bool) -> None:
+    problem = Problem()
+    first, second = problem.groups()
+    opt = AdamHD([first, {**second, "lr": 0.0}], scope=scope, capturable=capturable)
+    before = [flat(group["params"]).clone() for group in (first, second)]
+    problem.train(opt, 30)
+    assert not torch.equal(flat(first["params"]), before[0])
+    assert torch.equal(flat(second["params"]), before[1])
+
+
+def test_a_frozen_group_thaws_where_lr_is_written() -> None:
+    problem = Problem()
+    opt = AdamHD([{**group, "lr": 0.0} for group in problem.groups()])
+    problem.train(opt, 5)
+    before = flat(problem.parameters()).clone()
+    opt.param_groups[0]["lr"] = 1e-3
+    problem.train(opt, 5)
+    assert not torch.equal(flat(problem.parameters()), before)
+
+
+@pytest.mark.parametrize("scope", ["group", "global", "tensor"])
+@pytest.mark.parametrize("lr", [None, 0.01])
+def test_a_group_that_is_added_later_trains(scope: Any, lr: float | None) -> None:
+    problem = Problem()
+    first, second = problem.groups()
+    opt = AdamHD([first], lr=lr, scope=scope)
+    problem.train(opt, 20)
+    opt.add_param_group(second)
+    before = flat(second["params"]).clone()
+    problem.train(opt, 5)
+    assert not torch.equal(flat(second["params"]), before)
+    assert opt.param_groups[1]["lr"] > 0
+
+
+WRITERS = [pytest.param(0.0, "lr=0.0 was written over", id="0"), pytest.param(0.02, "lr=0.02 was written over .*, again", id="the same")]
+
+
+@pytest.mark.parametrize(("value", "message"), WRITERS)
+def test_who_writes_over_what_is_adapted_is_told_once(value: float, message: str) -> None:
+    problem = Problem()
+    opt = AdamHD(problem.groups())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for t in range(8):
+            problem.train(opt, 1, start=t)
+            for group in opt.param_groups:
+                group["lr"] = value
+    (told,) = [str(warning.message) for warning in said]
+    assert re.search(message, told)
+
+
+def test_lr_reads_1_until_the_rule_has_found_one() -> None:
+    problem = Problem()
+    opt = SGDHD(problem.groups())
+    assert [(group["lr"], group["alpha"]) for group in opt.param_groups] == [(1.0, 0.0)] * 2
+    problem.train(opt, 1)
+    assert [group["lr"] == group["alpha"] != 1 for group in opt.param_groups] == [True] * 2
+
+
+def test_resumed_with_its_scheduler_equals_never_stopped() -> None:
+    def make(problem: Problem) -> tuple[Any, Any]:
+        opt = AdamWHD(problem.groups())
+        return opt, schedulers.LambdaLR(opt, lambda t: min(1.0, t / 5) * (1 - t / 40))
+
+    one, other = Problem(), Problem()
+    (opt, scheduler), (twin, second) = make(one), make(other)
+
+    def train(problem: Problem, opt: Any, scheduler: Any, start: int) -> None:
+        for t in range(start, start + 10):
+            problem.train(opt, 1, start=t)
+            scheduler.step()
+
+    train(one, opt, scheduler, 0)
+    other.model.load_state_dict(one.model.state_dict())
+    twin.load_state_dict(copy.deepcopy(opt.state_dict()))
+    second.load_state_dict(scheduler.state_dict())
+    train(one, opt, scheduler, 10)
+    train(other, twin, second, 10)
+    assert torch.equal(flat(one.parameters()), flat(other.parameters()))
