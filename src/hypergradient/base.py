@@ -1,6 +1,5 @@
 """Another optimizer's step as a direction: d is read from a step that the optimizer takes at learning rate 1."""
 
-import copy
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -8,10 +7,12 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .dials import Group
 from .directions import Direction, decayed
 from .execute import Columns, Numbers, blocks
+from .ranks import local
 from .tensors import copy_all, real
 
 #: The hooks of all optimizers' steps. torch.optim deletes its own name for the module.
@@ -89,7 +90,7 @@ class BaseStep(Direction):
             return
         state = self.base.state
         before = {p: state[p]["direction"] if "direction" in state.get(p, {}) else torch.empty_like(p) for p in moving}
-        copy_all(before.values(), before)
+        copy_all(map(local, before.values()), map(local, before))
         new, without = [p for p in moving if "applied" not in state.get(p, {})], [p for p in moving if p not in state]
         try:
             unit_step(self.base, moving)
@@ -123,19 +124,12 @@ class BaseStep(Direction):
         p.copy_(before)
         return before.copy_(d)
 
-    def first(self, moving: Mapping[Tensor, Group]) -> Iterator[tuple[Tensor, Tensor]]:
-        """By a copy of the base and of its parameters, which is thrown away."""
-        base = twin(self.base)
-        copies = {
-            p: q
-            for group, own in zip(self.base.param_groups, base.param_groups, strict=True)
-            for p, q in zip(group["params"], own["params"], strict=True)
-        }
-        for p, q in copies.items():
-            q.grad = None if p.grad is None else p.grad.detach().clone()
-        unit_step(base, {copies[p]: group for p, group in moving.items()})
-        for p in moving:
-            yield p, real(p - copies[p])
+    def first(self, moving: Mapping[Tensor, Group], grads: Mapping[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """By a step of the base that is taken back."""
+        with taken_back(self.base) as before:
+            unit_step(self.base, moving)
+            found = [(p, local(real(before[p])) - local(real(p))) for p in moving]
+        yield from found
 
 
 def unit_step(base: torch.optim.Optimizer, moving: Mapping[Tensor, Any]) -> None:
@@ -169,20 +163,35 @@ def without_global_hooks() -> Iterator[None]:
             hooks.update(own)
 
 
-def twin(base: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """A copy with parameters, state and options of its own, and without hooks; other attributes, which ``deepcopy`` loses, are shared."""
-    params = [p for group in base.param_groups for p in group["params"]]
-    grads = [p.grad for p in params]
+@contextmanager
+def taken_back(base: torch.optim.Optimizer) -> Iterator[dict[Tensor, Tensor]]:
+    """Whatever the base does inside is undone, and none of its hooks is called; gives the parameters as they were."""
+    own, groups = dict(vars(base)), [dict(group) for group in base.param_groups]
+    before = {p: p.detach().clone() for group in groups for p in group["params"]}
+    states = {p: dict(state) for p, state in base.state.items()}
+    values = [(x, x.detach().clone()) for x in tree_leaves([*states.values()]) if isinstance(x, Tensor)]
+    grads = {p: p.grad for p in before}
+    for p, grad in grads.items():
+        p.grad = None if grad is None else grad.detach().clone()
+    vars(base).update({name: type(value)() for name, value in own.items() if name.startswith("_optimizer_step_")})
     try:
-        for p in params:
-            p.grad = None  # one with a graph cannot be copied
-        found = copy.deepcopy(base)
+        yield before
     finally:
-        for p, grad in zip(params, grads, strict=True):
+        vars(base).update(own)
+        for p, value in before.items():
+            p.copy_(value)
+        for group, options in zip(base.param_groups, groups, strict=True):
+            group.clear()
+            group.update(options)
+        for p, grad in grads.items():
             p.grad = grad
-    kept = {name: value for name, value in vars(base).items() if name != "step" and "_hooks" not in name}  # schedulers wrap step()
-    vars(found).update(kept | {"param_groups": found.param_groups, "state": found.state})
-    return found
+        for x, value in values:
+            x.copy_(value)
+        for p in list(base.state):
+            base.state[p].clear()
+            base.state[p].update(states.get(p, {}))
+            if p not in states:
+                del base.state[p]
 
 
 def check_state(base: torch.optim.Optimizer, states: Iterable[Mapping[str, Any]]) -> None:

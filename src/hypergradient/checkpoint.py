@@ -15,7 +15,7 @@ from .kept import KeptGradients
 from .tensors import make_buffer, real
 
 #: What a copy takes with it beside torch.optim's own.
-OWN = ("setup", "free", "skipped", "warned", "warned_of_writing", "hypergradients", "other_hypergradients")
+OWN = ("setup", "given", "free", "skipped", "warned", "warned_of_writing", "hypergradients", "other_hypergradients")
 
 #: What may be a tensor in a param group that a device has written, and is a number on the host.
 HOST = ("hypergrad_lr", "lr_ratio", *{own.option for own in HYPERPARAMETERS.values()})
@@ -25,6 +25,7 @@ def complete(opt: Any) -> None:
     """Give each group what the loop needs: the options that another class's checkpoint lacks, and numbers where they are kept."""
     setup, numbers = opt.setup, opt.setup.numbers
     opt.params = [p for group in opt.param_groups for p in group["params"]]
+    setup.ranks.look(opt.params)
     seen: list[Tensor] = []
     for group in opt.param_groups:
         for name, value in opt.defaults.items():

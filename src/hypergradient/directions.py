@@ -27,6 +27,7 @@ from torch.nn import Parameter
 
 from .checks import check_number, check_switch
 from .execute import Columns, Numbers
+from .ranks import local
 from .tensors import Some, add_product, add_scaled, changed, copy_all, dense, is_zero, make_buffer, mix, real, replace
 
 
@@ -53,15 +54,15 @@ class Direction(ABC):
     def begin(self, moving: Mapping[Tensor, dict[str, Any]]) -> None:  # noqa: B027 - closed forms need no step as a whole
         """Called once a step, before ``advance`` is called for each of the tensors that move, given with their param groups."""
 
-    def first(self, moving: Mapping[Tensor, dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """d_1 of each of some tensors, given with their param groups, made with a state that is thrown away."""
+    def first(self, moving: Mapping[Tensor, dict[str, Any]], grads: Mapping[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """d_1 of each of some tensors, given with their param groups and gradients, made with a state that is thrown away."""
         for p, group in moving.items():
-            assert p.grad is not None
             state: dict[str, Any] = {}
-            self.prepare(p, state, group)
-            g = self.gradient(real(p.grad), real(p), self.objective(group))
-            buffers = {name: real(state[name]) for name in self.buffers if name in state}
-            yield p, self.advance(g, real(p), buffers, self.numbers(state, group))
+            theta = local(real(p))
+            self.prepare(theta, state, group)
+            g = self.gradient(grads[p], theta, self.objective(group))
+            buffers = {name: state[name] for name in self.buffers if name in state}
+            yield p, self.advance(g, theta, buffers, self.numbers(state, group))
 
     def is_gradient(self, group: Mapping[str, Any]) -> bool:
         """Whether d_t is the gradient of the loss itself, and is in the state as "direction"."""

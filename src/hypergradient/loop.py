@@ -58,7 +58,7 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
     rule, numbers = setup.rule, setup.numbers
     adapts = not own or all(group["step_adapts"] for group in groups)
     others.to_device(setup.adapted, groups, numbers)
-    rows = with_gradients(groups, opt.state, given)
+    rows = with_gradients(setup.ranks, groups, opt.state, given)
     keeps = own and not numbers.on_device  # a CUDA graph knows tensors by their place
     kept = opt.kept.look_after(rows, setup.direction.is_gradient, keeps) if setup.direction.stored else set()
     found = bundles(setup, rows, kept)
@@ -79,6 +79,8 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
     new = turn_elements(rule, setup.direction, found, own) if setup.elements else {}
     for held in (every(turned["fine"]), *(every(batch.found["fine"]) for batch in moved), all_finite(new.values())):
         ok = held if ok is True else ok if held is True else ok & held
+    if setup.elements and setup.ranks.many:
+        ok = setup.ranks.agree(ok)
     tentative = [(batch.found, batch.columns) for batch in moved] + [(turned, dials.columns)] * (not rule.averages)
     for after, before in tentative if numbers.on_device else ():
         undo(after, before, ok)

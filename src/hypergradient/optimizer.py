@@ -31,6 +31,7 @@ class Shared(TypedDict, total=False):
     lr_bounds: Bounds
     fused: bool | None
     capturable: bool | None
+    process_group: Any
 
 
 class HypergradientOptimizer(torch.optim.Optimizer):
@@ -61,10 +62,12 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         lr_bounds: Bounds = (None, None),
         fused: bool | None = None,
         capturable: bool | None = None,
+        process_group: Any = None,
     ) -> None:
         params = params if isinstance(params, Tensor) else cast(ParamsT, list(params))
         given = {"hypergrad_lr": hypergrad_lr, "rule": rule, "adapt": adapt, "bounds": bounds, "horizon": horizon, "scope": scope}
-        given |= {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr, "options": options}
+        self.given: Group | None = given | {"process_group": process_group}  # until it is made
+        given = self.given | {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr, "options": options}
         self.setup = resolve(type(self).__name__, params, direction, given)
         self.kept, self.dials = KeptGradients(), Scope(self.setup.scope, self.setup.numbers, self.setup.memory, self.setup.applied)
         self.skipped: Any = 0
@@ -80,6 +83,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         if isinstance(direction, SGD | Adam):  # a base's is its own
             own["capturable"] = self.setup.numbers.on_device
         super().__init__(params, {**options, **own})
+        self.given = None
         if isinstance(options["lr"], Tensor):
             self.defaults["lr"] = options["lr"].clone()  # the first group's own is updated in place; later groups start from this one
 
@@ -95,7 +99,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         """
         if "lr" not in param_group and self.free:
             param_group["lr_free"] = True
-        check_param_group(param_group, self.defaults, self.setup)
+        check_param_group(param_group, self.defaults, self.setup, self.given)
         lr = {**self.defaults, **param_group}["lr"]
         if self.param_groups and lr is self.defaults["lr"] and isinstance(lr, Tensor):
             param_group["lr"] = lr.clone()

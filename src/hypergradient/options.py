@@ -12,12 +12,13 @@ from .dials import SCOPES, Group, ScopeName
 from .directions import SGD, Adam, Direction
 from .execute import Runner
 from .hyperparameters import check_adapt, check_values, spread
+from .ranks import Ranks
 from .rules import Additive, Level, Rule
 from .setup import Setup
 from .tuning import TuningFree
 
 #: What holds for all param groups.
-WHOLE = ("rule", "adapt", "bounds", "horizon", "scope")
+WHOLE = ("rule", "adapt", "bounds", "horizon", "scope", "process_group")
 
 
 def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[str, Any]) -> Setup:
@@ -43,7 +44,8 @@ def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[st
     stays = device.type != "cpu" if given["capturable"] is None else given["capturable"]
     numbers = Device(device) if stays else Host()
     applied = "applied_lr" if "alpha" in given["options"] else "alpha"
-    return Setup(direction, rule, rules, bounds, cast(ScopeName, scope), horizon, numbers, Runner(bool(given["fused"])), applied)
+    run, ranks = Runner(bool(given["fused"])), Ranks(given["process_group"])
+    return Setup(direction, rule, rules, bounds, cast(ScopeName, scope), horizon, numbers, run, ranks, applied)
 
 
 def _rule(params: Any, rules: dict[str, Any], given: Mapping[str, Any]) -> Rule:
@@ -83,13 +85,24 @@ def device_of(params: Any) -> torch.device:
     return torch.device("cpu")
 
 
-def check_param_group(group: Group, defaults: Group, setup: Setup) -> None:
-    """Raise ValueError where an option of a param group is out of its range, or holds for the whole optimizer; fill in its bounds."""
+def check_param_group(group: Group, defaults: Group, setup: Setup, given: Mapping[str, Any] | None) -> None:
+    """Raise ValueError where an option of a param group is out of its range, or holds for the whole optimizer; fill in its bounds.
+
+    Args:
+        group: the param group.
+        defaults: what it is where the group does not say it.
+        setup: the optimizer's parts.
+        given: the options of the whole optimizer, while it is made.
+    """
     options, rule = {**defaults, **group}, setup.rule
     ours = {"fused": setup.run.fused, "capturable": setup.numbers.on_device}
-    for name in WHOLE + tuple(ours) * isinstance(setup.direction, SGD | Adam):  # a base's are its own
-        if name in group and (name in WHOLE or group[name] not in (None, ours[name])):
+    own = {name: given.get(name) for name in WHOLE} if given is not None else {}  # which ZeroRedundancyOptimizer gives to each group too
+    own |= ours if isinstance(setup.direction, SGD | Adam) else {}  # a base's are its own
+    for name in {*WHOLE, *own} & group.keys():
+        if name not in own or (group[name] is not own[name] and group[name] not in (None, own[name])):
             raise ValueError(f"{name} holds for the whole optimizer: give it to the constructor, not to a param group")
+    for name in WHOLE:
+        group.pop(name, None)
     group["lr_bounds"] = check_bounds(options["lr_bounds"])
     frozen = rule.averages and not isinstance(options["lr"], Tensor) and options["lr"] == 0 and options["lr"] is not False
     check_lr(options["lr"], (None, None) if frozen or options.get("lr_free") else options["lr_bounds"])

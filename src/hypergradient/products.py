@@ -17,6 +17,7 @@ from .dials import Group, State
 from .directions import Direction, signed
 from .execute import Numbers
 from .hyperparameters import known
+from .ranks import Ranks, Spec, local, placed
 from .setup import Setup
 from .tensors import Tensors, dot, dots, finite_zero, is_zero, real
 
@@ -30,6 +31,7 @@ class Row(NamedTuple):
     p: Tensor
     grad: Tensor
     state: dict[str, Any]
+    spec: Spec | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Bundle:
         grads: their gradients.
         states: their states, which ``split`` reads as they are then; empty for those that have none yet.
         buffers: what a state may have of its tensor's shape, that a step reads or writes.
+        spec: over whom their sums are taken; None where they are plain tensors of which a rank has the whole.
     """
 
     group: Group
@@ -53,11 +56,14 @@ class Bundle:
     grads: list[Tensor]
     states: list[dict[str, Any]]
     buffers: tuple[str, ...]
+    spec: Spec | None
 
     def split(self) -> dict[str, list[Tensor]]:
-        """Real views: the parameters "p", the gradients "g", and those of the buffers that they have, by name."""
+        """Real views of what is local: the parameters "p", the gradients "g", and those of the buffers that they have, by name."""
         held = [name for name in self.buffers if self.states[0].get(name) is not None]  # torch.optim.SGD keeps None for one not yet used
         columns = {"p": self.params, "g": self.grads, **{name: [state[name] for state in self.states] for name in held}}
+        if self.spec is not None:
+            columns = {name: list(map(local, column)) for name, column in columns.items()}
         return {name: list(map(real, column)) for name, column in columns.items()} if self.params[0].is_complex() else columns
 
     def number(self, name: str, numbers: Host | Device) -> Any:
@@ -80,7 +86,7 @@ class Bundle:
         return lr if setup.elements or (isinstance(self.last_factor, float) and self.last_factor == 1) else lr * self.last_factor
 
 
-def with_gradients(groups: Sequence[Group], state: State, given: Mapping[Tensor, Tensor] | None) -> list[Row]:
+def with_gradients(ranks: Ranks, groups: Sequence[Group], state: State, given: Mapping[Tensor, Tensor] | None) -> list[Row]:
     """The tensors that have a gradient, in ``p.grad`` or among those that ``adapt()`` was given.
 
     Raises:
@@ -99,7 +105,8 @@ def with_gradients(groups: Sequence[Group], state: State, given: Mapping[Tensor,
                     f"hypergradients take dense gradients, got {grad.layout} for a parameter of shape {tuple(p.shape)}: "
                     "build its layer with sparse=False"
                 )
-            found.append(Row(i, g, group, p, grad, state.get(p, {})))
+            spec = ranks.of(p)
+            found.append(Row(i, g, group, p, grad if spec is None else placed(grad, p), state.get(p, {}), spec))
     return found
 
 
@@ -115,13 +122,13 @@ def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[
     apart = setup.elements or (setup.scope == "tensor" and not setup.lists)  # each has numbers of its own
     marks = ("applied",) if setup.lists else ("applied", *setup.direction.counts)
     found: dict[Any, Bundle] = {}
-    for i, g, group, p, grad, state in rows:
+    for i, g, group, p, grad, state, spec in rows:
         alike: Any = p
         if not apart:
             held, numbers = map(state.__contains__, buffers), map(state.get, marks)
-            alike = g, p.dtype, p.device, grad.dtype, bool(kept) and p in kept, *held, *numbers
+            alike = g, p.dtype, p.device, grad.dtype, spec, bool(kept) and p in kept, *held, *numbers
         if alike not in found:
-            found[alike] = Bundle(group, g, [], [], [], [], buffers)
+            found[alike] = Bundle(group, g, [], [], [], [], buffers, spec)
         bundle = found[alike]
         bundle.rows.append(i)
         bundle.params.append(p)
@@ -138,6 +145,7 @@ class Term(NamedTuple):
     """
 
     rows: Sequence[int]
+    spec: Spec | None
     scale: Any
     parts: list[tuple[list[int], list[Any]]]
 
@@ -170,7 +178,7 @@ def terms(setup: Setup, bundle: Bundle, own: bool, adapts: bool) -> Iterator[tup
     for name in ("lr", *names):
         count = 1 + norms[name] * (2 if moved else 1)
         scale = 1.0 if name == "lr" else last[f"scale of {name}"]
-        yield name, Term(bundle.rows, scale, [(rows, scalars[first_of : first_of + count]) for rows, scalars in parts])
+        yield name, Term(bundle.rows, bundle.spec, scale, [(rows, scalars[first_of : first_of + count]) for rows, scalars in parts])
         first_of += count
 
 

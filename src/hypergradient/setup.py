@@ -9,6 +9,7 @@ from .columns import Device, Host
 from .dials import ScopeName
 from .directions import Direction
 from .execute import Runner
+from .ranks import Ranks
 from .rules import Level, Rule
 
 
@@ -26,6 +27,7 @@ class Setup:
         horizon: over how many steps the trace looks, where the user says so.
         numbers: where its numbers are.
         run: does the elementwise work.
+        ranks: how the parameters are spread.
         applied: the key of a param group that reads the learning rate of the last step; a base such as RMSprop has an "alpha" of its own.
     """
 
@@ -37,6 +39,7 @@ class Setup:
     horizon: float | None
     numbers: Host | Device
     run: Runner
+    ranks: Ranks
     applied: str
 
     @cached_property

@@ -14,6 +14,7 @@ from torch import Tensor
 from .columns import Device, to_floats, total
 from .dials import Dials, Group
 from .products import Bundle, Row, Term, terms
+from .ranks import Spec, local
 from .setup import Setup
 from .tensors import Norms, dot, real
 
@@ -66,51 +67,69 @@ def hypergradient_sums(
 def start_sums(setup: Setup, rows: Sequence[Row], dials: Dials) -> dict[str, Any]:
     """‖g_1‖², ‖θ_0‖² and ‖d_1‖² of each dial's tensors, moving by their ratios: "start.gg", "start.pp" and "start.dd"."""
     of, found = {row.p: row for row in rows}, dict[str, list[Weighed]]()
-    for p, d in setup.direction.first({row.p: row.group for row in rows}):
+    for p, d in setup.direction.first({row.p: row.group for row in rows}, {row.p: real(row.grad) for row in rows}):
         ratio = 1.0 if dials.shares is None else dials.shares[of[p].g]
-        for name, x, weight in (("start.gg", real(of[p].grad), 1.0), ("start.pp", real(p), 1.0), ("start.dd", d, ratio**2)):
-            found.setdefault(name, []).append(Weighed(Term([of[p].i], 1.0, [([0], [[dot(x, x)]])]), dials.index, weight))
+        for name, x, weight in (("start.gg", real(of[p].grad), 1.0), ("start.pp", local(real(p)), 1.0), ("start.dd", d, ratio**2)):
+            found.setdefault(name, []).append(Weighed(Term([of[p].i], of[p].spec, 1.0, [([0], [[dot(x, x)]])]), dials.index, weight))
     sums, _ = added(setup, found, dict.fromkeys(("start.gg", "start.pp", "start.dd"), dials.size))
     return {name: kinds[0] for name, kinds in sums.items()}
 
 
 def added(setup: Setup, rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int]) -> tuple[dict[str, list[Any]], Any]:
-    """The sums of each name's columns, by entry; on the host also whether all are finite, which a device leaves open."""
-    if not isinstance(setup.numbers, Device):
-        return on_host(rows, sizes)
-    return on_device(rows, sizes, setup.numbers), True
+    """The sums of each name's columns, by entry, over all ranks; on the host also whether all are finite, which a device leaves open."""
+    ranks, numbers = setup.ranks, setup.numbers
+    if not isinstance(numbers, Device):
+        sums = on_host(rows, sizes) if not ranks.many else None
+        if sums is None:
+            flat = torch.zeros(3 * sum(sizes.values()), dtype=torch.float64, device=ranks.device)
+            for spec in ranks.specs:
+                own = [x for columns in on_host(those_of(rows, spec), sizes).values() for column in columns for x in column]
+                flat += ranks.add_up(torch.tensor(own, dtype=torch.float64, device=ranks.device), spec)
+            values = iter(flat.tolist())
+            sums = {name: [[next(values) for _ in range(size)] for _ in range(3)] for name, size in sizes.items()}
+        return sums, all(math.isfinite(x) for columns in sums.values() for x in columns[0])
+    if not ranks.many:
+        found = on_device(rows, sizes, numbers, 1)
+    else:
+        found = torch.stack([ranks.add_up(on_device(those_of(rows, spec), sizes, numbers, 3), spec) for spec in ranks.specs]).sum(0)
+    found[1:].sqrt_()
+    zeros = {size: [numbers.constant((0.0,) * size)] * (3 - len(found)) for size in sizes.values()}
+    split = torch.split(found, list(sizes.values()), 1)
+    return {name: [*x.unbind(), *zeros[size]] for (name, size), x in zip(sizes.items(), split, strict=True)}, True
 
 
-def on_host(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int]) -> tuple[dict[str, list[list[float]]], bool]:
+def those_of(rows: Mapping[str, Sequence[Weighed]], spec: Spec) -> dict[str, list[Weighed]]:
+    """The terms of tensors that are spread so."""
+    return {name: [row for row in own if (row.term.spec or ()) == spec] for name, own in rows.items()}
+
+
+def on_host(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int]) -> dict[str, list[list[float]]]:
     """Columns of floats; every sum is rounded once, so that it does not depend on the order."""
     values = iter(to_floats([x for own in rows.values() for row in own for _, kinds in row.term.parts for kind in kinds for x in kind]))
-    found, ok = {}, True
+    found = {}
     for name, size in sizes.items():
-        own = rows.get(name, ())
         entries: list[list[tuple[float, ...]]] = [[] for _ in range(size)]
-        for row in own:
-            tensors, scale, parts = row.term
+        for row in rows.get(name, ()):
+            tensors, _, scale, parts = row.term
             pieces = [[next(values) for kind in kinds for _ in kind] for _, kinds in parts]
             gx, *norms = map(total, zip(*pieces, strict=True))
             gg, xx = (*norms, 0.0, 0.0)[:2]
-            ok = ok and math.isfinite(gx)
             w = float(row.weight)
             entries[row.entry[tensors[0]]].append((w * (scale * gx), gg, w**2 * (scale**2 * xx)))
         columns = [[total(column) for column in zip(*entry, strict=True)] or [0.0] * 3 for entry in entries]
         found[name] = [list(column) for column in zip(*columns, strict=True)]
-        ok = ok and all(map(math.isfinite, found[name][0]))
-    return found, ok
+    return found
 
 
-def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], numbers: Device) -> dict[str, list[Tensor]]:
-    """Vectors, with the roots of norms; everything is added up by one ``index_add``."""
+def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], numbers: Device, least: int) -> Tensor:
+    """A matrix with a row for each of the three, or of g · x alone, at ``least`` so many; everything is added up by one ``index_add``."""
     norms = any(len(found) > 1 for own in rows.values() for row in own for _, found in row.term.parts)
-    flat: list[list[Tensor]] = [[] for _ in range(3 if norms else 1)]
+    flat: list[list[Tensor]] = [[] for _ in range(3 if norms else least)]
     rooted = all(isinstance(x, Norms) for own in rows.values() for row in own for _, found in row.term.parts for x in found[1:])
     index, weights, start = list[int](), list[Any](), 0
     for name, size in sizes.items():
         for row in rows.get(name, ()):
-            tensors, scale, parts = row.term
+            tensors, _, scale, parts = row.term
             w = scale * row.weight
             for some, found in parts:
                 count = len(found[0])
@@ -121,7 +140,7 @@ def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], n
                 weights += [w[i] if isinstance(w, Tensor) and w.dim() else w for i in some[:count]]
         start += size
     if not index:
-        return {name: [numbers.constant((0.0,) * size)] * 3 for name, size in sizes.items()}
+        return torch.zeros(len(flat), start, dtype=numbers.dtype, device=numbers.device)
     sums = torch.stack([numbers.number(x) if x.device != numbers.device else x for column in flat for x in column])
     sums = sums.to(numbers.dtype).view(len(flat), -1)
     if rooted and norms:
@@ -135,8 +154,4 @@ def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], n
         sums = sums.sum(1, keepdim=True)
     elif index != list(range(start)):
         sums = sums.new_zeros(len(flat), start).index_add_(1, numbers.constant(tuple(index), torch.int64), sums)
-    if norms:
-        sums[1:].sqrt_()
-    split = torch.split(sums, list(sizes.values()), 1)
-    zeros = {size: [numbers.constant((0.0,) * size)] * (3 - len(flat)) for size in sizes.values()}
-    return {name: [*x.unbind(), *zeros[size]] for (name, size), x in zip(sizes.items(), split, strict=True)}
+    return sums

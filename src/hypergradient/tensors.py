@@ -15,6 +15,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from .ranks import local
+
 
 @final
 class Tensors(list[Tensor]):
@@ -91,7 +93,8 @@ def make_buffer(state: dict[str, Any], key: str, like: Tensor, value: Any = 0.0)
     if state.get(key) is None:  # torch.optim.SGD's checkpoints hold None for a buffer not yet used
         state[key] = torch.zeros_like(like, memory_format=torch.preserve_format)
         if isinstance(value, Tensor) or value:
-            real(state[key]).copy_(value) if isinstance(value, Tensor) else real(state[key]).fill_(value)
+            there = local(real(state[key]))
+            there.copy_(value) if isinstance(value, Tensor) else there.fill_(value)
 
 
 def add_scaled(y: Any, a: Any, x: Any, *, out: Any = None) -> Any:

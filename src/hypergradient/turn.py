@@ -12,6 +12,7 @@ from .dials import State
 from .directions import Direction
 from .execute import blocks
 from .products import Bundle, last_direction, objective
+from .ranks import local
 from .rules import Rule, norms_of
 from .tensors import finite_zero, real
 from .tuning import safe_start
@@ -127,5 +128,5 @@ def all_finite(tensors: Iterable[Tensor]) -> Any:
 
 def write_elements(state: State, p: Tensor, lr: Tensor, ok: Any) -> None:
     """Put the learning rates of a tensor's elements into its state."""
-    there = real(state[p]["lr"])
+    there = local(real(state[p]["lr"]))
     there.copy_(torch.where(ok, lr, there) if isinstance(ok, Tensor) else lr)

@@ -21,6 +21,7 @@ from .hyperparameters import kept_gradient
 from .kept import KeptGradients
 from .others import Batch
 from .products import Bundle
+from .ranks import local
 from .setup import Setup
 from .tensors import add_scaled, only, real, replace
 from .turn import write_elements
@@ -132,7 +133,7 @@ def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, groups: Sequence[Gro
         applied = own.get("applied", False)
         own["applied"] = False if stays is None or applied is False else stays if applied is True else stays * applied
         if back is not False and "trace" in own:
-            go_back(real(p), real(own["trace"]), None if back is True else back.to(p.dtype))
+            go_back(local(real(p)), local(real(own["trace"])), None if back is True else back.to(p.dtype))
 
 
 def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: Counter[int]) -> None:
