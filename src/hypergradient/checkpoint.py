@@ -12,10 +12,11 @@ from .directions import SGD, Adam
 from .graph import enter
 from .hyperparameters import HYPERPARAMETERS
 from .kept import KeptGradients
+from .setup import Setup
 from .tensors import make_buffer, real
 
 #: What a copy takes with it beside torch.optim's own.
-OWN = ("setup", "given", "free", "skipped", "warned", "warned_of_writing", "hypergradients", "other_hypergradients")
+OWN = ("setup", "given", "free", "skipped", "warned", "warned_of_writing", "warned_of_ranks", "hypergradients", "other_hypergradients")
 
 #: What may be a tensor in a param group that a device has written, and is a number on the host.
 HOST = ("hypergrad_lr", "lr_ratio", *{own.option for own in HYPERPARAMETERS.values()})
@@ -128,12 +129,17 @@ def restore_lrs(opt: Any, group: Group) -> None:
         last.setdefault("lr", group["lr"])
 
 
+def scope_of(setup: Setup) -> Scope:
+    """The learning rates of an optimizer, of which nothing is known yet."""
+    return Scope(setup.scope, setup.numbers, setup.memory, setup.applied, setup.ranks)
+
+
 def resume(opt: Any) -> None:
     """Go on from what an optimizer has been given: its param groups and state are those of a checkpoint or of a copy."""
     opt.kept, opt.begun, opt.last_h = KeptGradients(), 0, None
     if "number" not in vars(opt):  # a copy
         opt.number = enter(opt)
-    opt.dials = Scope(opt.setup.scope, opt.setup.numbers, opt.setup.memory, opt.setup.applied)
+    opt.dials = scope_of(opt.setup)
     complete(opt)
     for group in opt.param_groups if isinstance(opt.setup.direction, SGD | Adam) else ():  # a base's is its own
         group["capturable"] = opt.setup.numbers.on_device

@@ -18,6 +18,7 @@ from torch import Tensor
 from . import host
 from .checks import ends
 from .columns import Device, Host
+from .ranks import Ranks, local
 from .tensors import real
 
 Group = dict[str, Any]
@@ -62,12 +63,14 @@ class Scope:
         numbers: the columns' kind.
         kept: what the rule keeps, by name, with the name of its column.
         applied: the key of what the last step has used.
+        ranks: how the parameters are spread.
     """
 
     name: ScopeName
     numbers: Host | Device
     kept: Mapping[str, str]
     applied: str = "alpha"
+    ranks: Ranks = field(default_factory=lambda: Ranks(None))
     _written: dict[int, tuple[Any, int]] = field(default_factory=dict)
     _foreign: dict[int, float] = field(default_factory=dict)
 
@@ -121,8 +124,10 @@ class Scope:
         memory = {name: list(found[key]) for name, key in self.kept.items()}
         if self.name == "tensor":  # numbers by themselves: torch 2.6 cannot flatten a dict in a tensor's state
             columns |= {f"memory_{name}": column for name, column in memory.items()}
-            for k, own in enumerate(state.get(p) for group in groups for p in group["params"]):
-                yield from ((own, name, column[k]) for name, column in columns.items() if own is not None)
+            params = [p for group in groups for p in group["params"]]
+            for k, p in enumerate(params):  # of shards also those that lie on other ranks, whose learning rates are part of the mean
+                if p in state or (self.ranks.group is not None and p.requires_grad):
+                    yield from ((state[p], name, column[k]) for name, column in columns.items())
         for g, group in enumerate(groups) if self.name in ("group", "global") else ():
             k = 0 if self.name == "global" else g
             own = {place_of(group) if name == "lr" else name: column[k] for name, column in columns.items()}
@@ -257,23 +262,29 @@ class Scope:
 
     def _left(self, name: str, group: Group, state: State) -> Any:
         """The mean of what has moved so far; None where nothing has."""
-        own = [state[p][name] for p in group["params"] if name in state.get(p, ())]
+        moved = [p for p in group["params"] if name in state.get(p, ())]
+        own = [state[p][name] for p in moved]
         if not own or self.name == "element":
-            return self._mean_of_elements(own) if own and name == "lr" else None
+            return self._mean_of_elements(moved, own) if own and name == "lr" else None
         column = self.numbers.vector(own)
         if isinstance(column, Tensor):
             return column.mean()
         lowest = min(column)
         return lowest + math.fsum(x - lowest for x in column) / len(column)  # exact where all are equal
 
-    def _mean_of_elements(self, own: Sequence[Tensor]) -> Any:
-        sums = self.numbers.vector([real(lr).sum(dtype=torch.promote_types(lr.dtype, torch.float32)) for lr in own])
-        count = sum(real(lr).numel() for lr in own)
+    def _mean_of_elements(self, params: Sequence[Tensor], own: Sequence[Tensor]) -> Any:
+        elements = [real(local(lr)) for lr in own]
+        sums = self.numbers.vector([lr.sum(dtype=torch.promote_types(lr.dtype, torch.float32)) for lr in elements])
+        if self.ranks.many:
+            both = torch.stack([torch.as_tensor(sums, dtype=torch.float64), torch.tensor([float(lr.numel()) for lr in elements])], 1)
+            whole, many = self.ranks.total(both.to(self.ranks.device), params).unbind()
+            return whole / many if self.numbers.on_device else float(whole / many)
+        count = sum(lr.numel() for lr in elements)
         return sums.sum() / count if isinstance(sums, Tensor) else math.fsum(sums) / count
 
     def _scale_elements(self, group: Group, state: State) -> None:
         """Scale the learning rates of elements where somebody has written their mean."""
-        left, own = group.get("lr_left"), [real(state[p]["lr"]) for p in group["params"] if "lr" in state.get(p, ())]
+        left, own = group.get("lr_left"), [real(local(state[p]["lr"])) for p in group["params"] if "lr" in state.get(p, ())]
         if left is None or not own or self._untouched("lr", group):
             return
         xp: Any = torch if self.numbers.on_device else host

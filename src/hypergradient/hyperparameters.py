@@ -11,7 +11,7 @@ from . import host
 from .checks import Bounds, check_bounds, ends
 from .derivatives import LAST_STEPS
 from .directions import Direction
-from .rules import Level, Memory, Move, check_level
+from .rules import Level, Memory, Move, check_level, clipped
 
 
 @final
@@ -73,9 +73,9 @@ def move(rule: Level, memory: Memory, x: Mapping[str, Any], xp: Any = host) -> M
     odds, slope = xp.div(value, rest), value * rest  # ∂φ/∂log
     at, slope = (odds, xp.div(slope, odds)) if rule.scales else (xp.log(odds), slope)
     found = rule.move(memory, at, x["beta"], x["h"] * slope, x["g_norm"], x["d_norm"] * abs(slope), xp)
-    y = xp.clamp(found.alpha, x["lowest"], x["highest"])
+    y = clipped(found.alpha, x["lowest"], x["highest"], xp)
     y = y if rule.scales else xp.exp(y)
-    moved = xp.clamp(y / (1 + unit * y), low, high) + (found.alpha - found.alpha)  # NaN where the rule has left the numbers
+    moved = clipped(y / (1 + unit * y), low, high, xp) + (found.alpha - found.alpha)  # NaN where the rule has left the numbers
     return replace(
         found,
         alpha=xp.where(stays | (found.alpha == at), value, moved),

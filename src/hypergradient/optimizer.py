@@ -1,5 +1,6 @@
 """What all optimizers here have in common: their options and param groups, and what is called of them. The loop itself is loop.py."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
@@ -10,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from . import checkpoint, loop
 from .average import put_average, put_iterate
 from .checks import Bounds
-from .dials import Group, Scope, ScopeName
+from .dials import Group, ScopeName
 from .directions import SGD, Adam, Direction
 from .graph import enter, step_in_graph
 from .kept import KeptGradients
@@ -69,10 +70,13 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         self.given: Group | None = given | {"process_group": process_group}  # until it is made
         given = self.given | {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr, "options": options}
         self.setup = resolve(type(self).__name__, params, direction, given)
-        self.kept, self.dials = KeptGradients(), Scope(self.setup.scope, self.setup.numbers, self.setup.memory, self.setup.applied)
+        self.kept, self.dials = (
+            KeptGradients(),
+            checkpoint.scope_of(self.setup),
+        )
         self.skipped: Any = 0
         self.begun, self.number = 0, enter(self)
-        self.warned = self.warned_of_writing = False
+        self.warned = self.warned_of_writing = self.warned_of_ranks = False
         self.hypergradients: list[Any] = []
         self.last_h: Tensor | None = None
         self.other_hypergradients: list[dict[str, Any]] = []
@@ -177,6 +181,13 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         if self.setup.rule.averages:
             raise TypeError(
                 f"adapt() takes Additive or Multiplicative; {self.setup.rule!r} must see the gradients of the steps: leave adapt() out"
+            )
+        if not self.warned_of_ranks and self.setup.ranks.alone():
+            self.warned_of_ranks = True
+            warnings.warn(
+                "adapt() has the gradients of this rank alone, so learning rates move apart unless the loss is one over all ranks: give "
+                "gradients that are averaged over them",
+                stacklevel=3,
             )
         loop.adapt(self, given_gradients(loss_or_grads, self.param_groups))
         for group in self.param_groups:

@@ -5,7 +5,7 @@ as FSDP1 and ZeroRedundancyOptimizer have them, ``process_group`` says it. Nothi
 what is local.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import torch
@@ -63,11 +63,24 @@ class Ranks:
         """Whether any sum is taken over ranks."""
         return any(self.specs)
 
+    def alone(self) -> bool:
+        """Whether there are other ranks, and parameters of which each has the whole."""
+        distributed = torch.distributed
+        return () in self.specs and distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
     def add_up(self, sums: Tensor, spec: Spec) -> Tensor:
         """Sums over ranks: one collective for each process group."""
         for group in spec:
             torch.distributed.all_reduce(sums, group=group)
         return sums
+
+    def total(self, rows: Tensor, params: Sequence[Tensor]) -> Tensor:
+        """The sum of a row a parameter, over all ranks."""
+        found = torch.zeros_like(rows[:0].sum(0))
+        for spec in self.specs:
+            own = [i for i, p in enumerate(params) if (self.of(p) or ()) == spec]
+            found += self.add_up(rows[own].sum(0), spec)
+        return found
 
     def agree(self, ok: Any) -> Any:
         """Whether all ranks find that a step can be made."""

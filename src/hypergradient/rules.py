@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+from torch import Tensor
+
 from . import host
 from .checks import check_number
 
@@ -275,3 +277,10 @@ def norms_of(x: Mapping[str, Any], xp: Any) -> tuple[Any, Any]:
     if "g_norm" in x:
         return x["g_norm"], x["d_norm"]
     return (xp.sqrt(x["gg"]), xp.sqrt(x["xx"])) if "gg" in x else (0.0, 0.0)
+
+
+def clipped(x: Any, low: Any, high: Any, xp: Any) -> Any:
+    """x inside bounds that are numbers, or columns; one of each too."""
+    if isinstance(low, Tensor) != isinstance(high, Tensor):
+        return x.clamp(min=low).clamp(max=high)
+    return xp.clamp(x, low, high)

@@ -13,7 +13,7 @@ from .directions import Direction
 from .execute import blocks
 from .products import Bundle, last_direction, objective
 from .ranks import local
-from .rules import Rule, norms_of
+from .rules import Rule, clipped, norms_of
 from .tensors import finite_zero, real
 from .tuning import safe_start
 
@@ -75,13 +75,6 @@ def scheduled(found: dict[str, Any], x: Mapping[str, Any], xp: Any) -> dict[str,
         ends = (x[turned] == 0) & (found[turned] != 0)
         found["alpha"] = xp.where(ends, found["alpha"] * xp.clamp(factor, max=1.0), found["alpha"])
     return {name: xp.where(factor == 0, x.get(name, value), value) for name, value in found.items()}
-
-
-def clipped(x: Any, low: Any, high: Any, xp: Any) -> Any:
-    """x inside bounds that are numbers, or columns; one of each too."""
-    if xp is torch and isinstance(low, Tensor) != isinstance(high, Tensor):
-        return x.clamp(min=low).clamp(max=high)
-    return xp.clamp(x, low, high)
 
 
 def undo(found: dict[str, Any], before: Mapping[str, Any], ok: Tensor) -> None:
