@@ -27,11 +27,13 @@ def complete(opt: Any) -> None:
     setup, numbers = opt.setup, opt.setup.numbers
     opt.params = [p for group in opt.param_groups for p in group["params"]]
     setup.ranks.look(opt.params)
+    opt.outside = any(p.is_complex() or hasattr(p, "to_local") for p in opt.params)  # of a graph: no operator can write to these
     seen: list[Tensor] = []
     for group in opt.param_groups:
         for name, value in opt.defaults.items():
             group.setdefault(name, value.clone() if isinstance(value, Tensor) else value)
         group.setdefault("step_adapts", True)
+        group.setdefault("lr_free", False)
         for name, fresh in (("memory", setup.rule.fresh()), ("adapted", others.fresh(setup.adapted))):
             if fresh:
                 group[name] = {key: numbers.cast(group.get(name, {}).get(key, value)) for key, value in fresh.items()}

@@ -158,7 +158,7 @@ class Scope:
             others = [other for other in groups if self.name == "global" and "last" in other] if free and "last" not in group else []
             if others:  # one that comes later goes on with the learning rate of those that there are
                 group[place_of(group)] = copy.deepcopy(others[0][place_of(others[0])])
-                del group["lr_free"]
+                group["lr_free"] = False
             elif "initial_lr" in group and "adapted_lr" not in group:
                 top = 0.0 if free else top_of(group)
                 group["adapted_lr"] = self.numbers.cast(top.clone() if isinstance(top, Tensor) else top)
@@ -178,7 +178,7 @@ class Scope:
         for group in groups:
             place = place_of(group)
             if group.get("lr_free") and (started if self.numbers.on_device else group[place] != 0):
-                del group["lr_free"]
+                group["lr_free"] = False
             elif group.get("lr_free") and place == "lr":
                 swap(group, "lr", 0.0, 1.0)
         lrs = {id(group): group[place_of(group)] for group in groups}

@@ -35,7 +35,7 @@ def enter(optimizer: Any) -> int:
 def step_in_graph(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
     """What the compiler sees of ``step()``; the closure it sees as it is."""
     params = optimizer.params  # not from its param_groups, where the compiler looks at every number, and compiles anew when one changes
-    if any(p.is_complex() or hasattr(p, "to_local") for p in params):  # Inductor fails on an operator that writes to these
+    if optimizer.outside:
         return step_outside(optimizer, closure)
     loss = None
     if closure is not None:

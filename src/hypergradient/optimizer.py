@@ -101,8 +101,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: an option is out of its range, or is one of those.
         """
-        if "lr" not in param_group and self.free:
-            param_group["lr_free"] = True
+        param_group.setdefault("lr_free", self.free and "lr" not in param_group)
         check_param_group(param_group, self.defaults, self.setup, self.given)
         lr = {**self.defaults, **param_group}["lr"]
         if self.param_groups and lr is self.defaults["lr"] and isinstance(lr, Tensor):
