@@ -7,8 +7,11 @@ learning rates the difference of two nearly equal parameters would be rounding.
 
 from typing import Any
 
+import torch
+
 from .dials import State
 from .execute import Numbers
+from .ranks import local
 from .tensors import add_scaled, real
 
 
@@ -52,8 +55,15 @@ def put_average(state: State) -> None:
             real(p).add_(real(own["trace"]))
 
 
-def put_iterate(state: State) -> None:
-    """The iterate again."""
+def put_iterate(state: State) -> int:
+    """The iterate again; how many parameters somebody has written meanwhile: they stay, and their average starts from them."""
+    written = 0
     for p, own in state.items():
         if "iterate" in own:
-            p.copy_(own.pop("iterate"))
+            iterate, z = own.pop("iterate"), real(own["trace"])
+            if torch.equal(local(real(p)), local(real(iterate)).add(local(z))):
+                p.copy_(iterate)
+            else:
+                written += 1
+                z.zero_()
+    return written

@@ -1,7 +1,8 @@
 """What all optimizers here have in common: their options and param groups, and what is called of them. The loop itself is loop.py."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypedDict, cast
 
 import torch
@@ -208,8 +209,40 @@ class HypergradientOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Put the parameters back, bit for bit, to go on training after ``eval()``."""
-        put_iterate(self.state)
+        """Put the parameters back, bit for bit, to go on training after ``eval()``.
+
+        What somebody has written into them meanwhile, such as the best weights so far, is not thrown away: training goes on from there, and
+        a warning says so.
+        """
+        written = put_iterate(self.state)
+        if written:
+            warnings.warn(
+                f"{written} parameters were written while they were the average: training goes on from them, and so does the average",
+                stacklevel=3,
+            )
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The running average in the parameters, for as long as the block lasts: ``eval()`` before it, ``train()`` after it.
+
+        Where they are the average already, they stay it.
+
+        Examples:
+            >>> import torch
+            >>> from hypergradient import AdamHD
+            >>> model = torch.nn.Linear(2, 1)
+            >>> opt = AdamHD(model.parameters())
+            >>> with opt.averaged():
+            ...     weights = {name: x.clone() for name, x in model.state_dict().items()}
+        """
+        if any("iterate" in own for own in self.state.values()):
+            yield
+            return
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train()
 
     def summary(self) -> list[dict[str, float]]:
         """What the rule sees, a dict for each scope (see ``hypergradients``): to be printed or logged.

@@ -1,0 +1,65 @@
+"""The running average in people's hands: looked at, saved, loaded, written over."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from cases import Problem, flat
+from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient
+
+MAKE = [
+    pytest.param(AdamHD, id="AdamHD"),
+    pytest.param(lambda params: AdamWHD(params, scope="tensor"), id="AdamWHD-tensor"),
+    pytest.param(lambda params: SGDHD(params, momentum=0.9, capturable=True), id="SGDHD-capturable"),
+    pytest.param(lambda params: Hypergradient(torch.optim.Adam(params)), id="Hypergradient"),
+]
+
+
+def trained(make: Any) -> tuple[Problem, Any]:
+    problem = Problem()
+    opt = make(problem.parameters())
+    problem.train(opt, 20)
+    return problem, opt
+
+
+@pytest.mark.parametrize("make", MAKE)
+def test_averaged_gives_the_average_and_takes_it_back(make: Any) -> None:
+    problem, opt = trained(make)
+    before = flat(problem.parameters()).clone()
+    with opt.averaged():
+        average = flat(problem.parameters()).clone()
+        with opt.averaged():
+            assert torch.equal(flat(problem.parameters()), average)
+        assert torch.equal(flat(problem.parameters()), average)
+    assert torch.equal(flat(problem.parameters()), before)
+    opt.eval()
+    assert torch.equal(flat(problem.parameters()), average)
+    with opt.averaged():
+        pass
+    assert torch.equal(flat(problem.parameters()), average)
+    with pytest.raises(ZeroDivisionError), opt.averaged():
+        raise ZeroDivisionError
+    opt.train()
+    assert torch.equal(flat(problem.parameters()), before)
+
+
+@pytest.mark.parametrize("make", MAKE)
+@pytest.mark.parametrize("by", ["load_state_dict", "data"])
+def test_weights_that_were_loaded_meanwhile_are_kept(make: Any, by: str) -> None:
+    problem, opt = trained(make)
+    best = {name: x + 1 for name, x in problem.model.state_dict().items()}
+    opt.eval()
+    if by == "load_state_dict":
+        problem.model.load_state_dict(best)
+    else:
+        for name, p in problem.model.named_parameters():
+            p.data = best[name]
+    with pytest.warns(UserWarning, match="parameters were written while they were the average"):
+        opt.train()
+    for name, p in problem.model.named_parameters():
+        assert torch.equal(p, best[name])
+    with opt.averaged():
+        for name, p in problem.model.named_parameters():
+            assert torch.equal(p, best[name])
+    problem.train(opt, 3, start=20)
