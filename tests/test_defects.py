@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from cases import Problem
-from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Hypergradient, TuningFree
+from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Hypergradient, Multiplicative, TuningFree
 
 OURS = [SGDHD, AdamHD, AdamWHD]
 
@@ -125,3 +125,14 @@ def test_what_holds_for_all_groups_is_refused_in_one(ours: Any, option: dict) ->
         ours([{"params": [w], **option}])
     with pytest.raises(ValueError, match=f"{next(iter(option))} holds for the whole optimizer"):
         ours([w]).add_param_group({"params": [v], **option})
+
+
+@pytest.mark.parametrize("options", [{}, {"rule": Multiplicative(0.02), "scope": "element"}], ids=["tuning-free", "element"])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_complex_beside_real_without_a_gradient(options: dict, capturable: bool) -> None:
+    z, w = nn.Parameter(torch.ones(3, dtype=torch.complex64)), nn.Parameter(torch.ones(2))
+    opt = SGDHD([z, w], capturable=capturable, **options)
+    for t in range(4):
+        z.grad, w.grad = torch.ones_like(z) if t != 1 else None, torch.ones_like(w)
+        opt.step()
+    assert bool((z.imag == 0).all() and (z.real < 1).all())

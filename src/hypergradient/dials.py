@@ -262,7 +262,7 @@ class Scope:
         return lowest + math.fsum(x - lowest for x in column) / len(column)  # exact where all are equal
 
     def _mean_of_elements(self, own: Sequence[Tensor]) -> Any:
-        sums = self.numbers.vector([real(lr).sum(dtype=torch.promote_types(lr.dtype, torch.float32)) for lr in own])
+        sums = self.numbers.vector([x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in map(real, own)])
         count = sum(real(lr).numel() for lr in own)
         return sums.sum() / count if isinstance(sums, Tensor) else math.fsum(sums) / count
 

@@ -132,7 +132,7 @@ def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, groups: Sequence[Gro
         applied = own.get("applied", False)
         own["applied"] = False if stays is None or applied is False else stays if applied is True else stays * applied
         if back is not False and "trace" in own:
-            go_back(real(p), real(own["trace"]), None if back is True else back.to(p.dtype))
+            go_back(real(p), real(own["trace"]), None if back is True else back.to(real(p).dtype))
 
 
 def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: Counter[int]) -> None:
