@@ -136,3 +136,19 @@ def test_complex_beside_real_without_a_gradient(options: dict, capturable: bool)
         z.grad, w.grad = torch.ones_like(z) if t != 1 else None, torch.ones_like(w)
         opt.step()
     assert bool((z.imag == 0).all() and (z.real < 1).all())
+
+
+def test_decay_is_not_rounded_to_the_default_dtype() -> None:
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        w = nn.Parameter(torch.ones(3, dtype=torch.float32))
+        opt = AdamWHD([w], 1e-3, weight_decay=0.1, hypergrad_lr=1e-5, capturable=True)
+        try:
+            torch.set_default_dtype(dtype)
+            for _ in range(3):
+                w.grad = torch.full_like(w, 0.5)
+                opt.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append(float(opt.hypergradients[0]))
+    assert found[0] == found[1] != 0
