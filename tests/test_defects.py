@@ -152,3 +152,12 @@ def test_decay_is_not_rounded_to_the_default_dtype() -> None:
             torch.set_default_dtype(torch.float32)
         found.append(float(opt.hypergradients[0]))
     assert found[0] == found[1] != 0
+
+
+@pytest.mark.parametrize("ours", OURS)
+def test_a_copy_has_no_option_more(ours: Any) -> None:
+    opt = ours(Problem().parameters(), lr=0.1)
+    options = opt.param_groups[0].keys()
+    assert copy.deepcopy(opt).param_groups[0].keys() == options
+    opt.load_state_dict(opt.state_dict())
+    assert opt.param_groups[0].keys() == options
