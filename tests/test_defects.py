@@ -161,3 +161,16 @@ def test_a_copy_has_no_option_more(ours: Any) -> None:
     assert copy.deepcopy(opt).param_groups[0].keys() == options
     opt.load_state_dict(opt.state_dict())
     assert opt.param_groups[0].keys() == options
+
+
+@pytest.mark.parametrize("ours", [*OURS, lambda params: Hypergradient(torch.optim.SGD(params, lr=0.1))])
+def test_what_others_keep_in_the_state_is_left_alone(ours: Any) -> None:
+    problem = Problem()
+    opt = ours(problem.parameters())
+    opt.state["note"] = 1
+    problem.train(opt, 2)
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    opt.eval()
+    opt.train()
+    problem.train(opt, 1)
+    assert opt.state["note"] == 1

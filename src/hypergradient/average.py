@@ -47,7 +47,7 @@ def go_back(theta: Any, z: Any, back: Any = None) -> None:
 def put_average(state: State) -> None:
     """The average instead of the iterate, which is kept beside it to be put back bit for bit."""
     for p, own in state.items():
-        if "trace" in own and "iterate" not in own:
+        if isinstance(own, dict) and "trace" in own and "iterate" not in own:
             own["iterate"] = p.clone()
             real(p).add_(real(own["trace"]))
 
@@ -55,5 +55,5 @@ def put_average(state: State) -> None:
 def put_iterate(state: State) -> None:
     """The iterate again."""
     for p, own in state.items():
-        if "iterate" in own:
+        if isinstance(own, dict) and "iterate" in own:
             p.copy_(own.pop("iterate"))

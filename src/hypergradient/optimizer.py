@@ -179,7 +179,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             group["step_adapts"] = False
 
     def _check_training(self) -> None:
-        if any("iterate" in state for state in self.state.values()):
+        if any("iterate" in state for state in self.state.values() if isinstance(state, dict)):
             raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
 
     @torch.no_grad()

@@ -66,7 +66,7 @@ def update(setup: Setup, plan: Plan, kept: KeptGradients, groups: Sequence[Group
                 own.pop("direction", None)
     if sum(len(bundle.params) for bundle in moving) < len(plan.dials.index):
         leave(plan, moving, columns.get("back", backs), groups, state)
-    shared = Counter(id(own.get(name)) for own in state.values() for name in setup.direction.counts)
+    shared = Counter(id(own.get(name)) for own in state.values() if isinstance(own, dict) for name in setup.direction.counts)
     for bundle in reversed(moving):
         advance(setup, plan, bundle, of_bundle(setup, plan.dials, columns, bundle), shared)
         for p, own in zip(bundle.params, bundle.states, strict=True) if bundle.params[0] in plan.kept else ():
