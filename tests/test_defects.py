@@ -174,3 +174,19 @@ def test_what_others_keep_in_the_state_is_left_alone(ours: Any) -> None:
     opt.train()
     problem.train(opt, 1)
     assert opt.state["note"] == 1
+
+
+@pytest.mark.parametrize("ours", OURS)
+def test_hooks_have_the_last_word_on_what_is_loaded(ours: Any) -> None:
+    problem = Problem()
+    opt, twin = ours(problem.parameters(), lr=0.1, scope="tensor"), ours(problem.parameters(), lr=0.5, scope="tensor")
+    problem.train(opt, 3)
+    found = []
+    twin.register_load_state_dict_pre_hook(lambda _, outer: outer["inner"])
+    twin.register_load_state_dict_post_hook(lambda own: found.append([own.state[p]["lr"] for p in problem.parameters()]))
+    twin.load_state_dict({"inner": copy.deepcopy(opt.state_dict())})
+    assert found == [[opt.state[p]["lr"] for p in problem.parameters()]]
+    with pytest.raises(KeyError, match="inner"):
+        twin.load_state_dict({})
+    twin.load_state_dict({"inner": opt.state_dict()})
+    assert len(found) == 2
