@@ -190,3 +190,15 @@ def test_hooks_have_the_last_word_on_what_is_loaded(ours: Any) -> None:
         twin.load_state_dict({})
     twin.load_state_dict({"inner": opt.state_dict()})
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}], ids=str)
+@pytest.mark.parametrize("shapes", [[(0, 3)], [(0, 3), (2,)]], ids=str)
+def test_elements_of_none(options: dict, shapes: list) -> None:
+    params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    opt = AdamWHD(params, 0.1, rule=Multiplicative(0.02), scope="element", **options)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+    assert 0 < float(opt.param_groups[0]["lr"]) < 1

@@ -254,7 +254,7 @@ class Scope:
         """The mean of what has moved so far; None where nothing has."""
         own = [state[p][name] for p in group["params"] if name in state.get(p, ())]
         if not own or self.name == "element":
-            return self._mean_of_elements(own) if own and name == "lr" else None
+            return self._mean_of_elements(own) if name == "lr" and any(x.numel() for x in own) else None
         column = self.numbers.vector(own)
         if isinstance(column, Tensor):
             return column.mean()
