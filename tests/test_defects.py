@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from cases import Problem
-from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Hypergradient, TuningFree
+from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Hypergradient, Multiplicative, TuningFree
 
 OURS = [SGDHD, AdamHD, AdamWHD]
 
@@ -125,3 +125,80 @@ def test_what_holds_for_all_groups_is_refused_in_one(ours: Any, option: dict) ->
         ours([{"params": [w], **option}])
     with pytest.raises(ValueError, match=f"{next(iter(option))} holds for the whole optimizer"):
         ours([w]).add_param_group({"params": [v], **option})
+
+
+@pytest.mark.parametrize("options", [{}, {"rule": Multiplicative(0.02), "scope": "element"}], ids=["tuning-free", "element"])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_complex_beside_real_without_a_gradient(options: dict, capturable: bool) -> None:
+    z, w = nn.Parameter(torch.ones(3, dtype=torch.complex64)), nn.Parameter(torch.ones(2))
+    opt = SGDHD([z, w], capturable=capturable, **options)
+    for t in range(4):
+        z.grad, w.grad = torch.ones_like(z) if t != 1 else None, torch.ones_like(w)
+        opt.step()
+    assert bool((z.imag == 0).all() and (z.real < 1).all())
+
+
+def test_decay_is_not_rounded_to_the_default_dtype() -> None:
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        w = nn.Parameter(torch.ones(3, dtype=torch.float32))
+        opt = AdamWHD([w], 1e-3, weight_decay=0.1, hypergrad_lr=1e-5, capturable=True)
+        try:
+            torch.set_default_dtype(dtype)
+            for _ in range(3):
+                w.grad = torch.full_like(w, 0.5)
+                opt.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append(float(opt.hypergradients[0]))
+    assert found[0] == found[1] != 0
+
+
+@pytest.mark.parametrize("ours", OURS)
+def test_a_copy_has_no_option_more(ours: Any) -> None:
+    opt = ours(Problem().parameters(), lr=0.1)
+    options = opt.param_groups[0].keys()
+    assert copy.deepcopy(opt).param_groups[0].keys() == options
+    opt.load_state_dict(opt.state_dict())
+    assert opt.param_groups[0].keys() == options
+
+
+@pytest.mark.parametrize("ours", [*OURS, lambda params: Hypergradient(torch.optim.SGD(params, lr=0.1))])
+def test_what_others_keep_in_the_state_is_left_alone(ours: Any) -> None:
+    problem = Problem()
+    opt = ours(problem.parameters())
+    opt.state["note"] = 1
+    problem.train(opt, 2)
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    opt.eval()
+    opt.train()
+    problem.train(opt, 1)
+    assert opt.state["note"] == 1
+
+
+@pytest.mark.parametrize("ours", OURS)
+def test_hooks_have_the_last_word_on_what_is_loaded(ours: Any) -> None:
+    problem = Problem()
+    opt, twin = ours(problem.parameters(), lr=0.1, scope="tensor"), ours(problem.parameters(), lr=0.5, scope="tensor")
+    problem.train(opt, 3)
+    found = []
+    twin.register_load_state_dict_pre_hook(lambda _, outer: outer["inner"])
+    twin.register_load_state_dict_post_hook(lambda own: found.append([own.state[p]["lr"] for p in problem.parameters()]))
+    twin.load_state_dict({"inner": copy.deepcopy(opt.state_dict())})
+    assert found == [[opt.state[p]["lr"] for p in problem.parameters()]]
+    with pytest.raises(KeyError, match="inner"):
+        twin.load_state_dict({})
+    twin.load_state_dict({"inner": opt.state_dict()})
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}], ids=str)
+@pytest.mark.parametrize("shapes", [[(0, 3)], [(0, 3), (2,)]], ids=str)
+def test_elements_of_none(options: dict, shapes: list) -> None:
+    params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    opt = AdamWHD(params, 0.1, rule=Multiplicative(0.02), scope="element", **options)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+    assert 0 < float(opt.param_groups[0]["lr"]) < 1

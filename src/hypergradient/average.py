@@ -50,7 +50,7 @@ def go_back(theta: Any, z: Any, back: Any = None) -> None:
 def put_average(state: State) -> None:
     """The average instead of the iterate, which is kept beside it to be put back bit for bit."""
     for p, own in state.items():
-        if "trace" in own and "iterate" not in own:
+        if isinstance(own, dict) and "trace" in own and "iterate" not in own:
             own["iterate"] = p.clone()
             real(p).add_(real(own["trace"]))
 
@@ -59,9 +59,9 @@ def put_iterate(state: State) -> int:
     """The iterate again; how many parameters somebody has written meanwhile: they stay, and their average starts from them."""
     written = 0
     for p, own in state.items():
-        if "iterate" in own:
+        if isinstance(own, dict) and "iterate" in own:
             iterate, z = own.pop("iterate"), real(own["trace"])
-            if torch.equal(local(real(p)), local(real(iterate)).add(local(z))):
+            if p.is_meta or torch.equal(local(real(p)), local(real(iterate)).add(local(z))):
                 p.copy_(iterate)
             else:
                 written += 1

@@ -31,6 +31,8 @@ def complete(opt: Any) -> None:
     seen: list[Tensor] = []
     for group in opt.param_groups:
         for name, value in opt.defaults.items():
+            if name == "differentiable":  # which torch puts there whenever it copies or loads
+                continue
             group.setdefault(name, value.clone() if isinstance(value, Tensor) else value)
         group.setdefault("step_adapts", True)
         group.setdefault("lr_free", False)

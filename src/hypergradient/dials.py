@@ -265,7 +265,8 @@ class Scope:
         moved = [p for p in group["params"] if name in state.get(p, ())]
         own = [state[p][name] for p in moved]
         if not own or self.name == "element":
-            return self._mean_of_elements(moved, own) if own and name == "lr" else None
+            some = self.ranks.many or any(x.numel() for x in own)
+            return self._mean_of_elements(moved, own) if own and name == "lr" and some else None
         column = self.numbers.vector(own)
         if isinstance(column, Tensor):
             return column.mean()

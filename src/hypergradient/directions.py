@@ -233,7 +233,7 @@ class Adam(Direction):
         if is_zero(decay):
             return {"weight_decay": 0.0}
         if isinstance(state["step"], Tensor):  # no step has been taken where it is 0
-            decay = decay * (state["step"] > 0)
+            decay = decay * (state["step"] > 0).float()
         return {"weight_decay": decay, "left": what_decay_leaves(state["lr"], decay)}
 
     def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:

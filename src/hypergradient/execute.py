@@ -238,7 +238,7 @@ def portions(tensors: Columns, rows: Sequence[int], most: int) -> Iterator[tuple
 
 def of_tensor(numbers: Numbers, i: int) -> Numbers:
     """The numbers of one tensor of a list."""
-    return {name: x[i] if isinstance(x, Tensor) and x.dim() else x for name, x in numbers.items()}
+    return {name: x[i] if isinstance(x, Tensor) and x.dim() and x.numel() else x for name, x in numbers.items()}
 
 
 def of_list(numbers: Numbers, rows: Sequence[int], like: Tensors) -> Numbers:

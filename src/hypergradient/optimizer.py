@@ -194,7 +194,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             group["step_adapts"] = False
 
     def _check_training(self) -> None:
-        if any("iterate" in state for state in self.state.values()):
+        if any("iterate" in state for state in self.state.values() if isinstance(state, dict)):
             raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
 
     @torch.no_grad()
@@ -270,9 +270,23 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: it is not of such an optimizer, or of other parameters.
         """
-        checkpoint.check(self, state_dict)
-        super().load_state_dict(state_dict)
-        checkpoint.restore(self, state_dict)
+        if not isinstance(state_dict, Mapping):
+            checkpoint.check(self, state_dict)
+        found: list[Group] = []
+
+        def take(_: Any, given: Group) -> None:
+            checkpoint.check(self, given)
+            found.append(given)
+
+        own = [  # between the hooks of others: what they have made of it is loaded, and they find it restored
+            self.register_load_state_dict_pre_hook(take),
+            self.register_load_state_dict_post_hook(lambda _: checkpoint.restore(self, found[0]), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in own:
+                hook.remove()
 
     def __getstate__(self) -> Group:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in checkpoint.OWN}}

@@ -67,7 +67,7 @@ def update(setup: Setup, plan: Plan, kept: KeptGradients, groups: Sequence[Group
                 own.pop("direction", None)
     if sum(len(bundle.params) for bundle in moving) < len(plan.dials.index):
         leave(plan, moving, columns.get("back", backs), groups, state)
-    shared = Counter(id(own.get(name)) for own in state.values() for name in setup.direction.counts)
+    shared = Counter(id(own.get(name)) for own in state.values() if isinstance(own, dict) for name in setup.direction.counts)
     for bundle in reversed(moving):
         advance(setup, plan, bundle, of_bundle(setup, plan.dials, columns, bundle), shared)
         for p, own in zip(bundle.params, bundle.states, strict=True) if bundle.params[0] in plan.kept else ():
@@ -133,7 +133,7 @@ def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, groups: Sequence[Gro
         applied = own.get("applied", False)
         own["applied"] = False if stays is None or applied is False else stays if applied is True else stays * applied
         if back is not False and "trace" in own:
-            go_back(local(real(p)), local(real(own["trace"])), None if back is True else back.to(p.dtype))
+            go_back(local(real(p)), local(real(own["trace"])), None if back is True else back.to(real(p).dtype))
 
 
 def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: Counter[int]) -> None:

@@ -92,7 +92,8 @@ class Hypergradient(HypergradientOptimizer):
         self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._share(self.param_groups)
         for own in self.state.values():
-            if "applied" in own and "direction" not in own:  # SGDHD and its like recompute it from what theirs are
+            # SGDHD and its like recompute it from what theirs are.
+            if isinstance(own, dict) and "applied" in own and "direction" not in own:
                 own["applied"] = False
 
 
@@ -110,4 +111,4 @@ def check_base(base: Any) -> None:
     taken = sorted(OURS_IN_GROUPS & {key for group in base.param_groups for key in group})
     if taken:
         raise ValueError(f"{name} cannot be wrapped, since it has options {', '.join(map(repr, taken))} as Hypergradient has")
-    check_state(base, base.state.values())
+    check_state(base, [own for own in base.state.values() if isinstance(own, dict)])
