@@ -54,7 +54,7 @@ PARAM = type(pytest.param())
 
 def joined(*cells: Any) -> Any:
     """One row of several, each of them a pytest.param or a value."""
-    parts = [cell if isinstance(cell, PARAM) else pytest.param(cell, id=str(cell)) for cell in cells]
+    parts = [cell if isinstance(cell, PARAM) else pytest.param(cell, id=getattr(cell, "__name__", str(cell))) for cell in cells]
     return pytest.param(*(value for part in parts for value in part.values), id="-".join(str(part.id) for part in parts))
 
 
