@@ -168,7 +168,7 @@ def taken_back(base: torch.optim.Optimizer) -> Iterator[dict[Tensor, Tensor]]:
     """Whatever the base does inside is undone, and none of its hooks is called; gives the parameters as they were."""
     own, groups = dict(vars(base)), [dict(group) for group in base.param_groups]
     before = {p: p.detach().clone() for group in groups for p in group["params"]}
-    states = {p: dict(state) for p, state in base.state.items()}
+    states = {p: dict(state) for p, state in base.state.items() if isinstance(state, dict)}  # others keep what they like there
     values = [(x, x.detach().clone()) for x in tree_leaves([*states.values()]) if isinstance(x, Tensor)]
     grads = {p: p.grad for p in before}
     for p, grad in grads.items():
@@ -187,7 +187,7 @@ def taken_back(base: torch.optim.Optimizer) -> Iterator[dict[Tensor, Tensor]]:
             p.grad = grad
         for x, value in values:
             x.copy_(value)
-        for p in list(base.state):
+        for p in [p for p, state in base.state.items() if isinstance(state, dict)]:
             base.state[p].clear()
             base.state[p].update(states.get(p, {}))
             if p not in states:
