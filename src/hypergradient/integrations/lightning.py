@@ -21,8 +21,8 @@ class HypergradientCallback(Callback):
     never stopped.
 
     Args:
-        batches: some fifty training batches, a DataLoader or list, from which batch norm gets the average's statistics; the module is called
-            with the first entry of each. Default: batch norm keeps the iterates'.
+        batches: some fifty training batches, a DataLoader or list, from which batch norm gets the average's statistics; the module is
+            called with the first entry of each. Default: batch norm keeps the iterates'.
 
     Raises:
         TypeError: at the start of ``fit``, no optimizer of the module is of this library.
