@@ -1,0 +1,37 @@
+"""A learning rate for each layer: each adapted by itself, or all together at ratios that stay."""
+
+import torch
+from torch import nn
+
+from hypergradient import AdamWHD
+
+torch.manual_seed(0)
+x = torch.randn(512, 20)
+y = (x[:, 0] * x[:, 1] > 0).long()
+
+
+def train(model, opt):
+    for _ in range(200):
+        rows = torch.randint(len(x), (64,))
+        opt.zero_grad()
+        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        opt.step()
+    opt.eval()
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(model(x), y).item()
+    alphas = [group["alpha"] for group in opt.param_groups]
+    print(f"training loss {loss:.3f}, learning rates {', '.join(f'{alpha:.4f}' for alpha in alphas)}")
+    assert loss < 0.4
+    return alphas
+
+
+model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
+first, last = train(
+    model, AdamWHD([{"params": model[0].parameters(), "weight_decay": 0.1}, {"params": model[2].parameters(), "weight_decay": 0.0}])
+)
+assert first != last
+
+model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
+groups = [{"params": model[0].parameters(), "lr": 1e-3}, {"params": model[2].parameters(), "lr": 1e-4}]
+first, last = train(model, AdamWHD(groups, scope="global"))
+assert abs(first / last - 10) < 1e-6
