@@ -1,5 +1,6 @@
 """The running average in people's hands: looked at, saved, loaded, written over."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -63,3 +64,22 @@ def test_weights_that_were_loaded_meanwhile_are_kept(make: Any, by: str) -> None
         for name, p in problem.model.named_parameters():
             assert torch.equal(p, best[name])
     problem.train(opt, 3, start=20)
+
+
+@pytest.mark.parametrize("make", MAKE)
+@pytest.mark.parametrize("both", ["train", "eval", "apart"])
+def test_model_saved_in_eval_and_optimizer_in_train_is_noticed(make: Any, both: str, recwarn: pytest.WarningsRecorder) -> None:
+    problem, opt = trained(make)
+    saved = copy.deepcopy((problem.model.state_dict(), opt.state_dict()))
+    with opt.averaged():
+        average = copy.deepcopy((problem.model.state_dict(), opt.state_dict()))
+    other = Problem()
+    twin = make(other.parameters())
+    other.model.load_state_dict((saved if both == "train" else average)[0])
+    twin.load_state_dict((average if both == "eval" else saved)[1])
+    twin.train()
+    other.train(twin, 5, start=20)
+    problem.train(opt, 5, start=20)
+    told = [str(warning.message) for warning in recwarn if "saved in eval()" in str(warning.message)]
+    assert len(told) == (both == "apart")
+    assert torch.equal(flat(problem.parameters()), flat(other.parameters())) == (both != "apart")

@@ -5,9 +5,11 @@ the parameters to their average, z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1
 learning rates the difference of two nearly equal parameters would be rounding.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .dials import State
 from .execute import Numbers
@@ -53,6 +55,31 @@ def put_average(state: State) -> None:
         if isinstance(own, dict) and "trace" in own and "iterate" not in own:
             own["iterate"] = p.clone()
             real(p).add_(real(own["trace"]))
+
+
+def where(params: Sequence[Tensor], state: State) -> tuple[float, float, float]:
+    """Σ θ, Σ θ̄ and Σ |θ| of a param group: by which of the first two parameters are that a checkpoint is loaded beside can be told."""
+    theta, way, size = 0.0, 0.0, 0.0
+    for p in params:
+        if "trace" in state.get(p, ()):
+            theta += float(real(p).sum(dtype=torch.float64))
+            way += float(real(state[p]["trace"]).sum(dtype=torch.float64))
+            size += float(real(p).abs().sum(dtype=torch.float64))
+    return theta, theta + way, size
+
+
+def start_from_average(groups: Sequence[dict[str, Any]], state: State) -> bool:
+    """Whether the parameters are the average of the checkpoint that was loaded, in place of the iterate: then that starts from them."""
+    found = False
+    for group in groups:
+        theta, average, _ = group.pop("saved", (0.0, 0.0, 0.0))
+        now, _, size = where(group["params"], state) if theta != average else (0.0, 0.0, 0.0)
+        if abs(now - average) < min(abs(now - theta), 1e-6 * size):
+            found = True
+            for p in group["params"]:
+                if "trace" in state.get(p, ()):
+                    real(state[p]["trace"]).zero_()
+    return found
 
 
 def put_iterate(state: State) -> int:

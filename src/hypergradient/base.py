@@ -45,6 +45,7 @@ OURS_IN_GROUPS = {
     "adapted_lr",
     "lr_free",
     "lr_frozen",
+    "saved",
 }
 
 

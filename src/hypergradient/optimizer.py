@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import checkpoint, loop
-from .average import put_average, put_iterate
+from .average import put_average, put_iterate, start_from_average, where
 from .checks import Bounds
 from .dials import Group, ScopeName
 from .directions import SGD, Adam, Direction
@@ -76,7 +76,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             checkpoint.scope_of(self.setup),
         )
         self.skipped: Any = 0
-        self.begun, self.number = 0, enter(self)
+        self.begun, self.number, self.params = 0, enter(self), list[Tensor]()
         self.warned = self.warned_of_writing = self.warned_of_ranks = False
         self.hypergradients: list[Any] = []
         self.last_h: Tensor | None = None
@@ -139,6 +139,12 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         """The step itself, with the hooks."""
         self._check_training()
+        if "saved" in self.param_groups[0] and start_from_average(self.param_groups, self.state):
+            warnings.warn(
+                "the model was saved in eval(), and the optimizer in train(): training goes on from the average. Save both inside of "
+                "opt.averaged(), or both outside, to go on as if never stopped",
+                stacklevel=5,
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -260,6 +266,15 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             row = {"lr": columns["alpha"][k], "hypergradient": float(h)} | self.setup.rule.summary(kept)
             rows.append(row | ({"horizon": float(self.setup.horizon)} if self.setup.horizon else {}))
         return rows
+
+    def state_dict(self) -> Group:
+        """What ``load_state_dict()`` goes on from, as torch.optim's; under a rule that averages also where the parameters are."""
+        found = super().state_dict()
+        alone = not (self.setup.ranks.many or self.setup.ranks.alone() or any(p.is_meta for p in self.params))
+        if self.setup.rule.averages and alone and not any("iterate" in own for own in self.state.values() if isinstance(own, dict)):
+            for group, own in zip(found["param_groups"], self.param_groups, strict=True):
+                group["saved"] = where(own["params"], self.state)
+        return found
 
     def load_state_dict(self, state_dict: Group) -> None:
         """Go on from the state of such an optimizer, as torch.optim's does.
