@@ -170,8 +170,8 @@ def test_what_others_keep_in_the_state_is_left_alone(ours: Any) -> None:
     opt.state["note"] = 1
     problem.train(opt, 2)
     opt.load_state_dict(copy.deepcopy(opt.state_dict()))
-    opt.eval()
-    opt.train()
+    with opt.averaged():  # which is eval() and train()
+        assert opt.state["note"] == 1
     problem.train(opt, 1)
     assert opt.state["note"] == 1
 

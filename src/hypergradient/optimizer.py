@@ -241,7 +241,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             >>> with opt.averaged():
             ...     weights = {name: x.clone() for name, x in model.state_dict().items()}
         """
-        if any("iterate" in own for own in self.state.values()):
+        if any("iterate" in own for own in self.state.values() if isinstance(own, dict)):
             yield
             return
         self.eval()
