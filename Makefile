@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test integrations lint types docs clean
 
 demo: .venv/lab ## Six optimizers on two models, figure and tables in runs/demo
 	$(BIN)/hypergradient demo
 
 test: .venv/dev ## Tests, docstring examples, and the code in README.md and docs/
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+integrations: .venv/dev ## The trainers' own packages with ours, and each file of examples/
+	$(BIN)/pytest -n auto --dist worksteal tests/integrations src/hypergradient/integrations
 
 lint: .venv/dev
 	$(BIN)/ruff check .
