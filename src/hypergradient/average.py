@@ -58,27 +58,29 @@ def put_average(state: State) -> None:
 
 
 def where(params: Sequence[Tensor], state: State) -> tuple[float, float, float]:
-    """Σ θ, Σ θ̄ and Σ |θ| of a param group: by which of the first two parameters are that a checkpoint is loaded beside can be told."""
-    theta, way, size = 0.0, 0.0, 0.0
+    """Σ θ and Σ θ̄ of a param group, and how far rounding may have moved such a sum.
+
+    By them can be told which of both the parameters are that a checkpoint is loaded beside.
+    """
+    theta, way, rounding = 0.0, 0.0, 0.0
     for p in params:
-        if "trace" in state.get(p, ()):
-            theta += float(real(p).sum(dtype=torch.float64))
+        if "trace" in state.get(p, ()) and p.numel():
+            values = real(p.detach())
+            theta += float(values.sum(dtype=torch.float64))
             way += float(real(state[p]["trace"]).sum(dtype=torch.float64))
-            size += float(real(p).abs().sum(dtype=torch.float64))
-    return theta, theta + way, size
+            rounding += torch.finfo(p.dtype).eps * float(values.abs().sum(dtype=torch.float64)) / p.numel() ** 0.5
+    return theta, theta + way, rounding
 
 
-def start_from_average(groups: Sequence[dict[str, Any]], state: State) -> bool:
+def start_from_average(saved: Sequence[Any], groups: Sequence[dict[str, Any]], state: State) -> bool:
     """Whether the parameters are the average of the checkpoint that was loaded, in place of the iterate: then that starts from them."""
     found = False
-    for group in groups:
-        theta, average, _ = group.pop("saved", (0.0, 0.0, 0.0))
-        now, _, size = where(group["params"], state) if theta != average else (0.0, 0.0, 0.0)
-        if abs(now - average) < min(abs(now - theta), 1e-6 * size):
+    for group, (theta, average, _) in zip(groups, saved, strict=True):
+        now, _, rounding = where(group["params"], state)
+        if abs(theta - average) > 30 * rounding and abs(now - average) < 0.01 * abs(theta - average):
             found = True
-            for p in group["params"]:
-                if "trace" in state.get(p, ()):
-                    real(state[p]["trace"]).zero_()
+            for own in (state[p] for p in group["params"] if "trace" in state.get(p, ())):
+                real(own["trace"]).zero_()
     return found
 
 

@@ -106,6 +106,7 @@ def restore(opt: Any, state_dict: Mapping[str, Any]) -> None:
                 if key not in shared:
                     shared[key] = torch.as_tensor(value, dtype=setup.numbers.dtype).to(setup.numbers.device, copy=True)
                 opt.state[p][name] = shared[key]
+    opt.saved = [group.pop("saved", None) for group in opt.param_groups]
     for group in opt.param_groups:
         restore_lrs(opt, group)
     complete(opt)
@@ -140,7 +141,7 @@ def scope_of(setup: Setup) -> Scope:
 
 def resume(opt: Any) -> None:
     """Go on from what an optimizer has been given: its param groups and state are those of a checkpoint or of a copy."""
-    opt.kept, opt.begun, opt.last_h = KeptGradients(), 0, None
+    opt.kept, opt.begun, opt.last_h, opt.saved = KeptGradients(), 0, None, []
     if "number" not in vars(opt):  # a copy
         opt.number = enter(opt)
     opt.dials = scope_of(opt.setup)

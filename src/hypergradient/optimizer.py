@@ -76,7 +76,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             checkpoint.scope_of(self.setup),
         )
         self.skipped: Any = 0
-        self.begun, self.number, self.params = 0, enter(self), list[Tensor]()
+        self.begun, self.number, self.params, self.saved = 0, enter(self), list[Tensor](), list[Any]()
         self.warned = self.warned_of_writing = self.warned_of_ranks = False
         self.hypergradients: list[Any] = []
         self.last_h: Tensor | None = None
@@ -139,7 +139,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         """The step itself, with the hooks."""
         self._check_training()
-        if "saved" in self.param_groups[0] and start_from_average(self.param_groups, self.state):
+        saved, self.saved = self.saved, []
+        if all(saved) and start_from_average(saved, self.param_groups[: len(saved)], self.state):
             warnings.warn(
                 "the model was saved in eval(), and the optimizer in train(): training goes on from the average. Save both inside of "
                 "opt.averaged(), or both outside, to go on as if never stopped",

@@ -91,7 +91,7 @@ class HypergradientCallback(Callback):
             if optimizers:
                 state = trainer.strategy.lightning_module_state_dict()
                 checkpoint["state_dict"] = {name: value.clone() if hasattr(value, "clone") else value for name, value in state.items()}
-                states = [trainer.strategy.optimizer_state(optimizer) for optimizer in trainer.optimizers]
+                states: list[Any] = [trainer.strategy.optimizer_state(optimizer) for optimizer in trainer.optimizers]
                 # The dicts of tensors' states are the optimizer's own, and lose the iterate when it is put back.
                 checkpoint["optimizer_states"] = [
                     {**state, "state": {p: dict(own) for p, own in state["state"].items()}} for state in states
