@@ -99,6 +99,39 @@ def test_saved_by_hand_in_training(tmp_path: Path) -> None:
     assert equal(whole, resumed)
 
 
+class Two(Module):
+    """Optimizers for two parts of it, by hand; the one without an average is last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        last = AdamWHD([self.net[3].bias], lr=1e-2, hypergrad_lr=1e-6)
+        return [AdamWHD(self.net[:2].parameters()), AdamWHD([self.net[3].weight]), last]
+
+    def training_step(self, batch: Any, index: int) -> None:
+        loss = super().training_step(batch, index)
+        for opt in self.optimizers():
+            opt.zero_grad()
+        self.manual_backward(loss)
+        for opt in self.optimizers():
+            opt.step()
+
+
+@pytest.mark.parametrize("name", ["epoch=1-step=27.ckpt", "epoch=1-step=36.ckpt"])
+def test_several_optimizers(tmp_path: Path, name: str) -> None:
+    when = {"every_n_train_steps": 27} if "27" in name else {"every_n_epochs": 1}
+    whole, resumed = Two(), Two()
+    own = trainer(HypergradientCallback(BATCHES), ModelCheckpoint(tmp_path, save_top_k=-1, **when))
+    own.fit(whole, TRAIN, VALID)
+    trainer(HypergradientCallback(BATCHES)).fit(resumed, TRAIN, VALID, ckpt_path=tmp_path / name)
+    assert equal(whole, resumed)
+    assert refreshed(whole.state_dict())
+    assert refreshed(torch.load(tmp_path / name)["state_dict"])
+    assert {"0/alpha", "2/alpha"} <= own.callback_metrics.keys()
+
+
 def test_logs(tmp_path: Path) -> None:
     own = trainer(HypergradientCallback(), logger=CSVLogger(tmp_path))
     own.fit(Module(), TRAIN, VALID)

@@ -85,6 +85,12 @@ def test_saved_is_the_average_that_was_evaluated(tmp_path: Path) -> None:
     assert refreshed(load_file(tmp_path / "last" / "model.safetensors"))
 
 
+@pytest.mark.parametrize(("eval_steps", "average"), [(30, True), (7, False)], ids=["after evaluation", "elsewhere"])
+def test_without_callback_it_saves_what_is_there(tmp_path: Path, eval_steps: int, average: bool) -> None:
+    trained(tmp_path, [], eval_steps=eval_steps)
+    assert ("iterate" in torch.load(tmp_path / "checkpoint-30" / "optimizer.pt")["state"][0]) is average
+
+
 @pytest.mark.parametrize("options", [{"save_steps": 5, "eval_steps": 5}, {"save_strategy": "best"}], ids=["steps", "best"])
 def test_best_model_is_loaded_and_nothing_is_added_to_it(tmp_path: Path, options: dict[str, Any]) -> None:
     own = trained(tmp_path, [averages()], load_best_model_at_end=True, metric_for_best_model="eval_loss", num_train_epochs=6.5, **options)

@@ -86,20 +86,25 @@ class HypergradientCallback(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         optimizers = ours_of(trainer)
         with ExitStack() as stack:
-            for optimizer in optimizers:
-                stack.enter_context(averaged(optimizer, pl_module, self.batches))
+            for optimizer, batches in self._with_batches(optimizers):
+                stack.enter_context(averaged(optimizer, pl_module, batches))
             if optimizers:
                 state = trainer.strategy.lightning_module_state_dict()
                 checkpoint["state_dict"] = {name: value.clone() if hasattr(value, "clone") else value for name, value in state.items()}
-                states: list[Any] = [trainer.strategy.optimizer_state(optimizer) for optimizer in trainer.optimizers]
+                states: list[dict[str, Any]] = [trainer.strategy.optimizer_state(optimizer) for optimizer in trainer.optimizers]
                 # The dicts of tensors' states are the optimizer's own, and lose the iterate when it is put back.
                 checkpoint["optimizer_states"] = [
                     {**state, "state": {p: dict(own) for p, own in state["state"].items()}} for state in states
                 ]
 
     def _put_average(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for optimizer in ours_of(trainer):
-            put_average(optimizer, pl_module, self.batches)
+        for optimizer, batches in self._with_batches(ours_of(trainer)):
+            put_average(optimizer, pl_module, batches)
+
+    def _with_batches(self, optimizers: list[HypergradientOptimizer]) -> list[tuple[HypergradientOptimizer, Iterable[Any] | None]]:
+        """Those that have an average; batch norm is refreshed with the last, when all parameters are theirs."""
+        averaging = [optimizer for optimizer in optimizers if optimizer.setup.rule.averages]
+        return [(optimizer, self.batches if optimizer is averaging[-1] else None) for optimizer in averaging]
 
 
 def ours_of(trainer: Trainer) -> list[HypergradientOptimizer]:
