@@ -183,8 +183,17 @@ def checkpoint(name: str, spread: str) -> dict[str, float]:
 
 
 def others(name: str, spread: str) -> dict[str, float]:
-    """What else people do under FSDP2."""
+    """What else people do under FSDP2, and ``adapt()`` under DDP."""
     rank, world = dist.get_rank(), dist.get_world_size()
+    if name == "adapt":
+        model = nn.parallel.DistributedDataParallel(Model())
+        opt = AdamHD(model.parameters(), lr=1e-2, hypergrad_lr=1e-3)
+        train(model, opt, rank, world, end=2)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                opt.adapt(model(batch(0)[0]).square().mean())
+        return {"told": float(sum("the gradients of this rank alone" in str(warning.message) for warning in said))}
     alone = Model()
     expected = torch.tensor(train(alone, AdamHD(alone.parameters()), 0, 1))
     if name == "meta":

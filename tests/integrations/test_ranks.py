@@ -32,8 +32,9 @@ def test_checkpoint_of_2_ranks_goes_on(name: str, tmp_path: Path, monkeypatch: p
 
 
 def test_what_else_people_do() -> None:
-    found = ranks.run(2, "others", ["meta", "compiled", "refused"])
+    found = ranks.run(2, "others", ["meta", "compiled", "refused", "adapt"])
     assert found["refused"] == {"refused": 1}
+    assert found["adapt"] == {"told": 1}
     for name in ("meta", "compiled"):
         assert found[name]["apart"] == 0
         assert found[name]["off"] < 1e-6
