@@ -83,3 +83,12 @@ def test_model_saved_in_eval_and_optimizer_in_train_is_noticed(make: Any, both: 
     told = [str(warning.message) for warning in recwarn if "saved in eval()" in str(warning.message)]
     assert len(told) == (both == "apart")
     assert torch.equal(flat(problem.parameters()), flat(other.parameters())) == (both != "apart")
+
+
+@pytest.mark.parametrize("make", MAKE)
+def test_a_state_dict_that_was_taken_keeps_the_iterate(make: Any) -> None:
+    _, opt = trained(make)
+    with opt.averaged():
+        saved = opt.state_dict()
+    assert all("iterate" in own for own in saved["state"].values())
+    assert not any("iterate" in own for own in opt.state.values())

@@ -84,12 +84,13 @@ def start_from_average(saved: Sequence[Any], groups: Sequence[dict[str, Any]], s
     return found
 
 
-def put_iterate(state: State) -> int:
+def put_iterate(state: dict[Tensor, dict[str, Any]]) -> int:
     """The iterate again; how many parameters somebody has written meanwhile: they stay, and their average starts from them."""
     written = 0
-    for p, own in state.items():
+    for p, own in list(state.items()):
         if isinstance(own, dict) and "iterate" in own:
-            iterate, z = own.pop("iterate"), real(own["trace"])
+            state[p] = {name: x for name, x in own.items() if name != "iterate"}  # a state_dict() that was taken keeps its own
+            iterate, z = own["iterate"], real(own["trace"])
             if p.is_meta or torch.equal(local(real(p)), local(real(iterate)).add(local(z))):
                 p.copy_(iterate)
             else:
