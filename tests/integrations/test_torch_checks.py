@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
 from torch_rows import DOCS, ERRORS, NOT_HELD, OPTIONS, Fit, Row, gradients, moved, over, plain
 
 

@@ -20,7 +20,7 @@ with pytest.MonkeyPatch.context() as patch:
 TORCH = {info.name: info for info in optim_db}
 OWN = {"hypergrad_lr", "rule", "scope", "horizon", "fused", "capturable"}
 LACKING = {"foreach", "differentiable", "amsgrad"}
-DOCS = Path(__file__).parents[1] / "docs" / "optimizers.md"
+DOCS = Path(__file__).parents[2] / "docs" / "optimizers.md"
 
 
 class Row(NamedTuple):
