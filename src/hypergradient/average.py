@@ -49,6 +49,11 @@ def go_back(theta: Any, z: Any, back: Any = None) -> None:
         z.mul_(1 - back)
 
 
+def is_average(state: State) -> bool:
+    """Whether the parameters are the average."""
+    return any("iterate" in own for own in state.values() if isinstance(own, dict))
+
+
 def put_average(state: State) -> None:
     """The average instead of the iterate, which is kept beside it to be put back bit for bit."""
     for p, own in state.items():

@@ -42,11 +42,8 @@ def complete(opt: Any) -> None:
         if "last" in group:  # that of the wrapper's checkpoint remembers nothing
             group["last"] = {name: group[name] for name in setup.direction.remembers} | group["last"]
         for holder in (group, group.get("last", {})):
-            for name in (
-                ("lr", "factor", "adapted_lr", setup.applied)
-                if numbers.on_device
-                else ("lr",) * (holder is not group) + HOST + (setup.applied,)
-            ):
+            own = ("lr", "factor", "adapted_lr") if numbers.on_device else ("lr",) * (holder is not group) + HOST
+            for name in (*own, setup.applied):
                 if name in holder:
                     holder[name] = numbers.cast(holder[name])
         if setup.scope == "global":

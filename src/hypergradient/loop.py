@@ -140,8 +140,8 @@ def warn_of_writing(opt: Any) -> None:
 
 def warn_of_decay(opt: Any, plan: Plan) -> None:
     """Once, where the training loss moves weight decay."""
-    moved = [own.get("weight_decay", 0.0) for own in others.hypergradients(plan.batches, opt.param_groups)]
-    if not opt.warned and any(isinstance(h, Tensor) or h for h in moved):
+    moved = (own.get("weight_decay", 0.0) for own in opt.other_hypergradients) if plan.batches and not opt.warned else ()
+    if any(isinstance(h, Tensor) or h for h in moved):
         opt.warned = True
         warnings.warn(
             "weight_decay is adapted on the training loss, which it drifts to zero (or its lower bound) on: "

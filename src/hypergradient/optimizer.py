@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import checkpoint, loop
-from .average import put_average, put_iterate, start_from_average, where
+from .average import is_average, put_average, put_iterate, start_from_average, where
 from .checks import Bounds
 from .dials import Group, ScopeName
 from .directions import SGD, Adam, Direction
@@ -71,10 +71,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         self.given: Group | None = given | {"process_group": process_group}  # until it is made
         given = self.given | {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr, "options": options}
         self.setup = resolve(type(self).__name__, params, direction, given)
-        self.kept, self.dials = (
-            KeptGradients(),
-            checkpoint.scope_of(self.setup),
-        )
+        self.kept, self.dials = KeptGradients(), checkpoint.scope_of(self.setup)
         self.skipped: Any = 0
         self.begun, self.number, self.params, self.saved = 0, enter(self), list[Tensor](), list[Any]()
         self.warned = self.warned_of_writing = self.warned_of_ranks = False
@@ -97,7 +94,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
 
         Args:
             param_group: ``{"params": tensors, option: value, ...}``; any option of the constructor but ``rule``, ``adapt``,
-                ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable``.
+                ``bounds``, ``horizon``, ``scope``, ``fused``, ``capturable`` and ``process_group``.
 
         Raises:
             ValueError: an option is out of its range, or is one of those.
@@ -201,7 +198,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             group["step_adapts"] = False
 
     def _check_training(self) -> None:
-        if any("iterate" in state for state in self.state.values() if isinstance(state, dict)):
+        if is_average(self.state):
             raise RuntimeError("the parameters are the average, for evaluation: call opt.train() before the next step")
 
     @torch.no_grad()
@@ -242,7 +239,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             >>> with opt.averaged():
             ...     weights = {name: x.clone() for name, x in model.state_dict().items()}
         """
-        if any("iterate" in own for own in self.state.values() if isinstance(own, dict)):
+        if is_average(self.state):
             yield
             return
         self.eval()
@@ -255,7 +252,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         """What the rule sees, a dict for each scope (see ``hypergradients``): to be printed or logged.
 
         Returns:
-            ``lr`` and ``hypergradient`` of the last step; under ``TuningFree`` also ``signal``, the mean cosine of gradient and way to the
+            ``lr``, what is adapted (a scheduler's factor is not in it; what the step used is ``group["alpha"]``), and ``hypergradient`` of
+            the last step; under ``TuningFree`` also ``signal``, the mean cosine of gradient and way to the
             average of late, ``noise``, its root mean square, ``horizon``, the steps that the average looks over, and ``climbing``, 1.0
             before the learning rate has turned for the first time.
         """
@@ -272,7 +270,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         """What ``load_state_dict()`` goes on from, as torch.optim's; under a rule that averages also where the parameters are."""
         found = super().state_dict()
         alone = not (self.setup.ranks.many or self.setup.ranks.alone() or any(p.is_meta for p in self.params))
-        if self.setup.rule.averages and alone and not any("iterate" in own for own in self.state.values() if isinstance(own, dict)):
+        if self.setup.rule.averages and alone and not is_average(self.state):
             for group, own in zip(found["param_groups"], self.param_groups, strict=True):
                 group["saved"] = where(own["params"], self.state)
         return found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from ..average import is_average
 from ..optimizer import HypergradientOptimizer
 
 #: The key of the first param group for the statistics of the iterates.
@@ -63,7 +64,7 @@ def put_average(optimizer: Any, model: nn.Module | None = None, batches: Iterabl
         raise ValueError("batches are for the batch norm of a model: give model too, or leave batches out")
     opt = ours(optimizer)
     opt.eval()
-    if model is None or batches is None or STATISTICS in opt.param_groups[0] or not has_average(opt):
+    if model is None or batches is None or STATISTICS in opt.param_groups[0] or not is_average(opt.state):
         return
     statistics = {name: buffer.clone() for name, buffer in statistics_of(model)}
     if statistics:
@@ -114,18 +115,13 @@ def averaged(optimizer: Any, model: nn.Module | None = None, batches: Iterable[A
         >>> with averaged(opt):
         ...     loss = model(torch.ones(4))
     """
-    there = has_average(ours(optimizer))
+    there = is_average(ours(optimizer).state)
     put_average(optimizer, model, batches)
     try:
         yield
     finally:
         if not there:
             put_iterate(optimizer, model)
-
-
-def has_average(opt: HypergradientOptimizer) -> bool:
-    """Whether the parameters are the average."""
-    return any("iterate" in own for own in opt.state.values())
 
 
 def statistics_of(model: nn.Module) -> list[tuple[str, Tensor]]:
