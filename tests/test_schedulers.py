@@ -3,22 +3,30 @@
 import copy
 import re
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from cases import Problem, flat, pairs
 from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Decay, Multiplicative, TuningFree
 
-pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step", "ignore:weight_decay is adapted")
 
 
 RULES = [Additive(1e-4), Multiplicative(0.02), TuningFree(), Decay(TuningFree(), total_steps=30)]
 
 
-@pytest.mark.parametrize(("rule", "scope", "capturable"), pairs(RULES, ["group", "global", "tensor"], [False, True]))
+OF_0 = [
+    *pairs(RULES, ["group", "global", "tensor"], [False, True]),
+    *pairs([Additive(1e-4), Multiplicative(0.02)], ["element"], [False, True]),
+]
+
+
+@pytest.mark.parametrize(("rule", "scope", "capturable"), OF_0)
 def test_a_factor_of_0_moves_nothing_and_teaches_nothing(rule: Any, scope: str, capturable: bool) -> None:
     problem = Problem()
     opt = AdamHD(problem.groups(), lr=0.01, rule=rule, scope=scope, capturable=capturable)
@@ -35,25 +43,50 @@ def test_a_factor_of_0_moves_nothing_and_teaches_nothing(rule: Any, scope: str, 
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize("scope", ["group", "tensor"])
-def test_lr_of_0_keeps_a_group_where_it_is(scope: str, capturable: bool) -> None:
+@pytest.mark.parametrize("scope", ["group", "global", "tensor"])
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("zero", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
+def test_lr_of_0_keeps_a_group_where_it_is(scope: Any, capturable: bool, at: int, zero: Any) -> None:
     problem = Problem()
-    first, second = problem.groups()
-    opt = AdamHD([first, {**second, "lr": 0.0}], scope=scope, capturable=capturable)
+    groups = problem.groups()
+    second, first = groups[at], groups[1 - at]
+    second["lr"] = copy.deepcopy(zero)
+    opt = AdamHD(groups, scope=scope, capturable=capturable)
     before = [flat(group["params"]).clone() for group in (first, second)]
     problem.train(opt, 30)
     assert not torch.equal(flat(first["params"]), before[0])
     assert torch.equal(flat(second["params"]), before[1])
 
 
-def test_a_frozen_group_thaws_where_lr_is_written() -> None:
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("written", ["float", "in place"])
+def test_a_frozen_group_thaws_where_lr_is_written(capturable: bool, written: str) -> None:
     problem = Problem()
-    opt = AdamHD([{**group, "lr": 0.0} for group in problem.groups()])
+    zero: Any = torch.tensor(0.0) if written == "in place" else 0.0
+    opt = AdamHD([{**group, "lr": copy.deepcopy(zero)} for group in problem.groups()], capturable=capturable)
     problem.train(opt, 5)
     before = flat(problem.parameters()).clone()
-    opt.param_groups[0]["lr"] = 1e-3
+    group = opt.param_groups[0]
+    if written == "in place":
+        group["lr"].fill_(1e-3)
+    else:
+        group["lr"] = 1e-3
     problem.train(opt, 5)
-    assert not torch.equal(flat(problem.parameters()), before)
+    first, second = (list(own["params"]) for own in opt.param_groups)
+    assert not torch.equal(flat(first), before[: flat(first).numel()])
+    assert torch.equal(flat(second), before[flat(first).numel() :])
+
+
+def test_summary_where_a_scheduler_has_just_come() -> None:
+    problem = Problem()
+    opt = AdamHD(problem.parameters())
+    schedulers.LambdaLR(opt, lambda t: 0.5)
+    assert opt.summary() == []
+    opt = AdamHD(problem.parameters(), lr=0.01, hypergrad_lr=1e-5)
+    problem.train(opt, 3)
+    (before,) = opt.summary()
+    schedulers.LambdaLR(opt, lambda t: 0.5)
+    assert opt.summary() == [before]
 
 
 @pytest.mark.parametrize("scope", ["group", "global", "tensor"])
@@ -115,3 +148,27 @@ def test_resumed_with_its_scheduler_equals_never_stopped() -> None:
     train(one, opt, scheduler, 10)
     train(other, twin, second, 10)
     assert torch.equal(flat(one.parameters()), flat(other.parameters()))
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("rule", [Additive(1e-3), Multiplicative(0.05)], ids=["additive", "multiplicative"])
+def test_elements_under_a_schedule_are_tensors_of_one_number(rule: Any, capturable: bool) -> None:
+    """Decay and the derivatives by other hyperparameters see what elements have moved by."""
+    generator = torch.Generator().manual_seed(0)
+    whole = nn.Parameter(torch.randn(5, generator=generator, dtype=torch.float64))
+    parts = [nn.Parameter(x.clone()) for x in whole.detach()]
+    adapt = {"lr": rule, "betas": (Multiplicative(0.1), None), "weight_decay": Multiplicative(0.1)}
+    make: Any = partial(AdamWHD, lr=0.05, weight_decay=0.3, adapt=adapt, capturable=capturable)
+    one, other = make([whole], scope="element"), make(parts, scope="tensor")
+    both = [schedulers.LambdaLR(opt, lambda t: 0.2 + t % 4) for opt in (one, other)]
+    for _ in range(12):
+        whole.grad = torch.randn(5, generator=generator, dtype=torch.float64)
+        for p, g in zip(parts, whole.grad, strict=True):
+            p.grad = g.clone()
+        for opt, scheduler in zip((one, other), both, strict=True):
+            opt.step()
+            scheduler.step()
+    torch.testing.assert_close(whole.detach(), torch.stack([p.detach() for p in parts]), rtol=1e-10, atol=1e-12)
+    lrs = torch.tensor([float(other.state[p]["lr"]) for p in parts], dtype=torch.float64)
+    torch.testing.assert_close(one.state[whole]["lr"], lrs, rtol=1e-10, atol=0)
+    assert lrs.std() > 1e-4

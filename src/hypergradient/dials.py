@@ -26,6 +26,9 @@ ScopeName = Literal["group", "global", "tensor", "element"]
 State = Mapping[Tensor, dict[str, Any]]
 Place = tuple[dict[str, Any], str, Any]
 
+#: The columns of a dial, with the options that they stand in.
+COLUMNS = {"alpha": "lr", "beta": "hypergrad_lr"}
+
 SCOPES = ("group", "global", "tensor", "element")
 
 
@@ -87,21 +90,19 @@ class Scope:
             of = list(range(len(groups)))
         else:
             homes, index = [(groups[0], groups[0])], [0 for _ in params]
-        rows: dict[str, list[Any]] = {"alpha": [], "beta": []}
-        rows["alpha"] = [group[place_of(group)] for _, group in homes]
-        rows["beta"] = [own.get("hypergrad_lr", group["hypergrad_lr"]) for own, group in homes]
+        bounds = [(0.0, 0.0) if group.get("lr_frozen") else ends(group["lr_bounds"]) for _, group in homes]
+        if self.name == "tensor":
+            rows = {key: [x for group in groups for x in self._scaled(name, group, state)] for key, name in COLUMNS.items()}
+        elif self.name == "global":  # where a frozen group has a share of 0
+            shares, last, alpha = self._shares(groups)
+            rows, bounds = {"alpha": [alpha]}, [self._global_bounds(ends(groups[0]["lr_bounds"]), shares)]
+            rows["beta"] = [groups[0]["hypergrad_lr"]]
+        else:
+            for group in groups if self.name == "element" else ():
+                self._scale_elements(group, state)
+            rows = {"alpha": [adapted(group) for _, group in homes], "beta": [group["hypergrad_lr"] for _, group in homes]}
         for name, key in self.kept.items():
             rows[key] = [own.get(f"memory_{name}", group["memory"][name]) for own, group in homes]
-        bounds = [(0.0, 0.0) if group.get("lr_frozen") else ends(group["lr_bounds"]) for _, group in homes]
-        if self.name == "global":
-            shares, last, alpha = self._shares(groups)
-            rows["alpha"], bounds = [alpha], [self._global_bounds(bounds[0], shares)]
-        elif self.name == "tensor":
-            for key, name in (("alpha", "lr"), ("beta", "hypergrad_lr")):
-                rows[key] = [x for group in groups for x in self._scaled(name, group, state)]
-        elif self.name == "element":
-            for group in groups:
-                self._scale_elements(group, state)
         rows |= {"low": [low for low, _ in bounds], "high": [high for _, high in bounds]}
         columns = dict(zip(rows, self.numbers.columns(list(rows.values())), strict=True))
         for name, column in columns.items():
@@ -157,16 +158,23 @@ class Scope:
             free = group.get("lr_free", False)
             others = [other for other in groups if self.name == "global" and "last" in other] if free and "last" not in group else []
             if others:  # one that comes later goes on with the learning rate of those that there are
-                group[place_of(group)] = copy.deepcopy(others[0][place_of(others[0])])
+                group[place_of(group)] = copy.deepcopy(adapted(others[0]))
                 group["lr_free"] = False
             elif "initial_lr" in group and "adapted_lr" not in group:
-                top = 0.0 if free else top_of(group)
-                group["adapted_lr"] = self.numbers.cast(top.clone() if isinstance(top, Tensor) else top)
+                lr = adapted(group)
+                group["adapted_lr"] = self.numbers.cast(lr.clone() if isinstance(lr, Tensor) else lr)
                 del group[self.applied]  # which may be the same tensor as lr
             elif free and "initial_lr" not in group:
                 swap(group, "lr", 1.0, 0.0)
-            if group.get("lr_frozen") and not isinstance(group["lr"], Tensor) and group["lr"] != 0:
+            if group.get("lr_frozen") and self._thaws(group):
                 group["lr_frozen"] = False
+
+    def _thaws(self, group: Group) -> bool:
+        """Whether somebody has written a learning rate to a group that was given 0; on a device any write is taken for one."""
+        lr, (left, version) = group["lr"], self._written.get(id(group), (None, 0))
+        if isinstance(lr, Tensor) and self.numbers.on_device:
+            return left is not None and (lr is not left or lr._version != version)
+        return bool(lr != 0)
 
     def wrote(self, groups: Sequence[Group], started: bool) -> None:
         """Remember what the learning rates are now, to know again, on a device without a value, whether somebody has written one.
@@ -181,13 +189,13 @@ class Scope:
                 group["lr_free"] = False
             elif group.get("lr_free") and place == "lr":
                 swap(group, "lr", 0.0, 1.0)
-        lrs = {id(group): group[place_of(group)] for group in groups}
+        lrs = {id(group): adapted(group) for group in groups}
         self._written = {key: (lr, lr._version if isinstance(lr, Tensor) else 0) for key, lr in lrs.items()}
 
     def used(self, groups: Sequence[Group], dials: Dials) -> Iterator[Place]:
         """What the step has used, the mean where tensors have each their own, and where it is to be put."""
         for g, group in enumerate(groups):
-            lr = group[place_of(group)]
+            lr = adapted(group)
             if dials.factors is not None:
                 yield group, self.applied, dials.factors[g] * lr
             else:
@@ -212,8 +220,8 @@ class Scope:
             if len(values) > 1:
                 raise ValueError(f'scope="global" takes one {name} for all param groups, got {sorted(values, key=repr)}')
         xp: Any = torch if self.numbers.on_device else host
-        lrs = self._singles([group[place_of(group)] for group in groups])
-        left = self._singles([group.get("lr_ratio", group[place_of(group)]) for group in groups])
+        lrs = self._singles([adapted(group) for group in groups])
+        left = self._singles([group.get("lr_ratio", adapted(group)) for group in groups])
         alpha = largest(lrs, xp)
         now = over_largest([xp.where(alpha == 0, ratio, lr) for ratio, lr in zip(left, lrs, strict=True)], xp)
         before = [ratio if "last" in group else ratio * 0.0 for ratio, group in zip(left, groups, strict=True)]
@@ -239,17 +247,12 @@ class Scope:
     def _untouched(self, name: str, group: Group) -> bool:
         """Whether it is known, without its value, that nobody has written the group's learning rate since the last step."""
         lr, version = self._written.get(id(group), (None, 0))
-        return (
-            self.numbers.on_device
-            and lr is group[place_of(group)]
-            and lr._version == version
-            and not isinstance(group["hypergrad_lr"], Tensor)
-        )
+        return self.numbers.on_device and lr is adapted(group) and lr._version == version and not isinstance(group["hypergrad_lr"], Tensor)
 
     def _scaled(self, name: str, group: Group, state: State) -> list[Any]:
         """The learning rates of a group's tensors, or their β; scaled, where somebody has written that of the group."""
         own = [state[p].get(name) if p in state else None for p in group["params"]]
-        there = group[place_of(group) if name == "lr" else name]
+        there = adapted(group) if name == "lr" else group[name]
         if all(x is None for x in own) or self._untouched(name, group):
             return [there if x is None else x for x in own]
         xp: Any = torch if self.numbers.on_device else host
@@ -289,8 +292,8 @@ class Scope:
         if left is None or not own or self._untouched("lr", group):
             return
         xp: Any = torch if self.numbers.on_device else host
-        found = self._singles([group[place_of(group)]])[0]
-        stays = found == as_stored(group[place_of(group)], left)
+        found = self._singles([adapted(group)])[0]
+        stays = found == as_stored(adapted(group), left)
         if stays is True:
             return
         for lr in own:
@@ -302,6 +305,12 @@ class Scope:
 def place_of(group: Group) -> str:
     """Where the learning rate that is adapted stands: in "lr", unless a scheduler writes that."""
     return "adapted_lr" if "initial_lr" in group else "lr"
+
+
+def adapted(group: Group) -> Any:
+    """The learning rate that is adapted; where a scheduler has just come, what it starts from, which is 0 if the rule is to find it."""
+    place = place_of(group)
+    return group[place] if place in group else 0.0 if group.get("lr_free") else top_of(group)
 
 
 def top_of(group: Group) -> Any:

@@ -29,13 +29,16 @@ SHARED = """maximize: ascend the loss. Default False.
             needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
         capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), and so is any other
             hyperparameter that is adapted; no step waits for a value, and steps can be captured in a CUDA graph, after 3 to warm up. Steps
-            that are not taken are counted in ``skipped`` without a warning. Default None: where the parameters are not on a CPU."""
+            that are not taken are counted in ``skipped`` without a warning. Default None: where the parameters are not on a CPU.
+        process_group: the ranks that plain tensors are spread over, each with a part of them, as under FSDP1 and ZeroRedundancyOptimizer.
+            DTensors (FSDP2, tensor parallelism) and DDP need none. Default None."""
 
 LR = """lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
-            ``TuningFree`` finds; it takes a given one from there up to 30 times that. 1e-3 under ``hypergrad_lr`` or another rule."""
+            ``TuningFree`` finds; it takes a given one from there up to 30 times that, and leaves a group with 0 where it is. 1e-3 under
+            ``hypergrad_lr`` or another rule."""
 
 PARAMS = """params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon``, ``scope``, ``fused`` and ``capturable`` may differ by group."""
+            ``bounds``, ``horizon``, ``scope``, ``fused``, ``capturable`` and ``process_group`` may differ by group."""
 
 Class = TypeVar("Class", bound=Any)
 

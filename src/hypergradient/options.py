@@ -104,7 +104,8 @@ def check_param_group(group: Group, defaults: Group, setup: Setup, given: Mappin
     for name in WHOLE:
         group.pop(name, None)
     group["lr_bounds"] = check_bounds(options["lr_bounds"])
-    frozen = rule.averages and not isinstance(options["lr"], Tensor) and options["lr"] == 0 and options["lr"] is not False
+    lr = options["lr"]
+    frozen = rule.averages and lr is not False and not (isinstance(lr, Tensor) and (lr.is_meta or lr.numel() != 1)) and bool(lr == 0)
     check_lr(options["lr"], (None, None) if frozen or options.get("lr_free") else options["lr_bounds"])
     if frozen:
         group["lr_frozen"] = True

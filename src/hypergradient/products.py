@@ -78,6 +78,11 @@ class Bundle:
         """What a scheduler has made of the learning rates in the last step."""
         return self.group["last"].get("factor", 1.0)
 
+    @property
+    def factor_of_elements(self) -> Numbers:
+        """That, for derivatives that find the learning rates of elements in the state."""
+        return {"factor": self.last_factor} if "factor" in self.group["last"] else {}
+
     def last_lr(self, setup: Setup) -> Any:
         """What the last step moved them by: a number, or a vector; of elements what stands in the state, but for the factor."""
         if setup.scope in ("group", "global"):
@@ -168,7 +173,7 @@ def terms(setup: Setup, bundle: Bundle, own: bool, adapts: bool) -> Iterator[tup
     if names or (moved and "trace" not in tensors):
         state = {name: bundle.number(name, setup.numbers) for name in direction.counts} | {"lr": bundle.last_lr(setup)}
         of = partial(LAST_STEPS[type(direction)].numbers, direction) if names else direction.last_numbers
-        last = of(state, group["last"]) | ({"factor": bundle.last_factor} if setup.elements and "factor" in group["last"] else {})
+        last = of(state, group["last"]) | (bundle.factor_of_elements if setup.elements else {})
     norms = {name: rule.reads_norms for name, rule in setup.rules.items()}
     ready = "trace" in tensors or direction.stored  # no work but dot products of tensors that there are
     light = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not moved)

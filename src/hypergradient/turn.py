@@ -95,12 +95,13 @@ def turn_elements(rule: Any, direction: Direction, bundles: Sequence[Bundle], ow
             continue
         found[p] = tensors["lr"].clone()
         now = direction.objective(group) if own else {}
-        last = {} if "trace" in tensors else direction.last_numbers(state, group["last"])
+        last = {} if "trace" in tensors else direction.last_numbers(state, group["last"]) | bundle.factor_of_elements
         wide = torch.promote_types(found[p].dtype, torch.float32)  # in float16 g d is soon infinite, or 0
         low, high = ends(group["lr_bounds"])
         for piece in blocks(tensors | {"new": found[p]}):
             h = -(objective(piece, now, direction, own).to(wide) * last_direction(piece, last, direction))
             h = h * applied if isinstance(applied, Tensor) else h
+            h = h * bundle.last_factor if "factor" in group["last"] else h
             moved = rule(piece["lr"].to(wide), group["hypergrad_lr"], h, abs(h), 1.0, torch)
             piece["new"].copy_(moved.clamp(low, high))
     return found
