@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .dials import Group
 from .directions import Direction, decayed
 from .execute import Columns, Numbers, blocks
+from .factors import Group
 from .ranks import local
 from .tensors import copy_all, real
 

@@ -1,14 +1,18 @@
 """Checkpoints: what an optimizer needs of what it is given to go on from, whichever class, version or device it was written by."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import others
-from .dials import Group, Scope
+from .average import is_average, start_from_average, where
+from .dials import Scope
 from .directions import SGD, Adam
+from .factors import Group
 from .graph import enter
 from .hyperparameters import HYPERPARAMETERS
 from .kept import KeptGradients
@@ -129,6 +133,48 @@ def restore_lrs(opt: Any, group: Group) -> None:
             own["applied"] = bool(last.setdefault("lr", lr) == lr)
     if last and not apart:
         last.setdefault("lr", group["lr"])
+
+
+@contextmanager
+def loading(opt: Any, state_dict: Any) -> Iterator[None]:
+    """Checks what is loaded, and restores what torch has made of it; between the hooks of others, which find it restored."""
+    if not isinstance(state_dict, Mapping):
+        check(opt, state_dict)
+    found: list[Group] = []
+
+    def take(_: Any, given: Group) -> None:
+        check(opt, given)
+        found.append(given)
+
+    own = [
+        opt.register_load_state_dict_pre_hook(take),
+        opt.register_load_state_dict_post_hook(lambda _: restore(opt, found[0]), prepend=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in own:
+            hook.remove()
+
+
+def noted(opt: Any, found: Group) -> Group:
+    """A checkpoint with where the parameters are, in each param group: under a rule that averages, in one process."""
+    alone = not (opt.setup.ranks.many or opt.setup.ranks.alone() or any(p.is_meta for p in opt.params))
+    if opt.setup.rule.averages and alone and not is_average(opt.state):
+        for group, own in zip(found["param_groups"], opt.param_groups, strict=True):
+            group["saved"] = where(own["params"], opt.state)
+    return found
+
+
+def look_where(opt: Any, stacklevel: int) -> None:
+    """Once after a checkpoint was loaded: see whether the parameters beside it are its average."""
+    saved, opt.saved = opt.saved, []
+    if all(saved) and start_from_average(saved, opt.param_groups[: len(saved)], opt.state):
+        warnings.warn(
+            "the model was saved in eval(), and the optimizer in train(): training goes on from the average. Save both inside of "
+            "opt.averaged(), or both outside, to go on as if never stopped",
+            stacklevel=stacklevel,
+        )
 
 
 def scope_of(setup: Setup) -> Scope:

@@ -18,10 +18,10 @@ from torch import Tensor
 from . import host
 from .checks import ends
 from .columns import Device, Host
+from .factors import Group, adapted, factor_of, place_of, swap
 from .ranks import Ranks, local
 from .tensors import real
 
-Group = dict[str, Any]
 ScopeName = Literal["group", "global", "tensor", "element"]
 State = Mapping[Tensor, dict[str, Any]]
 Place = tuple[dict[str, Any], str, Any]
@@ -300,38 +300,6 @@ class Scope:
             scaled = lr * xp.where(stays, 1.0, xp.div(found, left))
             lr.copy_(torch.where(torch.as_tensor((left == 0) & xp.logical_not(stays), device=lr.device), found, scaled))
         self.numbers.put([(group, "lr_left", found)])
-
-
-def place_of(group: Group) -> str:
-    """Where the learning rate that is adapted stands: in "lr", unless a scheduler writes that."""
-    return "adapted_lr" if "initial_lr" in group else "lr"
-
-
-def adapted(group: Group) -> Any:
-    """The learning rate that is adapted; where a scheduler has just come, what it starts from, which is 0 if the rule is to find it."""
-    place = place_of(group)
-    return group[place] if place in group else 0.0 if group.get("lr_free") else top_of(group)
-
-
-def top_of(group: Group) -> Any:
-    """What a scheduler's learning rate is a part of: that which it starts from, or its top where it leaves that."""
-    return group.get("max_lr", group["initial_lr"])
-
-
-def factor_of(group: Group) -> Any:
-    """What a scheduler makes of the learning rate that is adapted; 1 where there is none."""
-    if "initial_lr" not in group:
-        return 1.0
-    top = top_of(group)
-    return group["lr"] / top if isinstance(top, Tensor) or top else 0.0
-
-
-def swap(group: Group, name: str, old: float, new: float) -> None:
-    """Put one number in the place of another, where that stands there."""
-    if isinstance(group[name], Tensor):
-        group[name].masked_fill_(group[name] == old, new)
-    elif group[name] == old:
-        group[name] = new
 
 
 def largest(values: Sequence[Any], xp: Any) -> Any:

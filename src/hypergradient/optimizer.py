@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import checkpoint, loop
-from .average import is_average, put_average, put_iterate, start_from_average, where
+from .average import is_average, put_average, put_iterate
 from .checks import Bounds
-from .dials import Group, ScopeName
+from .dials import ScopeName
 from .directions import SGD, Adam, Direction
+from .factors import Group
 from .graph import enter, step_in_graph
 from .kept import KeptGradients
 from .options import check_param_group, resolve
@@ -136,13 +137,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         """The step itself, with the hooks."""
         self._check_training()
-        saved, self.saved = self.saved, []
-        if all(saved) and start_from_average(saved, self.param_groups[: len(saved)], self.state):
-            warnings.warn(
-                "the model was saved in eval(), and the optimizer in train(): training goes on from the average. Save both inside of "
-                "opt.averaged(), or both outside, to go on as if never stopped",
-                stacklevel=5,
-            )
+        checkpoint.look_where(self, stacklevel=6)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -268,12 +263,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> Group:
         """What ``load_state_dict()`` goes on from, as torch.optim's; under a rule that averages also where the parameters are."""
-        found = super().state_dict()
-        alone = not (self.setup.ranks.many or self.setup.ranks.alone() or any(p.is_meta for p in self.params))
-        if self.setup.rule.averages and alone and not is_average(self.state):
-            for group, own in zip(found["param_groups"], self.param_groups, strict=True):
-                group["saved"] = where(own["params"], self.state)
-        return found
+        return checkpoint.noted(self, super().state_dict())
 
     def load_state_dict(self, state_dict: Group) -> None:
         """Go on from the state of such an optimizer, as torch.optim's does.
@@ -284,23 +274,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: it is not of such an optimizer, or of other parameters.
         """
-        if not isinstance(state_dict, Mapping):
-            checkpoint.check(self, state_dict)
-        found: list[Group] = []
-
-        def take(_: Any, given: Group) -> None:
-            checkpoint.check(self, given)
-            found.append(given)
-
-        own = [  # between the hooks of others: what they have made of it is loaded, and they find it restored
-            self.register_load_state_dict_pre_hook(take),
-            self.register_load_state_dict_post_hook(lambda _: checkpoint.restore(self, found[0]), prepend=True),
-        ]
-        try:
+        with checkpoint.loading(self, state_dict):
             super().load_state_dict(state_dict)
-        finally:
-            for hook in own:
-                hook.remove()
 
     def __getstate__(self) -> Group:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in checkpoint.OWN}}

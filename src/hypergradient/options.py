@@ -8,9 +8,10 @@ from torch import Tensor
 
 from .checks import check_bounds, check_lr, check_number, check_switch
 from .columns import Device, Host
-from .dials import SCOPES, Group, ScopeName
+from .dials import SCOPES, ScopeName
 from .directions import SGD, Adam, Direction
 from .execute import Runner
+from .factors import Group
 from .hyperparameters import check_adapt, check_values, spread
 from .ranks import Ranks
 from .rules import Additive, Level, Rule

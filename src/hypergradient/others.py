@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .columns import Device, Host
-from .dials import Group, Place
+from .dials import Place
+from .factors import Group
 from .hyperparameters import HYPERPARAMETERS, ends_of, move
 from .rules import Adapted, Level, Rule, norms_of
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .columns import Device, Host
 from .derivatives import LAST_STEPS
-from .dials import Group, State
+from .dials import State
 from .directions import Direction, signed
 from .execute import Numbers
+from .factors import Group
 from .hyperparameters import known
 from .ranks import Ranks, Spec, local, placed
 from .setup import Setup

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .columns import Device, to_floats, total
-from .dials import Dials, Group
+from .dials import Dials
+from .factors import Group
 from .products import Bundle, Row, Term, terms
 from .ranks import Spec, local
 from .setup import Setup

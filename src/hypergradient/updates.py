@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .average import follow, go_back
 from .columns import Device
-from .dials import Dials, Group, State
+from .dials import Dials, State
 from .directions import Direction, applied
 from .execute import Numbers, make_buffers
+from .factors import Group
 from .hyperparameters import kept_gradient
 from .kept import KeptGradients
 from .others import Batch

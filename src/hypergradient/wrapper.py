@@ -5,7 +5,7 @@ from typing import Any, Unpack, final
 import torch
 
 from .base import NOT_LINEAR, OURS_IN_GROUPS, BaseStep, check_state
-from .dials import Group
+from .factors import Group
 from .optimizer import HypergradientOptimizer, Shared
 
 
