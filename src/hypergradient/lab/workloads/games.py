@@ -1,0 +1,125 @@
+"""Games: what is learned from depends on what the model does."""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from ..data import Data, load
+from ..models import mlp
+from .problem import Losses, Order, Problem, Workload, seeded
+
+SIDE, DISCOUNT, EPISODE = 6, 0.9, 20
+GOAL = SIDE * SIDE - 1
+EPSILON = 0.2
+
+
+def bandit(seed: int, _: Data | None) -> Problem:
+    """A contextual bandit with five arms by policy gradients; the losses are the policy's expected regret."""
+    generator = torch.Generator().manual_seed(0)
+    contexts = torch.randn(2, 2000, 10, generator=generator)
+    with torch.no_grad():
+        rewards = 3 * seeded(lambda: nn.Sequential(nn.Linear(10, 50), nn.Tanh(), nn.Linear(50, 5)), 0)(contexts)
+    model, order, generator = seeded(lambda: mlp(10, 50, 5), seed), Order(2000, 64, seed), torch.Generator().manual_seed(seed)
+
+    def loss(i: int) -> Tensor:
+        chosen = order(i)
+        logs = model(contexts[0, chosen]).log_softmax(1)
+        arm = torch.multinomial(logs.detach().exp(), 1, generator=generator)
+        reward = rewards[0, chosen].gather(1, arm) + 0.5 * torch.randn(len(chosen), 1, generator=generator)
+        gain: Tensor = ((reward - reward.mean()) * logs.gather(1, arm)).mean()
+        return -gain
+
+    @torch.no_grad()
+    def evaluate() -> Losses:
+        train, valid = (
+            float((reward.max(1, keepdim=True).values - reward).mul(model(x).softmax(1)).sum(1).mean())
+            for x, reward in zip(contexts, rewards, strict=True)
+        )
+        return train, valid
+
+    return Problem(model, loss, evaluate)
+
+
+def reinforce(seed: int, _: Data | None) -> Problem:
+    """Steps through a grid to a goal by REINFORCE with a learned baseline; the losses are the expected regret from two sets of cells."""
+    chances, gain, best = grid()
+    cells = torch.arange(GOAL + 1)
+    seen = torch.cat([one_hot(cells // SIDE, SIDE), one_hot(cells % SIDE, SIDE)], 1).float()
+    shuffled = torch.randperm(GOAL, generator=torch.Generator().manual_seed(0))
+    starts = shuffled[: GOAL // 2], shuffled[GOAL // 2 :]
+    model, generator = seeded(lambda: mlp(2 * SIDE, 32, 5), seed), torch.Generator().manual_seed(seed)
+
+    def loss(i: int) -> Tensor:
+        out = model(seen)
+        logs, baseline = out[:, :4].log_softmax(1), out[:, 4]
+        policy = logs.detach().exp()
+        cell = starts[0][torch.randint(len(starts[0]), (32,), generator=generator)]
+        path, moves = [cell], []
+        for _ in range(EPISODE):
+            move = torch.multinomial(policy[cell], 1, generator=generator)[:, 0]
+            cell = torch.multinomial(chances[cell, move], 1, generator=generator)[:, 0]
+            path.append(cell)
+            moves.append(move)
+        visited, move = torch.stack(path), torch.stack(moves)
+        walking, arrived = visited[:-1] != GOAL, visited[1:] == GOAL
+        left = (EPISODE - arrived.sum(0)) - torch.arange(EPISODE)[:, None]
+        returns = torch.where(arrived.any(0), DISCOUNT**left, 0.0)[walking]
+        value = baseline[visited[:-1]][walking]
+        both: Tensor = (value.detach() - returns) * logs[visited[:-1], move][walking] + (value - returns).square() / 2
+        return both.mean()
+
+    @torch.no_grad()
+    def evaluate() -> Losses:
+        policy = model(seen)[:, :4].double().softmax(1)
+        move = torch.einsum("ca,cat->ct", policy, chances.double())
+        value = torch.linalg.solve(torch.eye(GOAL + 1).double() - DISCOUNT * move, (policy * gain).sum(1))
+        train, valid = (float((best - value)[cells].mean().clamp_min(1e-9)) for cells in starts)
+        return train, valid
+
+    return Problem(model, loss, evaluate)
+
+
+def adversarial(seed: int, _: Data | None) -> Problem:
+    """Digits against the fast gradient sign method, in training and in evaluation."""
+    data = load("digits")
+    model, order = seeded(lambda: mlp(64, 100, 10), seed), Order(len(data.train_y), 64, seed)
+
+    def attacked(x: Tensor, y: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(cross_entropy(model(x), y), x)
+        return cross_entropy(model(x.detach() + EPSILON * slope.sign()), y)
+
+    def loss(i: int) -> Tensor:
+        return attacked(*data.batch(order(i)))
+
+    @torch.enable_grad()
+    def evaluate() -> Losses:
+        return float(attacked(data.train_x, data.train_y).detach()), float(attacked(data.valid_x, data.valid_y).detach())
+
+    return Problem(model, loss, evaluate)
+
+
+@cache
+def grid() -> tuple[Tensor, Tensor, Tensor]:
+    """The chances [cell, move, cell] of a step, one in five of them slips; the rewards [cell, move], 1 at the goal; the best values."""
+    cells = torch.arange(GOAL + 1)
+    moves = torch.tensor([[-1, 0], [1, 0], [0, -1], [0, 1]])
+    places = (torch.stack([cells // SIDE, cells % SIDE], 1)[:, None] + moves).clamp(0, SIDE - 1)
+    to = one_hot(places[..., 0] * SIDE + places[..., 1], GOAL + 1).double()
+    chances = 0.8 * to + 0.2 * to.mean(1, keepdim=True)
+    chances[GOAL] = one_hot(torch.tensor(GOAL))
+    gain = chances[..., GOAL].clone()
+    gain[GOAL] = 0
+    best = torch.zeros(GOAL + 1).double()
+    for _ in range(500):
+        best = (gain + DISCOUNT * chances @ best).max(1).values
+    return chances.float(), gain, best
+
+
+WORKLOADS = {
+    "bandit": Workload("Contextual bandit", "games", 1500, bandit),
+    "reinforce": Workload("Grid by REINFORCE", "games", 500, reinforce, judged=True),
+    "adversarial": Workload("Adversarial training", "games", 800, adversarial, judged=True),
+}

@@ -1,0 +1,135 @@
+"""Sequences: recurrent networks and transformers on characters, and a memory task."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_attention
+
+from ..data import Data, Split, load
+from .problem import Problem, Workload, seeded, supervised
+
+
+def characters(length: int) -> tuple[Split, Split, int]:
+    """The reference of the Python language in shuffled pieces of ``length``, a divisor of 64, and how many kinds of characters it has."""
+    text = load("text")
+
+    def pieces(*both: Tensor) -> Split:
+        x, y = (z.reshape(-1, length) for z in both)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+        return x[order], y[order]
+
+    return pieces(text.train_x, text.train_y), pieces(text.valid_x, text.valid_y), text.classes
+
+
+def next_character(logits: Tensor, y: Tensor) -> Tensor:
+    return cross_entropy(logits.flatten(0, 1), y.flatten())
+
+
+def on_characters(make: Callable[[int], nn.Module], length: int, batch: int, seed: int) -> Problem:
+    """A model, made for a number of kinds of characters, that tells each next one; final losses are of 16,000."""
+    train, valid, kinds = characters(length)
+    return supervised(seeded(lambda: make(kinds), seed), next_character, train, valid, batch, seed, seen=16_000 // length)
+
+
+class Lstm(nn.Module):
+    """One LSTM layer on characters; logits [batch, length, kinds]."""
+
+    def __init__(self, kinds: int, width: int) -> None:
+        super().__init__()
+        self.character, self.lstm, self.head = nn.Embedding(kinds, 32), nn.LSTM(32, width, batch_first=True), nn.Linear(width, kinds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.lstm(self.character(x))[0])
+        return logits
+
+
+class Gru(nn.Module):
+    """One GRU layer that answers with one number after the last vector."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(inputs, width, batch_first=True), nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.head(self.gru(x)[0][:, -1])
+        return answer
+
+
+class Block(nn.Module):
+    """Pre-norm causal attention and a GELU network of four times the width, without biases."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2, self.gelu = nn.LayerNorm(width), nn.LayerNorm(width), nn.GELU()
+        self.qkv, self.mix = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        n, length, width = h.shape
+        q, k, v = self.qkv(self.norm1(h)).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        attended = scaled_dot_product_attention(q, k, v, is_causal=True)
+        h = h + self.mix(attended.transpose(1, 2).reshape(n, length, width))
+        out: Tensor = h + self.down(self.gelu(self.up(self.norm2(h))))
+        return out
+
+
+class Gpt(nn.Module):
+    """GPT-2 on characters, its initial weights included, the head tied to the embedding; logits [batch, length, kinds]."""
+
+    def __init__(self, kinds: int, length: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.character, self.place = nn.Embedding(kinds, width), nn.Embedding(length, width)
+        self.blocks, self.norm = nn.Sequential(*(Block(width, heads) for _ in range(depth))), nn.LayerNorm(width)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if name.endswith(("mix.weight", "down.weight")) else 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.character(x) + self.place.weight[: x.shape[1]]
+        logits: Tensor = self.norm(self.blocks(h)) @ self.character.weight.T
+        return logits
+
+
+def lstm(seed: int, _: Data | None) -> Problem:
+    """Characters, 64 at a time, by an LSTM of width 64."""
+    return on_characters(lambda kinds: Lstm(kinds, 64), 64, 16, seed)
+
+
+def gpt(seed: int, _: Data | None) -> Problem:
+    """Characters, 32 at a time, by two blocks of width 48."""
+    return on_characters(lambda kinds: Gpt(kinds, 32, 48, 2, 4), 32, 8, seed)
+
+
+def gpt_groups(seed: int, _: Data | None) -> Problem:
+    """Characters, 32 at a time, by three blocks of width 32."""
+    return on_characters(lambda kinds: Gpt(kinds, 32, 32, 3, 2), 32, 16, seed)
+
+
+def gpt_long(seed: int, _: Data | None) -> Problem:
+    """Characters, 16 at a time, by one block of width 24."""
+    return on_characters(lambda kinds: Gpt(kinds, 16, 24, 1, 2), 16, 8, seed)
+
+
+def adding(n: int, length: int, seed: int) -> Split:
+    """Numbers from [0, 1], of which one in each half is marked, [n, length, 2], and the sum of the marked two, [n, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers, marks = torch.rand(n, length, generator=generator), torch.zeros(n, length)
+    for half in (0, length // 2):
+        marks.scatter_(1, half + torch.randint(length // 2, (n, 1), generator=generator), 1.0)
+    return torch.stack([numbers, marks], 2), (numbers * marks).sum(1, keepdim=True)
+
+
+def gru(seed: int, _: Data | None) -> Problem:
+    """The adding problem of Hochreiter and Schmidhuber with 16 numbers, by a GRU of width 32; the loss of a constant is 1/6."""
+    return supervised(seeded(lambda: Gru(2, 32), seed), mse_loss, adding(10_000, 16, 0), adding(2000, 16, 1), 64, seed)
+
+
+WORKLOADS = {
+    "lstm": Workload("Characters, LSTM", "sequence", 300, lstm, ("adam", "sgdn"), judged=True),
+    "gpt": Workload("Characters, transformer", "sequence", 400, gpt, ("adamw",), weight_decay=0.1, one_group=True),
+    "gpt-groups": Workload("Characters, transformer, groups", "sequence", 300, gpt_groups, ("adamw",), judged=True, weight_decay=0.1),
+    "gpt-long": Workload("Characters, transformer, long", "sequence", 5000, gpt_long, ("adamw",), judged=True),
+    "gru": Workload("Adding problem, GRU", "sequence", 500, gru),
+}
