@@ -91,7 +91,7 @@ def turns(pairs: list[tuple[Callable[[], None], Callable[[], None]]], repeats: i
 def together(data: Data, model: str, hidden: int, steps: int, repeats: int) -> list[float]:
     """Time of 36 runs one after the other over that of one ensemble of them."""
     configs = cells(model, hidden)
-    ensemble = Ensemble(configs, data.train_x.shape[1:], data.classes, steps)
+    ensemble = Ensemble(configs, data.train_x.shape[1:], data.classes)
     singles = [Run(config, data) for config in configs]
     order = shuffled(len(data.train_y), 1, 0)
     batches = [order[i * 128 : (i + 1) * 128] for i in range(steps)]

@@ -14,7 +14,6 @@ from hypergradient.lab.train import Run, evaluate
 FAMILIES = {
     "sgd": [
         Config("digits", "logreg", "sgd", 0.1),
-        Config("digits", "logreg", "sgd", 0.1, schedule="cosine"),
         Config("digits", "logreg", "sgd-hd", 1e-3, 1e-3),
         Config("digits", "logreg", "sgd-hd", 0.1, 1e-2, weight_decay=0.1),
         Config("digits", "logreg", "sgd-hd", 0.01, 0.02, rule="multiplicative"),
@@ -32,7 +31,6 @@ FAMILIES = {
     ],
     "adam": [
         Config("digits", "logreg", "adam", 1e-2),
-        Config("digits", "logreg", "adam", 1e-2, schedule="cosine"),
         Config("digits", "logreg", "adam-hd", 1e-3, 1e-5),
         Config("digits", "logreg", "adam-hd", 1e-3, 1e-6, weight_decay=0.01),
         Config("digits", "logreg", "adam-hd", 1e-4, 0.02, rule="multiplicative"),
@@ -57,7 +55,7 @@ def test_ensemble_equals_single_runs(tmp_path, family: str, model: str, dtype, s
         data = load("digits")
         data = replace(data, train_x=data.train_x.to(dtype), valid_x=data.valid_x.to(dtype))
         configs = [replace(config, model=model, epochs=10, hidden=100) for config in FAMILIES[family]]
-        together = Ensemble(configs, data.train_x.shape[1:], data.classes, 120)
+        together = Ensemble(configs, data.train_x.shape[1:], data.classes)
         singles = [Run(config, data) for config in configs]
     finally:
         torch.set_default_dtype(default)
@@ -78,7 +76,7 @@ def test_ensemble_equals_single_runs(tmp_path, family: str, model: str, dtype, s
 
 def test_runs_that_leave_do_not_disturb_the_others() -> None:
     data = load("digits")
-    whole, parts = (Ensemble(FAMILIES["adam"], data.train_x.shape[1:], data.classes, 20) for _ in range(2))
+    whole, parts = (Ensemble(FAMILIES["adam"], data.train_x.shape[1:], data.classes) for _ in range(2))
     for t in range(20):
         if t == 10:
             parts.keep([0, 3, 5])

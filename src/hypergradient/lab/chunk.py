@@ -26,8 +26,8 @@ class Chunk:
 
     def __init__(self, configs: Sequence[Config], data: Data, state: dict[str, Any] | None = None) -> None:
         self.data, _ = split(configs[0], data)
-        self.batches, total = steps_of(configs[0], self.data)
-        self.ensemble = Ensemble(configs, self.data.train_x.shape[1:], self.data.classes, total)
+        self.batches, _ = steps_of(configs[0], self.data)
+        self.ensemble = Ensemble(configs, self.data.train_x.shape[1:], self.data.classes)
         self.histories = {config.name: History() for config in configs}
         self.ended: list[Saved] = []
         self.epoch = self.batch = self.steps = 0
@@ -95,16 +95,10 @@ class Chunk:
     def _leave(self, statuses: dict[int, str]) -> None:
         if not statuses:
             return
-        first = self.ensemble.runs[0]
-        finals: list[float] | list[None] = [None] * len(self.ensemble.runs)
-        if first.final and "finished" in statuses.values():
-            finals = self.ensemble.evaluate(self.data.train_x, self.data.train_y)[0]
         for i, status in statuses.items():
             config = self.ensemble.runs[i]
             history = self.histories.pop(config.name)
-            self.ended.append(
-                Saved(config, history, {}, summarise(config, history, status, self.ensemble.alphas[i], self.seconds, finals[i]))
-            )
+            self.ended.append(Saved(config, history, {}, summarise(config, history, status, self.ensemble.alphas[i], self.seconds)))
         self.ensemble.keep([i for i in range(len(self.ensemble.runs)) if i not in statuses])
 
     def _saved(self) -> Save:

@@ -350,39 +350,36 @@ def sweep(
 
 @app.command()
 def compare(
+    workload: Annotated[
+        str | None, typer.Option(help="Some of them, with commas: digits, gpt, drift ...", show_default="all; four with --quick")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Those of some families, with commas: image, games ...", show_default="all")] = None,
+    judged: Annotated[
+        bool | None,
+        typer.Option("--judged/--made", help="Those that judge the rule, or those that it was made on.", show_default="both"),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Four workloads without files, one seed, fewer given lr: under three minutes.")
+    ] = False,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds, from 1; losses are medians.", show_default="3; 1 with --quick")] = None,
     data: Annotated[
         str | None,
         typer.Option(help="mnist=FOLDER,cifar10=FOLDER", show_default="ylecun/mnist, uoft-cs/cifar10"),
     ] = None,
-    workload: Annotated[str | None, typer.Option(help="Some of them, with commas: digits, logreg, text ...", show_default="all")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds, from 1; losses are medians.", show_default="3; 1 with --quick")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One seed, half the grid, three workloads without files: two minutes.")] = False,
-    device: Device = "cpu",
-    engine: Engine = "auto",
-    address: Address = None,
+    processes: Annotated[
+        int | None, typer.Option(help="How many runs are made at once, each on one core.", show_default="the number of CPUs")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder of report, figures, tables and runs.")] = Path("runs/compare"),
     as_json: Json = False,
 ) -> None:
-    """AdamHD and SGDHD without a learning rate, beside tuned ones, cosine decay, Prodigy, D-Adaptation, DoG, Mechanic, Schedule-Free."""
-    from . import compare as room
-    from .experiment import run_experiment
+    """Without a learning rate, on fifty workloads: beside tuned Adam, AdamW and SGD, with cosine decay too, Prodigy, DoG and others."""
+    from .compare import command as room
 
     seeds = (1 if quick else 3) if seeds is None else seeds
-    at_least_1(seeds=seeds)
-    works, places = room.chosen(workload, quick), room.data_of(data)
-    configs = [config for own in works.values() for config in room.configs_of(own, places, seeds, quick, device)]
-    run_experiment(
-        "compare",
-        configs,
-        room.write,
-        output,
-        engine,
-        address,
-        False,
-        as_json,
-        say=lambda configs, summaries: room.say(room.rows(room.results_of(configs, summaries), {})),
-        measure=lambda folder, loaded: room.write_costs(folder, configs, loaded),
-    )
+    processes = os.cpu_count() or 1 if processes is None else processes
+    at_least_1(seeds=seeds, processes=processes)
+    names, places = room.chosen(workload, family, judged, quick), room.places_of(data)
+    room.compare(names, places, seeds, quick, processes, output, as_json)
 
 
 @app.command()

@@ -24,6 +24,9 @@ PEERS = {
     "dog": "DoG",
     "mechanic": "Mechanic",
     "schedule-free-adamw": "Schedule-Free AdamW",
+    "prodigy-plus": "Prodigy+Schedule-Free",
+    "momo": "MoMo-Adam",
+    "dowg": "DoWG",
 }
 MODEL_TITLES = {
     "logreg": "Logistic regression",
@@ -57,7 +60,6 @@ ADAPTABLE = {
     "adam-hd": ("beta1", "beta2", "eps", "weight_decay"),
 }
 
-SCHEDULES = ("constant", "cosine")
 HYPERGRAD_DATA = ("train", "validation")
 
 
@@ -88,8 +90,6 @@ class Config:
         iterations: stop after so many steps, with status "cap"; None for no cap.
         threshold: stop when the loss of a minibatch reaches it, with status "reached", and do not validate; None for none.
         hidden: width of mlp's two hidden layers.
-        schedule: of an optimizer that does not adapt: ``constant``, or ``cosine``, α_t = α_0 (1 + cos(π t/T)) / 2.
-        final: evaluate on the whole training set too, once, at the end.
         height: levels of adaptation of the -hd optimizers, from 1 to HIGHEST: 2 adapts β too, 3 the β of that, and so on.
         level: the rule of the levels above the first: ``additive`` or ``multiplicative``.
         level_lr: β >= 0 of each level above the first; None takes the first's for ``additive``, 0.02 for ``multiplicative``, and stays
@@ -119,8 +119,6 @@ class Config:
     iterations: int | None = None
     threshold: float | None = None
     hidden: int = 1000
-    schedule: str = "constant"
-    final: bool = False
     height: int = 1
     level: str = "additive"
     level_lr: float | None = None
@@ -132,11 +130,8 @@ class Config:
             choose("model", self.model, [*MODEL_TITLES, "package.module:factory"])
         choose("optimizer", self.optimizer, TITLES | PEERS)
         choose("rule", self.rule, RULES)
-        choose("schedule", self.schedule, SCHEDULES)
         choose("level", self.level, LEVELS)
         choose("hypergrad-data", self.hypergrad_data, HYPERGRAD_DATA)
-        if self.schedule != "constant" and (self.adapts or self.optimizer in PEERS):
-            raise LabError(f"--schedule {self.schedule} has no meaning for {self.optimizer}, which finds its learning rates: leave it out")
         if self.hypergrad_lr is None:
             beta = TuningFree.beta if self.tuning_free else HYPERGRAD_LR.get(self.optimizer)
             object.__setattr__(self, "hypergrad_lr", beta)
@@ -191,7 +186,7 @@ class Config:
     @property
     def averages(self) -> bool:
         """Whether the optimizer has an average of its iterates, which is evaluated (``opt.eval()``)."""
-        return self.tuning_free or self.optimizer in ("dog", "schedule-free-adamw")
+        return self.tuning_free or self.optimizer in ("dog", "schedule-free-adamw", "prodigy-plus")
 
     @property
     def family(self) -> str:
@@ -216,10 +211,6 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    def lr_at(self, step: int, steps: int) -> float:
-        """The learning rate of a step, from 0, of ``steps``, where the optimizer does not adapt it."""
-        return self.lr * (1 + math.cos(math.pi * step / steps)) / 2 if self.schedule == "cosine" else self.lr
 
     @property
     def adapted(self) -> dict[str, Level]:

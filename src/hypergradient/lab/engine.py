@@ -32,8 +32,7 @@ class StoppedError(Exception):
 @dataclass(frozen=True)
 class Summary:
     """How a run ended: "finished" its epochs, "reached" its threshold, met its "cap" of iterations, or "diverged", where a minibatch
-    loss or a gradient was not finite. Losses are of the last whole epoch, but for ``final_train_loss``: that of the whole training set
-    in evaluation mode at the end, where the run is to find it out."""
+    loss or a gradient was not finite. Losses are of the last whole epoch."""
 
     model: str
     optimizer: str
@@ -45,7 +44,6 @@ class Summary:
     valid_loss: float | None
     valid_accuracy: float | None
     seconds: float
-    final_train_loss: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,13 +81,13 @@ class Save:
     best: float
 
 
-def summarise(config: Config, history: History, status: str, alpha: float, seconds: float, final: float | None) -> Summary:
-    """A run's summary from its history, and its final training loss."""
+def summarise(config: Config, history: History, status: str, alpha: float, seconds: float) -> Summary:
+    """A run's summary from its history."""
     train_loss, valid_loss, accuracy = (
         history.epochs[name][-1] if history.epochs[name] else None for name in ("train_loss", "valid_loss", "valid_accuracy")
     )
     counts = len(history.iterations["loss"]), len(history.epochs["epoch"])
-    return Summary(config.model, config.optimizer, status, *counts, alpha, train_loss, valid_loss, accuracy, round(seconds, 3), final)
+    return Summary(config.model, config.optimizer, status, *counts, alpha, train_loss, valid_loss, accuracy, round(seconds, 3))
 
 
 def ending(config: Config, iteration: int, loss: float, skipped: bool) -> str | None:

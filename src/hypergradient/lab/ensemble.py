@@ -46,13 +46,12 @@ def stackable(config: Config, data: Data) -> bool:
 
 
 class Ensemble:
-    """R runs of ``total`` steps. ``runs`` are their configurations, and shrink as runs leave."""
+    """R runs. ``runs`` are their configurations, and shrink as runs leave."""
 
-    def __init__(self, configs: Sequence[Config], shape: Sequence[int], classes: int, total: int) -> None:
+    def __init__(self, configs: Sequence[Config], shape: Sequence[int], classes: int) -> None:
         first = configs[0]
         assert all(getattr(config, name) == getattr(first, name) for config in configs for name in SHARED)
         self.runs = list(configs)
-        self.total = total
         self.alphas = [config.lr for config in configs]
         self.rules: list[Rule] = [config.make_rule() if config.adapts else Additive(0.0) for config in configs]
         self.betas = [rule.first_beta for rule in self.rules]
@@ -114,10 +113,8 @@ class Ensemble:
         with torch.no_grad():
             gx, gg, xx = self._products()
             h = [-x for x in gx]
-            for i, config in enumerate(self.runs):
+            for i in range(len(self.runs)):
                 self.skipped[i] = not math.isfinite(h[i])
-                if not config.adapts:
-                    self.alphas[i] = config.lr_at(self.steps, self.total)
             adapting = {i: rule for i, rule in enumerate(self.rules) if self.runs[i].adapts}
             for runs in alike(adapting):
                 self._move(runs, {"gx": [gx[i] for i in runs], "gg": [gg[i] for i in runs], "xx": [xx[i] for i in runs]})

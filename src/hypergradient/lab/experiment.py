@@ -1,13 +1,13 @@
 """What the commands of many runs have in common: load the data, run what is missing, write figures, tables and report, tell how it went."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
 from rich.table import Table
 
 from .config import Config
-from .data import Data, load
+from .data import load
 from .engine import StoppedError, Summary, flush_denormals
 from .report import write as write_report
 from .store import Folder
@@ -28,12 +28,8 @@ def run_experiment(
     tensorboard: bool,
     as_json: bool,
     say: Callable[[Sequence[Config], Sequence[Summary]], str | Table] | None = None,
-    measure: Callable[[Folder, Mapping[str, Data]], object] | None = None,
 ) -> None:
-    """Run what is missing, write figures, tables and report, and tell how it went: in ``say``'s words, or with a table of all runs.
-
-    ``measure`` is called with the folder and the data by name, when all runs have ended.
-    """
+    """Run what is missing, write figures, tables and report, and tell how it went: in ``say``'s words, or with a table of all runs."""
     flush_denormals()
     check_engine(engine, address)
     folder = Folder(output)
@@ -68,8 +64,5 @@ def run_experiment(
         note("hypergradient: stopped; what was done is saved, and the same command goes on from there")
         raise typer.Exit(130) from None
     summaries = [ended[config] for config in configs]
-    if measure:
-        with notes.status("Measuring a step of each"):
-            measure(folder, {data: found for (data, _), found in loaded.items()})
     files = [write_report(output), *write(folder, configs, summaries), output / "experiment.json"]
     tell(configs, summaries, files, as_json, say and say(configs, summaries))

@@ -9,11 +9,16 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from . import compare, heatmap, plots, tower
-from .config import HYPERGRAD_LR, LEVELS, PEERS, TITLES
+from . import heatmap, plots, tower
+from .compare import plots as compare_plots
+from .compare.runs import Result
+from .compare.table import BASES, SETS, Row, over_lr
+from .compare.table import TITLES as METHODS
+from .config import HYPERGRAD_LR, LEVELS, TITLES
 from .curves import STYLES
 from .grid import LEVELLED
 from .stored import TELLING, Run, finite, series, shown, subject, varied
+from .workloads import WORKLOADS
 
 #: What is drawn at most: iterations of a run, evenly spread over a logarithmic axis, and runs.
 POINTS, RUNS = 300, 200
@@ -85,63 +90,52 @@ def curve_figures(kind: str, runs: Sequence[Run], chips: Sequence[Sequence[Chip]
     return figures
 
 
-#: The dashes of the kinds of ``compare.over_lr`` that are lines; "given" is marks.
+#: The dashes of the methods of ``table.over_lr`` that are lines; "given" is marks.
 LINES = {"constant": "dash", "cosine": "dot", "ours": "solid"}
 
 
-def compare_figures(runs: Sequence[Run], table: Sequence[compare.Row]) -> tuple[list[dict[str, Any]], str]:
-    """What the page draws: ρ of each method, and for each workload final losses over the learning rate and α over time; the legend."""
-    bases = {base: Chip(title, plots.COLOURS[base], "solid") for base, title in compare.BASES.items()}
-    kinds = {kind: Chip(compare.LABELS[kind], "currentColor", dash) for kind, dash in LINES.items()}
-    legend = "".join(chip.html(i) for i, row in enumerate((bases, kinds)) for chip in row.values())
-    methods = [mean.method for mean, _ in sorted(compare.overall(table), key=lambda line: line[0].rho_valid)]
-    works = list(dict.fromkeys(row.workload for row in table))
-    dots = []
-    for i, work in enumerate(works):
-        own = {row.method: row for row in table if row.workload == work}
-        named = [method for method in methods if method in own and not method.endswith("constant")]
-        own_rho: dict[str, Any] = {
-            name: [compare.inside(getattr(own[method], name)) for method in named] for name in ("rho_train", "rho_valid")
-        }
-        colour = viridis(0.95 * i / max(1, len(works) - 1))
-        dots.append(drawn(work, [], colour, "solid", True, {"method": named} | own_rho))
+def compare_figures(results: Sequence[Result], rows: Sequence[Row]) -> tuple[list[dict[str, Any]], str]:
+    """What the page draws: ρ of each method, and for each workload final losses over the learning rate; the legend."""
+    bases = {base: Chip(title, plots.COLOURS[base], "solid") for base, title in BASES.items()}
+    kinds = {method: Chip(METHODS[method], "currentColor", dash) for method, dash in LINES.items()}
+    legend = "".join(chip.html(i) for i, own in enumerate((bases, kinds)) for chip in own.values())
     panels = [("ρ, training loss", "rho_train"), ("ρ, validation loss", "rho_valid")]
-    found = [
-        {"title": "Final loss over that of the best constant learning rate", "x": "method", "panels": panels, "runs": dots, "whole": True}
-    ]
-    ended = compared(runs)
-    for work in works:
+    title = "Final loss over that of the best constant learning rate"
+    found = [{"title": title, "x": "method", "panels": panels, "runs": rho_dots(rows), "whole": True}]
+    panels = [("Final training loss", "train"), ("Final validation loss", "valid")]
+    for work in dict.fromkeys(row.workload for row in rows):
         lines = []
-        for curve in compare.over_lr([result for _, result in ended if result.workload == work]):
-            dash = LINES.get(curve.kind)
-            labels = [bases[curve.base].label, kinds[curve.kind if dash else "ours"].label]
+        for curve in over_lr([x for x in results if x.job.workload == work]):
+            dash = LINES.get(curve.method)
+            labels = [bases[curve.base].label, kinds[curve.method if dash else "ours"].label]
             losses = {name: [finite(y) for y in getattr(curve, name)] for name in ("train", "valid")}
-            text = escape(f"{bases[curve.base].label}, {compare.LABELS[curve.kind]}", quote=False)
+            text = f"{bases[curve.base].label}, {METHODS[curve.method]}"
             lines.append(drawn(text, labels, bases[curve.base].colour, dash or "solid", not dash, {"learning rate": curve.lr} | losses))
-        panels = [("Final training loss", "train"), ("Final validation loss", "valid")]
-        found.append({"title": f"{work}: loss over the learning rate", "x": "learning rate", "panels": panels, "runs": lines})
-        lines = []
-        for run, result in ended:
-            if result.workload == work and result.kind == "ours" and run.path:
-                look = bases[result.base]
-                steps = series(run.path, "history", ["iteration", "alpha"], POINTS)
-                text = f"{look.label}<br>seed = {result.seed}"
-                lines.append(drawn(text, [look.label, kinds["ours"].label], look.colour, "solid", False, steps))
-        panels = [("Learning rate α, without lr", "alpha")]
-        found.append({"title": f"{work}: α over time", "x": "iteration", "panels": panels, "runs": lines})
+        found.append({"title": WORKLOADS[work].title, "x": "learning rate", "panels": panels, "runs": lines})
     return found, legend
+
+
+def rho_dots(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A dot for each method of each pair of workload and base, coloured by the set that the workload is of."""
+    methods = compare_plots.ranked(rows)[::-1]
+    dots = []
+    for pair in dict.fromkeys(row.pair for row in rows):
+        own = {row.method: row for row in rows if row.pair == pair}
+        named = [method for method in methods if method in own]
+        values: dict[str, Any] = {
+            name: [compare_plots.inside(getattr(own[method], name)) for method in named] for name in ("rho_train", "rho_valid")
+        }
+        judged = WORKLOADS[pair[0]].judged
+        text = f"{WORKLOADS[pair[0]].title}, {BASES[pair[1]]}, {SETS[judged].lower()}"
+        values["method"] = [METHODS[method] for method in named]
+        dots.append(drawn(text, [], compare_plots.LOOKS[judged][0], "solid", True, values))
+    return dots
 
 
 def drawn(text: str, labels: list[str], colour: str, dash: str, marks: bool, values: Mapping[str, Any]) -> dict[str, Any]:
     """A line or marks, as the page's script takes them."""
     look = {"colour": colour, "dash": dash, "bold": True, "marks": marks, "diverged": False}
     return {"text": text, "labels": labels, "values": values} | look
-
-
-def compared(runs: Sequence[Run]) -> list[tuple[Run, compare.Result]]:
-    """The runs that have ended, with their results; those whose options ``compare`` does not know are left out."""
-    known = [run for run in runs if run.summary and run.optimizer in TITLES | PEERS and finite(run.options["lr"]) is not None]
-    return [(run, compare.result(run.options, run.summary)) for run in known if isinstance(run.options["seed"], int)]
 
 
 class Pen:

@@ -15,7 +15,13 @@ MODULES = {
     "dog": "dog",
     "mechanic": "mechanic_pytorch",
     "schedule-free-adamw": "schedulefree",
+    "prodigy-plus": "prodigyplus",
+    "momo": "momo",
+    "dowg": "dowg",
 }
+
+#: Those whose step is made from the loss too.
+NEED_LOSS = ("momo", "dowg")
 
 
 def check_peer(name: str) -> None:
@@ -24,54 +30,74 @@ def check_peer(name: str) -> None:
         raise LabError(f"--optimizer {name} needs the package {MODULES[name]}: pip install 'hypergradient[peers]'")
 
 
-def make_peer(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_peer(
+    name: str, model: nn.Module, lr: float, weight_decay: float, groups: list[dict[str, Any]] | None = None
+) -> torch.optim.Optimizer:
     """The peer over the model's parameters.
 
     Args:
         name: one of config.PEERS.
         model: DoG averages the whole of it.
         lr: 0 for the package's default.
-        weight_decay: as the package takes it.
+        weight_decay: as the package takes it; as AdamW's where there is a choice and ``groups`` are given. DoWG has none.
+        groups: param groups; None for all parameters.
 
     Raises:
         LabError: its package is missing.
     """
     check_peer(name)
+    params: Any = groups or model.parameters()
     options: dict[str, Any] = {"weight_decay": weight_decay} | ({"lr": lr} if lr else {})
-    optimizer: torch.optim.Optimizer
-    if name == "prodigy":
-        from prodigyopt import Prodigy
-
-        optimizer = Prodigy(model.parameters(), **options)
+    if name == "dog":
+        return averaged_dog(model, params, options)
+    if name == "mechanic":
+        options = {"lr": 1.0} | options
     elif name == "dadapt-adam":
-        from dadaptation import DAdaptAdam
-
-        optimizer = DAdaptAdam(model.parameters(), **options)
-    elif name == "dadapt-sgd":
-        from dadaptation import DAdaptSGD
-
-        optimizer = DAdaptSGD(model.parameters(), **options)
-    elif name == "mechanic":
-        from mechanic_pytorch import mechanize
-
-        optimizer = mechanize(torch.optim.AdamW)(model.parameters(), **({"lr": 1.0} | options))
-    elif name == "schedule-free-adamw":
-        from schedulefree import AdamWScheduleFree
-
-        optimizer = AdamWScheduleFree(model.parameters(), **options)
-        optimizer.train()  # type: ignore[attr-defined]
-    else:
-        optimizer = averaged_dog(model, options)
+        options["decouple"] = groups is not None
+    optimizer: torch.optim.Optimizer = class_of(name)(params, **options)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
     return optimizer
 
 
-def averaged_dog(model: nn.Module, options: dict[str, Any]) -> torch.optim.Optimizer:
+def class_of(name: str) -> Any:
+    """What makes a peer, but for DoG. DoWG is the scalar one, as its paper's: the package's other never leaves its first step size."""
+    if name == "prodigy":
+        from prodigyopt import Prodigy as Found
+    elif name == "dadapt-adam":
+        from dadaptation import DAdaptAdam as Found
+    elif name == "dadapt-sgd":
+        from dadaptation import DAdaptSGD as Found
+    elif name == "mechanic":
+        from mechanic_pytorch import mechanize
+
+        return mechanize(torch.optim.AdamW)
+    elif name == "schedule-free-adamw":
+        from schedulefree import AdamWScheduleFree as Found
+    elif name == "prodigy-plus":
+        from prodigyplus import ProdigyPlusScheduleFree as Found
+    elif name == "momo":
+        from momo import MomoAdam as Found
+    else:
+        from dowg import ScalarDoWG as Found
+    return Found
+
+
+def step_of(name: str, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """A step of an optimizer by name, a peer or not, whose gradients are there."""
+    if name in NEED_LOSS:
+        optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
+    else:
+        optimizer.step()
+
+
+def averaged_dog(model: nn.Module, params: Any, options: dict[str, Any]) -> torch.optim.Optimizer:
     """DoG with the average of its package, without which it "must" not be used, behind the eval() and train() of Schedule-Free."""
     from dog import DoG, PolynomialDecayAverager
 
     class AveragedDoG(DoG):  # type: ignore[misc]
         def __init__(self) -> None:
-            super().__init__(model.parameters(), **options)
+            super().__init__(params, **options)
             self.averager = PolynomialDecayAverager(model)
             self.iterate: dict[str, torch.Tensor] | None = None
 

@@ -17,7 +17,7 @@ from .config import TITLES, Config
 from .store import Folder, History
 
 #: Okabe and Ito's palette, which colour-blind readers tell apart.
-COLOURS = {"sgd": "#E69F00", "sgdn": "#CC3311", "adam": "#0072B2"}
+COLOURS = {"sgd": "#E69F00", "sgdn": "#CC3311", "adam": "#0072B2", "adamw": "#009E73"}
 
 KINDS = ("png", "pdf", "svg")
 

@@ -16,10 +16,12 @@ from urllib.parse import quote
 
 from plotly.offline import get_plotlyjs
 
-from . import compare
-from .figures import POINTS, RUNS, chips_of, compare_figures, compared, curve_figures, heat_figures, tower_figures
+from .compare import table
+from .compare.runs import Result, results_of
+from .figures import POINTS, RUNS, chips_of, compare_figures, curve_figures, heat_figures, tower_figures
 from .store import DEFAULTS, Folder
 from .stored import Run, finite, named, read, shown, subject, varied
+from .workloads import WORKLOADS
 
 HEADINGS = {
     "demo": "Six optimizers from one learning rate",
@@ -53,11 +55,12 @@ colours are on a logarithmic scale, one for all panels. α₀ goes from left to 
 has no β. A red line goes round the cells where the hypergradient version needs more iterations than its baseline from the same α₀."""
 
 
-READ_COMPARE = """ρ is a method's final loss over the lowest that its base optimizer, Adam or SGD with Nesterov momentum, reaches with
-any constant learning rate of the grid, chosen with hindsight for each loss; below 1 it is better. ρ beyond 0.05 and 20 lies at the edge.
-Losses are medians over the seeds, in evaluation mode, once, at the end. Below, dashed lines are constant learning rates and dotted ones
-cosine decay from them; level lines are without a learning rate, and marks are the tuning-free rule from the learning rate at which they
-stand. Time is that of a training step over torch's Adam's, bytes those of the optimizer's state."""
+READ_COMPARE = """ρ is a method's final loss over the lowest that its base, Adam, AdamW or SGD with Nesterov momentum, reaches with any
+constant learning rate, ρ_cos over the lowest with cosine decay; both were chosen with hindsight for each loss. Below 1 is better; ρ
+beyond 0.05 and 20 lies at the edge. Grey dots are workloads that the rule was made on, blue ones judge it. Losses are medians over the
+seeds, taken once, at the end, in evaluation mode. Below, dashed lines are constant learning rates and dotted ones cosine decay from them;
+level lines are without a learning rate, and marks are from the learning rate at which they stand. Bytes are those of the optimizer's state
+per parameter."""
 
 READ_TOWER = """A number is the training loss of the last epoch, the median over the seeds; the colours are on a logarithmic scale, one for
 all panels. α₀ goes from left to right, β upwards. Height 0 does not adapt, and has no β; height 1 adapts α, height 2 its β too, and so on.
@@ -76,7 +79,8 @@ def write(root: Path) -> Path:
     Raises:
         LabError: the folder holds neither, a file in it is damaged or was written by a newer version, or the page cannot be written.
     """
-    page = render(*read(root), root)
+    about = Folder(root).read_json("experiment.json") or {}
+    page = render_compare(about, results_of(Folder(root))) if about.get("experiment") == "compare" else render(*read(root), root)
     Folder(root).write("report.html", lambda file: file.write_text(page, encoding="utf-8", errors="replace"))
     return root / "report.html"
 
@@ -103,19 +107,20 @@ def table_of(root: Path, runs: Sequence[Run]) -> str:
     return table_code(heads, lines)
 
 
-def compare_table(rows: Sequence[compare.Row]) -> str:
-    """The table of ``compare``: a line a workload and method."""
-    heads = [("workload", True), ("method", True)]
+def compare_table(rows: Sequence[table.Row]) -> str:
+    """The table of ``compare``: a line a workload, base and method."""
+    heads = [("workload", True), ("set", True), ("method", True)]
     heads += [(name, False) for name in ("training", "validation", "ρ training", "ρ validation", "ρ_cos training", "ρ_cos validation")]
-    heads += [
-        (name, False) for name in ("worst ρ training, lr given", "worst ρ validation, lr given", "time", "bytes a parameter", "failed")
-    ]
-    forms = ["", "", ".4g", ".4g", *[".3g"] * 8, "d"]
+    heads += [(name, False) for name in ("worst ρ training, lr given", "worst ρ validation, lr given", "bytes")] + [("failed", True)]
+    forms = [".4g", ".4g", *[".3g"] * 6, ".1f"]
     lines = []
     for row in rows:
-        values = [finite(value) if isinstance(value, float) else value for value in list(asdict(row).values())[:-1]]
-        codes = ["–" if value is None else escape(format(value, form)) for value, form in zip(values, forms, strict=True)]
-        lines.append("".join(td(value, code, text) for value, code, (_, text) in zip(values, codes, heads, strict=True)))
+        told = [WORKLOADS[row.workload].title, table.SETS[row.judged].lower(), table.title_of(row.method, row.base)]
+        numbers = [value if value is None else finite(value) for value in list(asdict(row).values())[3:12]]
+        cells = [td(text, escape(text), True) for text in told]
+        cells += [td(x, "–" if x is None else format(x, form), False) for x, form in zip(numbers, forms, strict=True)]
+        reason = table.reason(row)
+        lines.append("".join([*cells, td(reason or None, escape(reason) or "–", True)]))
     return table_code(heads, lines)
 
 
@@ -139,40 +144,59 @@ def aligned(text: bool) -> str:
 
 
 def render(kind: str, about: dict[str, Any], runs: Sequence[Run], root: Path) -> str:
-    """The page: report.html with its {{gaps}} filled."""
-    table = ""
+    """The page of an experiment or a run."""
     if kind == "heatmap":
         figures, legend = heat_figures(runs)
     elif kind == "tower":
         figures, legend = tower_figures(runs)
-    elif kind == "compare":
-        compared_rows = compare.rows((found for _, found in compared(runs)), compare.costs_of(Folder(root)))
-        (figures, legend), table = compare_figures(runs, compared_rows), compare_table(compared_rows)
     else:
         chips = chips_of(kind, runs)
         rows = [dict.fromkeys(own[i] for own in chips) for i in range(len(chips[0]))]
         figures, legend = curve_figures(kind, runs, chips), "".join(chip.html(i) for i, row in enumerate(rows) for chip in row)
-    code = json.dumps(figures, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":  # so that no text in it ends the element, or begins a comment
-        code = code.replace(character, f"\\u{ord(character):04x}")
     ended, diverged = sum(bool(run.summary) for run in runs), sum(run.status == "diverged" for run in runs)
     plural = " has" if len(runs) == 1 else "s have"
     seeds = dict.fromkeys(shown("seed", run.options["seed"]) for run in runs)
     alike = [runs[0].told(name) for name in DEFAULTS if name not in varied(runs) and runs[0].options[name] not in (None, "")]
-    facts = {"Versions": listed(about.get("versions")), "Machine": listed(about.get("machine")), "Seeds": ", ".join(seeds)}
     gaps = {
-        "kind": escape(kind),
-        "heading": escape(HEADINGS.get(kind, "Runs")),
         "subject": escape(subject(runs)),
         "state": f"{ended} of {len(runs)} run{plural} ended, {diverged or 'none'} diverged",
         "legend": legend,
+        "read": READ.get(kind, READ_CURVES + f" Drawn are the first {RUNS} runs." * (len(runs) > RUNS)),
+        "rows": "Runs",
+        "table": table_of(root, runs),
+    }
+    return filled(kind, about, figures, gaps, {"Seeds": ", ".join(seeds), "All runs": ", ".join(alike)})
+
+
+def render_compare(about: dict[str, Any], results: Sequence[Result]) -> str:
+    """The page of a comparison."""
+    rows = table.rows(results)
+    figures, legend = compare_figures(results, rows)
+    failed = sum(x.failed for x in results)
+    gaps = {
+        "subject": f"{len(dict.fromkeys(row.workload for row in rows))} workloads",
+        "state": f"{len(results):,} runs have ended, {failed or 'none'} diverged or failed",
+        "legend": legend,
+        "read": READ["compare"],
+        "rows": "Methods",
+        "table": compare_table(rows),
+    }
+    return filled("compare", about, figures, gaps, {"Seeds": ", ".join(map(str, sorted({x.job.seed for x in results})))})
+
+
+def filled(kind: str, about: dict[str, Any], figures: list[dict[str, Any]], gaps: dict[str, str], facts: dict[str, str]) -> str:
+    """The page: report.html with its {{gaps}} filled, all but those of ``gaps`` here."""
+    code = json.dumps(figures, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":  # so that no text in it ends the element, or begins a comment
+        code = code.replace(character, f"\\u{ord(character):04x}")
+    facts = {"Versions": listed(about.get("versions")), "Machine": listed(about.get("machine"))} | facts
+    gaps |= {
+        "kind": escape(kind),
+        "heading": escape(HEADINGS.get(kind, "Runs")),
         "wide": str(wide(kind, figures)),
         "figures": "".join(map(figure_code, figures)),
-        "read": READ.get(kind, READ_CURVES + f" Drawn are the first {RUNS} runs." * (len(runs) > RUNS)),
-        "rows": "Methods" if table else "Runs",
-        "table": table or table_of(root, runs),
         "command": escape(str(about.get("command"))),
-        "facts": "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in (facts | {"All runs": ", ".join(alike)}).items()),
+        "facts": "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items()),
         "data": code,
         "plotly": get_plotlyjs(),
         "nonce": hashlib.sha256(code.encode()).hexdigest(),

@@ -1,11 +1,12 @@
 """A run's folder: config.json, history.parquet, epochs.parquet, checkpoint.pt and, when the run has ended, status.json.
 
 An experiment's folder holds experiment.json, and its runs under runs/. Every file is written to the side and renamed into place, so a
-killed run leaves whole files. The histories are written before the checkpoint: what they hold beyond it is cut off on resuming, and
-computed again.
+killed run leaves whole files; runs.jsonl of a comparison grows by lines, of which a kill tears the last at most. The histories are written
+before the checkpoint: what they hold beyond it is cut off on resuming, and computed again.
 """
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -170,6 +171,36 @@ class Folder:
         self.check_experiment()
         about = {"format": FORMAT, "experiment": name, **provenance()}
         self.write_json("experiment.json", about | {"configurations": [config.as_dict() for config in configs]})
+
+    def append_json(self, name: str, value: Any) -> None:
+        """Add a line to a file of lines; what a kill has torn off one is cut off before.
+
+        Raises:
+            LabError: the file cannot be written.
+        """
+        line = json.dumps(value, allow_nan=False) + "\n"
+        try:
+            with (self.path / name).open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != b"\n":
+                        file.seek(0)
+                        file.truncate(file.read().rfind(b"\n") + 1)
+                file.write(line.encode())
+        except OSError as error:
+            raise LabError(f"cannot write {self.path / name} ({first_line(error)}): make room, or choose another --output") from None
+
+    def read_lines(self, name: str) -> list[Any]:
+        """What ``append_json`` wrote, but for a last line that was torn.
+
+        Raises:
+            LabError: the file cannot be read.
+        """
+        file = self.path / name
+        try:
+            return [json.loads(line) for line in file.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0].splitlines()]
+        except (OSError, ValueError) as error:
+            raise LabError(f"{file} cannot be read ({first_line(error)}): run hypergradient compare into another --output") from None
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, lambda file: file.write_text(json.dumps(value, indent=2) + "\n"))

@@ -31,6 +31,7 @@ from .engine import (
 )
 from .events import Events
 from .models import model_for
+from .peers import step_of
 from .store import Folder, History
 
 #: Batches that batch norm's statistics are made of, for an average.
@@ -151,8 +152,7 @@ class Run:
             checkpoint |= {"model": self.model.state_dict(), "optimizer": self.opt.state_dict()}
         summary = None
         if status is not None:
-            final = self.evaluate(self.data.train_x, self.data.train_y)[0] if self.config.final and status == "finished" else None
-            summary = summarise(self.config, self.history, status, self.alpha, self.seconds, final)
+            summary = summarise(self.config, self.history, status, self.alpha, self.seconds)
         save = Save([Saved(self.config, self.history, checkpoint, summary)], None, self.steps, self.best)
         self.steps = 0
         return save
@@ -171,12 +171,9 @@ class Run:
         self.opt.zero_grad()
         x, y = self.data.batch(indices)
         seed_step(self.config, self.iteration)
-        if self.config.schedule != "constant":
-            for group in self.opt.param_groups:
-                group["lr"] = self.config.lr_at(self.iteration, self.total)
         loss = loss_of(self.model(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.opt.step()
+        step_of(self.config.optimizer, self.opt, loss)
         self.batch += 1
         value = loss.item()
         self.steps, self.best = self.steps + 1, min(self.best, value)

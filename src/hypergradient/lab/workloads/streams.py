@@ -17,7 +17,7 @@ def blocks(seed: int, data: Data | None) -> Problem:
     """Five batches of two classes, then five of two others, until all ten were seen; then in another order."""
     assert data is not None
     model, generator = seeded(lambda: mlp(784, 64, 10), seed), torch.Generator().manual_seed(seed)
-    x, y, batches = data.train_x[:8000], data.train_y[:8000], []
+    x, y, batches = data.train_x[:8000], data.train_y[:8000], list[Tensor]()
     while len(batches) < STEPS["blocks"]:
         for pair in torch.randperm(10, generator=generator).view(5, 2):
             of_pair = torch.isin(y, pair).nonzero()[:, 0]

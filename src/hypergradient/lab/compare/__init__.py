@@ -1,0 +1,1 @@
+"""Without a learning rate, on every workload, beside tuned baselines and beside others who promise that."""

@@ -1,0 +1,125 @@
+"""The figures of ``compare`` for papers: ρ of each method, final loss over the learning rate, α over time."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .. import plots
+from ..workloads import WORKLOADS
+from .table import BASES, SETS, TITLES, OverLr, Row
+
+#: ρ beyond these ends lies at the edge of the figures.
+ENDS = (0.05, 20.0)
+
+#: How the methods of ``over_lr`` are drawn: a line, or marks alone.
+STYLES: dict[str, dict[str, Any]] = {
+    "constant": {"linestyle": plots.DASHED},
+    "cosine": {"linestyle": plots.DOTTED},
+    "ours": {"linestyle": plots.SOLID},
+    "given": {"linestyle": "none", "marker": "o", "markersize": 4},
+}
+
+#: The sets of workloads: colour, and how far above or below the method's place.
+LOOKS = {False: ("#999999", -0.15), True: ("#0072B2", 0.15)}
+
+#: Workloads side by side.
+COLUMNS = 6
+
+
+def inside(value: float) -> float:
+    return min(max(value, ENDS[0]), ENDS[1])
+
+
+def ranked(table: Sequence[Row]) -> list[str]:
+    """The methods but for the tuned constant, the one with the highest median validation ρ first."""
+    names = [method for method in dict.fromkeys(row.method for row in table) if method != "constant"]
+    return sorted(names, key=lambda method: -statistics.median(row.rho_valid for row in table if row.method == method))
+
+
+def rho(table: Sequence[Row]) -> Figure:
+    """Methods from top to bottom by their median on validation; each workload and base a dot, medians of a set as bars."""
+    methods = ranked(table)
+    figure = Figure(figsize=(12, 0.4 * len(methods) + 1.8), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, title, name in zip(axes, ("training loss", "validation loss"), ("rho_train", "rho_valid"), strict=True):
+        axis.set_xscale("log")
+        axis.set_xlim(ENDS[0] / 1.15, ENDS[1] * 1.15)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set_xlabel(f"ρ, {title}")
+        axis.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        for judged, (colour, above) in LOOKS.items():
+            for y, method in enumerate(methods):
+                own = [inside(getattr(row, name)) for row in table if row.method == method and row.judged == judged]
+                if own:
+                    axis.plot(own, [y + above] * len(own), "o", color=colour, markersize=4, alpha=0.5, clip_on=False)
+                    axis.plot([statistics.median(own)] * 2, [y + above - 0.18, y + above + 0.18], color=colour, linewidth=3)
+    axes[0].set_yticks(range(len(methods)), [TITLES[method] for method in methods])
+    for text in axes[0].get_yticklabels():
+        text.set_fontweight("bold" if text.get_text().startswith("HD") else "normal")
+    figure.legend(
+        [Line2D([], [], color=colour, marker="o") for colour, _ in LOOKS.values()], SETS.values(), loc="outside lower center", ncols=2
+    )
+    return figure
+
+
+def loss_over_lr(works: Mapping[str, Sequence[OverLr]]) -> Figure:
+    """Final training loss above final validation loss of each workload, over the learning rate."""
+    figure, places = grid(len(works), 2)
+    for (work, curves), place in zip(works.items(), places, strict=True):
+        for axis, name, label in zip(place, ("train", "valid"), ("training", "validation"), strict=True):
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            finite = [y for curve in curves if curve.method != "constant" for y in getattr(curve, name) if math.isfinite(y) and y > 0]
+            if finite:
+                axis.set_ylim(min(finite) / 1.2, min(max(finite), 1e4 * min(finite)) * 1.2)
+            for curve in curves:
+                axis.plot(curve.lr, getattr(curve, name), color=plots.COLOURS[curve.base], linewidth=1.5, **STYLES[curve.method])
+            plots.fix_ticks(axis)
+            axis.grid(alpha=0.3)
+            axis.set_ylabel(f"{label} loss")
+        place[0].set_title(WORKLOADS[work].title, fontsize=10)
+        place[1].set_xlabel("learning rate")
+    legend(figure, {TITLES[method]: Line2D([], [], color="black", **look) for method, look in STYLES.items()})
+    return figure
+
+
+def alpha_over_time(works: Mapping[str, Sequence[tuple[str, list[int], list[float]]]]) -> Figure:
+    """A panel a workload: the learning rates of the runs without lr, a line a seed."""
+    figure, places = grid(len(works), 1)
+    for (axis,), (work, runs) in zip(places, works.items(), strict=True):
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        for base, steps, alpha in runs:
+            axis.plot(steps, alpha, color=plots.COLOURS[base], linewidth=1, alpha=0.7)
+        plots.fix_ticks(axis)
+        axis.grid(alpha=0.3)
+        axis.set_title(WORKLOADS[work].title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.set_ylabel("learning rate α")
+    legend(figure, {})
+    return figure
+
+
+def grid(works: int, panels: int) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with so many panels for each workload, one below the other, COLUMNS workloads side by side; the panels of each."""
+    columns = max(1, min(COLUMNS, works))
+    blocks = max(1, math.ceil(works / columns))
+    figure = Figure(figsize=(2.8 * columns + 0.6, 2.2 * panels * blocks + 0.6), layout="constrained")
+    axes = figure.subplots(panels * blocks, columns, squeeze=False)
+    places = [[axes[panels * (i // columns) + row, i % columns] for row in range(panels)] for i in range(blocks * columns)]
+    for axis in (axis for place in places[works:] for axis in place):
+        axis.remove()
+    return figure, places[:works]
+
+
+def legend(figure: Figure, styles: Mapping[str, Line2D]) -> None:
+    colours = {title: Line2D([], [], color=plots.COLOURS[base], linewidth=3) for base, title in BASES.items()}
+    named = colours | dict(styles)
+    figure.legend([*named.values()], [*named], loc="outside lower center", ncols=4)
