@@ -2,30 +2,33 @@
 
     python -m benchmarks.ablation --mnist ../shared/data/mnist --cifar10 ../shared/data/cifar10
 
-Trains the smaller workloads of ``hypergradient compare`` without a learning rate, with Adam and with SGD and Nesterov momentum, seed 1, and
-divides final losses by those of the whole rule. Writes docs/results/ablation.json and docs/images/ablation.png; a second start does
-what is missing.
+Trains the workloads of ``hypergradient compare`` that the rule was made on without a learning rate, seed 1, and divides final losses by
+those of the whole rule. Writes docs/results/ablation.json and docs/images/ablation.png; a second start does what is missing.
 """
 
 import argparse
 import json
 import math
+import statistics
 from pathlib import Path
-from threading import Event
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from hypergradient import TuningFree
-from hypergradient.lab import compare
-from hypergradient.lab.data import Data, load
+from hypergradient.lab import plots
+from hypergradient.lab.compare.command import data_files
+from hypergradient.lab.compare.runs import Job, attempt
+from hypergradient.lab.compare.table import BASES
 from hypergradient.lab.engine import flush_denormals
-from hypergradient.lab.train import Run, evaluate
+from hypergradient.lab.workloads import WORKLOADS
+from hypergradient.optimizer import HypergradientOptimizer
 
-#: What is changed: constants of the rule.
+#: What is changed: constants of the rule; for the second part, opt.eval().
 PARTS: dict[str, dict[str, Any]] = {
     "the whole rule": {},
     "the iterate is evaluated, not the average": {},
@@ -38,29 +41,32 @@ PARTS: dict[str, dict[str, Any]] = {
     "first step of 1e-4": {"FIRST": (1e-4, 0.03)},
     "first step of 1e-2": {"FIRST": (1e-2, 0.03)},
 }
-WORKLOADS = ("digits", "quadratic", "regression", "logreg", "mnist", "mnist-16", "mnist-1024", "cifar")
+MADE = [name for name, workload in WORKLOADS.items() if not workload.judged]
+
+#: By part, then by workload and base: final training and validation loss.
+Losses = dict[str, dict[str, list[float]]]
 
 
-def losses(name: str, base: str, part: str, place: str, data: Data) -> list[float]:
+def losses(name: str, base: str, part: str, data: Path | None) -> list[float]:
     """Final training and validation loss of one run."""
-    configs = compare.configs_of(compare.WORKLOADS[name], {compare.WORKLOADS[name].data: place}, 1, False, "cpu")
-    config = next(config for config in configs if config.optimizer == f"{base}-hd" and config.rule == "tuning-free" and config.lr == 0)
-    with patch.multiple(TuningFree, **PARTS[part]) if PARTS[part] else patch.dict({}):
-        run = Run(config, data)
-        *_, last = run.go(Event(), math.inf)
-    if part == "the iterate is evaluated, not the average":
-        return [evaluate(run.model, x, y)[0] for x, y in ((run.data.train_x, run.data.train_y), (run.data.valid_x, run.data.valid_y))]
-    summary = last.runs[0].summary
-    assert summary is not None
-    return [math.inf if x is None or math.isnan(x) else x for x in (summary.final_train_loss, summary.valid_loss)]
+    iterate = part == "the iterate is evaluated, not the average"
+    change = patch.object(HypergradientOptimizer, "eval", lambda _: None) if iterate else patch.dict({})
+    with patch.multiple(TuningFree, **PARTS[part]) if PARTS[part] else change:
+        found = attempt(Job(name, base, "ours", None, 1), data)
+    return [found.train, found.valid]
 
 
-def figure(results: dict[str, dict[str, list[float]]]) -> Figure:
-    """A row a part, a dot a workload and optimizer, the geometric mean as a bar; training loss, then validation loss."""
+def ratios(results: Losses, part: str, i: int) -> dict[str, float]:
+    """Losses over those of the whole rule, inside of what is drawn."""
+    whole = results["the whole rule"]
+    return {work: min(max(pair[i] / whole[work][i], 0.2), 10.0) for work, pair in results[part].items() if math.isfinite(whole[work][i])}
+
+
+def figure(results: Losses) -> Figure:
+    """A row a part, a dot a workload and base, the median as a bar; training loss, then validation loss."""
     fig = Figure(figsize=(12, 0.4 * len(PARTS) + 1.6), layout="constrained")
     axes = fig.subplots(1, 2, sharey=True)
-    parts = [*PARTS][1:]
-    works = [*results["the whole rule"]]
+    parts = [*PARTS][:0:-1]
     for i, (axis, loss) in enumerate(zip(axes, ("training loss", "validation loss"), strict=True)):
         axis.set_xscale("log")
         axis.set_xlim(0.18, 11)
@@ -69,26 +75,14 @@ def figure(results: dict[str, dict[str, list[float]]]) -> Figure:
         axis.axvline(1, color="black", linewidth=1)
         axis.grid(alpha=0.3)
         axis.set_xlabel(f"{loss}, over that of the whole rule")
-        for y, part in enumerate(reversed(parts)):
-            ratios = [results[part][work][i] / results["the whole rule"][work][i] for work in works]
-            for work, x in zip(works, ratios, strict=True):
-                name, base = work.split(" | ")
-                colour = colormaps["viridis"](0.95 * WORKLOADS.index(name) / (len(WORKLOADS) - 1))
-                label = compare.WORKLOADS[name].title if y == 0 and base == "adam" else None
-                inside = min(max(x, 0.2), 10)
-                axis.plot(
-                    inside, y + (0.12 if base == "adam" else -0.12), "o" if base == "adam" else "D", color=colour, markersize=5, label=label
-                )
-            mean = min(max(compare.geometric_mean(ratios), 0.2), 10)
-            axis.plot([mean, mean], [y - 0.38, y + 0.38], color="#CC3311", linewidth=2.5)
-    axes[0].set_yticks(range(len(parts)), list(reversed(parts)))
-    fig.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        fontsize=9,
-        title="Adam round, SGD with Nesterov momentum square",
-    )
+        for y, part in enumerate(parts):
+            own = ratios(results, part, i)
+            for work, x in own.items():
+                axis.plot(x, y, "o", color=plots.COLOURS[work.split(", ")[1]], markersize=4, alpha=0.6)
+            axis.plot([statistics.median(own.values())] * 2, [y - 0.38, y + 0.38], color="black", linewidth=2.5)
+    axes[0].set_yticks(range(len(parts)), parts)
+    marks = [Line2D([], [], color=plots.COLOURS[base], marker="o", linestyle="none") for base in BASES]
+    fig.legend(marks, BASES.values(), loc="outside lower center", ncols=3)
     return fig
 
 
@@ -101,21 +95,21 @@ def main() -> None:
     flush_denormals()
     torch.set_num_threads(1)
     file = options.output / "results" / "ablation.json"
-    results: dict[str, dict[str, list[float]]] = json.loads(file.read_text()) if file.exists() else {}
-    for name in WORKLOADS:
-        place = {"mnist": options.mnist, "cifar10": options.cifar10}.get(compare.WORKLOADS[name].data, compare.WORKLOADS[name].data)
-        data = load(place)
-        for part in PARTS:
-            for base in compare.BASES:
-                own, key = results.setdefault(part, {}), f"{name} | {base}"
-                if key not in own:
-                    own[key] = losses(name, base, part, place, data)
-                    file.write_text(json.dumps(results, indent=1) + "\n")
-                    print(part, key, *own[key], flush=True)
+    works = [(name, base) for name in MADE for base in WORKLOADS[name].bases]
+    before: Losses = json.loads(file.read_text()) if file.exists() else {}
+    results: Losses = {part: {f"{name}, {base}": [] for name, base in works} for part in PARTS}
+    with TemporaryDirectory() as side:
+        files = data_files(MADE, {"mnist": options.mnist, "cifar10": options.cifar10}, Path(side))
+        for name, base in works:
+            for part, own in results.items():
+                key = f"{name}, {base}"
+                own[key] = before.get(part, {}).get(key) or losses(name, base, part, files.get(WORKLOADS[name].data or ""))
+                known = {part: {key: pair for key, pair in own.items() if pair} for part, own in results.items()}
+                file.write_text(json.dumps(known, indent=1) + "\n")
+                print(part, key, *own[key], flush=True)
     figure(results).savefig(options.output / "images" / "ablation.png", dpi=130)
-    for part, own in results.items():
-        means = [compare.geometric_mean(own[work][i] / results["the whole rule"][work][i] for work in own) for i in (0, 1)]
-        print(f"{part}: {means[0]:.2f} / {means[1]:.2f}")
+    for part in PARTS:
+        print(f"{part}: {' / '.join(f'{statistics.median(ratios(results, part, i).values()):.2f}' for i in (0, 1))}")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,20 @@
 """The page of ``hypergradient compare`` in the docs, from the folders of one or more comparisons.
 
-    hypergradient compare --workload digits,quadratic,regression,logreg,mnist,mnist-16,mnist-1024,cifar \\
-        --data mnist=../shared/data/mnist,cifar10=../shared/data/cifar10
-    hypergradient compare --workload cifar-cnn,text,mnist-long --seeds 1 --output runs/compare-long \\
-        --data mnist=../shared/data/mnist,cifar10=../shared/data/cifar10
-    python -m benchmarks.compare runs/compare runs/compare-long
+    hypergradient compare --data mnist=../shared/data/mnist,cifar10=../shared/data/cifar10
+    python -m benchmarks.compare runs/compare
 
 Writes docs/results/compare.md, compare.csv and compare-rho.png, compare-lr.png, compare-alpha.png beside it.
 """
 
 import argparse
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from hypergradient.lab import compare, compare_plots
-from hypergradient.lab.figures import compared
-from hypergradient.lab.store import Folder, History
-from hypergradient.lab.stored import read
+from hypergradient.lab.compare import table
+from hypergradient.lab.compare.command import drawn
+from hypergradient.lab.compare.runs import Result, results_of
+from hypergradient.lab.store import Folder
 
 from .report import machine
 
@@ -27,44 +24,39 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="--output of a comparison")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="where page and figures are written")
     options = parser.parse_args()
-    ended = [(run, result) for folder in options.folders for run, result in compared(read(folder)[2])]
-    costs: dict[str, Any] = {}
-    for folder in options.folders:
-        costs |= compare.costs_of(Folder(folder))
-    table = compare.rows((result for _, result in ended), costs)
-    seeds: dict[str, int] = {}
-    curves, alphas = {}, {}
-    for work in dict.fromkeys(row.workload for row in table):
-        own = [(run, result) for run, result in ended if result.workload == work]
-        seeds[work] = len({result.seed for _, result in own})
-        curves[work] = compare.over_lr([result for _, result in own])
-        alphas[work] = [(result.base, history(run.path)) for run, result in own if result.kind == "ours" and run.path]
-    compare.write_tables(Folder(options.output), table)
-    figures = {"rho": compare_plots.rho(table), "lr": compare_plots.loss_over_lr(curves), "alpha": compare_plots.alpha_over_time(alphas)}
-    for name, figure in figures.items():
+    results = [*{found.job: found for folder in options.folders for found in results_of(Folder(folder))}.values()]
+    rows = table.rows(results)
+    (options.output / "compare.csv").write_text(table.comma_separated(rows))
+    for name, figure in drawn(results).items():
         figure.savefig(options.output / f"compare-{name}.png", dpi=110)
-    (options.output / "compare.md").write_text(page(table, seeds))
+    (options.output / "compare.md").write_text(page(results, rows))
 
 
-def history(path: Path) -> History:
-    return Folder(path).history()
-
-
-def page(table: list[compare.Row], seeds: dict[str, int]) -> str:
+def page(results: Sequence[Result], rows: Sequence[table.Row]) -> str:
     assert __doc__
     commands = textwrap.dedent(__doc__.split("\n\n")[1]).replace("\n", "\n    ")
-    once = ", ".join(work for work, n in seeds.items() if n == 1)
+    seeds = max(found.job.seed for found in results)
     return f"""# Without a learning rate, beside tuned ones and the optimizers of others
 
     {commands}
 
-Final loss on the whole training set / on validation, in evaluation mode, once, at the end; medians of the seeds 1 to {max(seeds.values())}
-{f"(seed 1 alone: {once})" if once else ""}. ρ is a loss over the lowest that the base optimizer, Adam or SGD with Nesterov
-momentum, reaches with a constant learning rate of {{1e-6, 3e-6, ..., 1}}, ρ_cos over the lowest with cosine decay to zero over the same
-grid; both are chosen with hindsight for each loss. Below 1 the run without a choice is better. "Worst ρ" is that of six runs of the
-tuning-free rule from lr = 1e-6, ..., 1e-1. Time is a training step's over that with torch's Adam, in turns, median; bytes are the
-optimizer's state per parameter. No weight decay. Others run with the defaults of their packages.
-[What the workloads are](../lab.md#hypergradient-compare). {machine()}
+{len(results):,} runs on {len({row.workload for row in rows})} workloads, in two sets: those that the rule was *made on*, and those that
+*judge* it, on which no part of it was chosen. [What the workloads are](../lab.md#hypergradient-compare). Final training / validation
+loss, once, at the end, in evaluation mode; medians of the seeds 1 to {seeds}.
+
+- **Tuned**: the base, torch's Adam, AdamW or SGD with Nesterov momentum of 0.9, with the best of learning rates that lie three a decade,
+  a constant one (ρ is over its loss) and one with 5 % warm-up and cosine decay to zero (ρ_cos). The best is found for each loss by itself:
+  with seed 1, on and on until it has worse ones on both sides, then with all seeds.
+- **HD**: `AdamHD`, `AdamWHD` or `SGDHD` without a learning rate; "budget known" with the same warm-up and cosine decay as a factor.
+  "Worst ρ, lr given" is that of runs from lr = 1e-6, ..., 1e-1, seed 1.
+- **Others** run with the defaults of their packages, once on a workload: those like SGD (D-Adaptation SGD, DoG, DoWG) beside SGD where
+  the workload has it, else beside Adam or AdamW; all others beside Adam or AdamW, and not on the workloads that have SGD alone. DoG is
+  averaged. Weight decay is the workload's beside AdamW, and 0 elsewhere.
+
+A line of a summary is over the pairs of workload and base on which the method ran: medians of ρ and ρ_cos, the geometric mean of the
+validation ρ_cos, the worst validation ρ, bytes of the optimizer's state per trained parameter, on how many pairs it failed (a run diverged
+or broke, or validation ρ > {table.FAILED}), and on how many of them HD without a learning rate ends below it, training / validation.
+{machine()}
 
 ![ρ of each method on each workload](compare-rho.png)
 
@@ -72,9 +64,7 @@ optimizer's state per parameter. No weight decay. Others run with the defaults o
 
 ![α over time without a learning rate, each workload](compare-alpha.png)
 
-## All workloads: geometric means
-
-{compare.page(table)}"""
+{table.page(rows)}"""
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -93,7 +94,7 @@ def compare(
     known = start(folder)
     for peer in {peer for name in names for base in WORKLOADS[name].bases for peer in peers_of(name, base)}:
         check_peer(peer)
-    missing = [name for name in names if any(advance(plan, known) for _, plan in plans([name], seeds, quick))]
+    missing = [name for name in names if any(advance(plan, known) for plan in plans([name], seeds, quick))]
     note(f"{len(names)} workloads, {len(missing)} with runs to make, into {output}")
     if missing:
         with TemporaryDirectory() as side:
@@ -103,7 +104,7 @@ def compare(
     if as_json:
         print(json.dumps({"rows": [finite(row) for row in table], "files": [str(file) for file in files]}, indent=2))
     else:
-        Console(width=None if notes.is_terminal else 140).print(say(table))
+        Console(width=None if sys.stdout.isatty() else 140).print(say(table))
         note("Results: " + "  ".join(str(file) for file in files))
 
 
@@ -116,18 +117,17 @@ def start(folder: Folder) -> dict[Job, Result]:
     about = folder.read_json("experiment.json")
     if about is not None and about.get("experiment") != "compare":
         raise LabError(f"{folder.path} holds an experiment of hypergradient {about.get('experiment')}: choose another --output")
-    known = {} if about is None else {x.job: x for x in results_of(folder)}
-    folder.write_json("experiment.json", {"format": FORMAT, "experiment": "compare", **provenance()})
     if about is None:
-        folder.write(RUNS, lambda file: file.touch())
+        folder.write(RUNS, lambda file: file.write_text(""))
+    known = {found.job: found for found in results_of(folder)}
+    folder.write_json("experiment.json", {"format": FORMAT, "experiment": "compare", **provenance()})
     return known
 
 
 def data_files(names: Iterable[str], places: Mapping[str, str], side: Path) -> dict[str, Path]:
     """The data that workloads need, the first IMAGES of it, in files that all processes map."""
     files = {}
-    for name in {WORKLOADS[name].data for name in names} - {None}:
-        assert name is not None
+    for name in sorted({WORKLOADS[name].data or "" for name in names} - {""}):
         with notes.status(f"Loading {places[name]}"):
             data = load(places[name])
             cut = {"train": IMAGES[0], "valid": IMAGES[1]}
@@ -148,7 +148,7 @@ def run(
     known: dict[Job, Result],
 ) -> None:
     """Make the missing runs of workloads, each written as soon as it has ended."""
-    own = [plan for _, plan in plans(names, seeds, quick)]
+    own = [*plans(names, seeds, quick)]
     before, workers = len(known), Workers(processes, files)
     try:
         with stop_signals() as stopped, progress() as bar:

@@ -63,12 +63,12 @@ def untuned(workload: str, base: str, seeds: int, given: Iterable[float]) -> Pla
     yield jobs + [Job(workload, base, "given", lr, 1) for lr in given]
 
 
-def plans(workloads: Iterable[str], seeds: int, quick: bool) -> Iterator[tuple[str, Plan]]:
-    """All of some workloads, each beside its workload's name."""
+def plans(workloads: Iterable[str], seeds: int, quick: bool) -> Iterator[Plan]:
+    """All of some workloads."""
     for name in workloads:
         for base in WORKLOADS[name].bases:
-            yield name, tuned(name, base, seeds)
-            yield name, untuned(name, base, seeds, QUICK_GIVEN if quick else GIVEN)
+            yield tuned(name, base, seeds)
+            yield untuned(name, base, seeds, QUICK_GIVEN if quick else GIVEN)
 
 
 def advance(plan: Plan, known: Mapping[Job, Result], answer: Mapping[Job, Result] | None = None) -> list[Job] | None:

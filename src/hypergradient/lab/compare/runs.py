@@ -108,7 +108,7 @@ def results_of(folder: Folder) -> list[Result]:
     """
     file = folder.path / RUNS
     if not file.exists():
-        raise LabError(f"{file} is missing, so an earlier version made this comparison: run hypergradient compare into another --output")
+        raise LabError(f"{file} is missing, as in comparisons of earlier versions: run hypergradient compare into another --output")
     try:
         found = [result(line) for line in folder.read_lines(RUNS)]
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, OverflowError):

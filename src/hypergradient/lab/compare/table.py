@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from ..config import PEERS
@@ -25,7 +26,7 @@ TITLES = {
     "constant": "tuned, constant",
     "cosine": "tuned, cosine",
     "ours": "HD, no lr",
-    "ours-cosine": "HD, no lr, budget known",
+    "ours-cosine": "HD, budget known",
     "given": "HD, lr given",
     **PEERS,
 }
@@ -194,14 +195,14 @@ def reason(row: Row) -> str:
 
 def failures(table: Sequence[Row], judged: bool) -> dict[str, list[str]]:
     """By method, the workloads of a set on which it failed, and why; ours from given learning rates too."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {TITLES[method]: [] for method in METHODS}
     for row in (row for row in table if row.judged == judged):
         place = f"{row.workload}, {BASES[row.base]}"
         if told := reason(row):
-            found.setdefault(TITLES[row.method], []).append(f"{place} ({told})")
+            found[TITLES[row.method]].append(f"{place} ({told})")
         if row.worst_valid is not None and row.worst_valid > FAILED:
-            found.setdefault(TITLES["given"], []).append(f"{place} (ρ = {number(row.worst_valid, '.2f')})")
-    return found
+            found[TITLES["given"]].append(f"{place} (ρ = {number(row.worst_valid, '.2f')})")
+    return {method: places for method, places in found.items() if places}
 
 
 @dataclass(frozen=True)
@@ -311,18 +312,18 @@ def comma_separated(table: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def say(table: Sequence[Row]) -> Table:
-    """What the command closes with: a line for each method over all pairs of a set."""
-    told = Table(
-        box=box.SIMPLE_HEAD, title="Medians of losses over those of the tuned base (ρ) and of its cosine (ρ_cos), training / validation"
-    )
-    told.add_column("set", no_wrap=True)
-    for name in HEADS:
-        told.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+def say(table: Sequence[Row]) -> Group:
+    """What the command closes with: for each set a line for each method over all pairs."""
+    tables = []
     for judged, title in SETS.items():
-        for i, line in enumerate(lines(table, judged)):
-            told.add_row("" if i else title, *cells(line))
-    return told
+        if found := lines(table, judged):
+            told = Table(box=box.SIMPLE_HEAD, title=f"{title}: median losses over the tuned base's (ρ) and its cosine's (ρ_cos)")
+            for name in HEADS:
+                told.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+            for line in found:
+                told.add_row(*cells(line))
+            tables.append(told)
+    return Group(*tables)
 
 
 def alphas(results: Iterable[Result]) -> Mapping[str, list[Any]]:

@@ -23,9 +23,7 @@ READY = "ready"
 
 
 def serve(link: Connection, do: Callable[..., Any]) -> None:
-    """A process: does what it is sent, on one thread, until the other end is closed. Ctrl-C is left to the parent, and what is printed
-    to nobody."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A process: does what it is sent, on one thread, until the other end is closed. What is printed meanwhile is for nobody."""
     torch.set_num_threads(1)
     flush_denormals()
     warnings.simplefilter("ignore")
@@ -96,7 +94,9 @@ class Workers:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=serve, args=(theirs, self.do), daemon=True)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is for the command alone
         process.start()
+        signal.signal(signal.SIGINT, before)
         theirs.close()
         self.processes[ours] = process
         return ours
