@@ -1,4 +1,4 @@
-"""What a power cut does to a command: its process is killed at random moments."""
+"""What a power cut does to a command: its process is killed at random moments; and a process that ends in the middle of its work."""
 
 import multiprocessing
 import os
@@ -6,6 +6,8 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+
+from hypergradient.lab.compare.runs import Job, Result
 
 
 def kill_often(run: Callable[[Path], None], path: Path, times: int) -> None:
@@ -18,3 +20,10 @@ def kill_often(run: Callable[[Path], None], path: Path, times: int) -> None:
         if child.exitcode is None:
             os.kill(child.pid or 0, signal.SIGKILL)
             child.join()
+
+
+def first_dies(job: Job, data: Path | None) -> Result:
+    """A run of ``compare``: seed 1 ends its process."""
+    if job.seed == 1:
+        os._exit(7)
+    return Result(job, 1.0, 2.0)

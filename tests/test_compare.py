@@ -1,255 +1,353 @@
-"""``compare``: what it adds to the lab, its table, and the command."""
+"""``compare``: workloads, the runs that are made, in what order, over which processes; the table, and the command."""
 
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from threading import Event
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hypergradient.lab import compare
-from hypergradient.lab.compare import Result, Workload
-from hypergradient.lab.config import PEERS, Config, LabError
-from hypergradient.lab.data import Data, load
-from hypergradient.lab.models import cnn_bn, make_model
+from hypergradient.lab.compare import table
+from hypergradient.lab.compare.command import chosen
+from hypergradient.lab.compare.plan import GRID, GUESS, bracket, drive, peers_of, plans, tuned
+from hypergradient.lab.compare.runs import METHODS, Job, Result, attempt, cosine, result, results_of
+from hypergradient.lab.compare.workers import Workers
+from hypergradient.lab.config import PEERS, LabError
+from hypergradient.lab.data import Data
+from hypergradient.lab.engine import StoppedError
+from hypergradient.lab.peers import MODULES
 from hypergradient.lab.store import Folder
-from hypergradient.lab.sweep import folder_of, sweep
-from hypergradient.lab.train import Run, evaluate, train
+from hypergradient.lab.workloads import FAMILIES, WORKLOADS, fine_tuning
+from kills import first_dies
 from test_cli import call
 
-SHORT = Config("digits", limit=256, epochs=2, batch_size=64, final=True, weight_decay=0.0)
-TINY = {"tiny": Workload("Tiny", "digits", {"model": "logreg", "limit": 64, "epochs": 2, "batch_size": 32})}
+JUDGED = """
+mnist resnet-bn cnn lstm gpt-groups gpt-long vae denoising raw poisson sine images-1000 cancer decay-0.3 decay-0 batch-1
+batch-1000 short-150 short-100 switch drift wrong-labels-conv frozen skip-gram reinforce adversarial
+"""
 
 
-def finish(config: Config, data: Data) -> Any:
-    *_, last = Run(config, data).go(Event(), math.inf)
-    return last.runs[0].summary
+def test_the_split_is_fixed() -> None:
+    assert [name for name, workload in WORKLOADS.items() if workload.judged] == JUDGED.split()
+    assert sorted(name for names in FAMILIES.values() for name in names) == sorted(WORKLOADS)
+    assert all({WORKLOADS[name].judged for name in names} == {True, False} for names in FAMILIES.values())
 
 
-def test_cosine_is_torchs() -> None:
-    data = load("digits")
-    run = Run(replace(SHORT, optimizer="adam", lr=0.01, hypergrad_lr=None, schedule="cosine"), data)
-    list(run.go(Event(), math.inf))
-    opt = torch.optim.Adam([nn.Parameter(torch.ones(1))], lr=0.01)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 8)
-    expected = []
-    for _ in range(8):
-        expected.append(opt.param_groups[0]["lr"])
+@pytest.fixture(scope="module")
+def noise() -> Iterator[dict[str | None, Data | None]]:
+    """Data sets in the shapes of MNIST and CIFAR-10; networks are not trained before they are tuned finely."""
+    draw = torch.Generator().manual_seed(0)
+    found: dict[str | None, Data | None] = {None: None}
+    for name, shape in (("mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))):
+        x, y = torch.randn(3500, *shape, generator=draw), torch.randint(10, (3500,), generator=draw)
+        found[name] = Data(x[:3000], y[:3000], x[3000:], y[3000:], 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_tuning, "pretrain", lambda problem, steps: None)
+        yield found
+    fine_tuning.pretrained.cache_clear()
+    fine_tuning.pretrained_transformer.cache_clear()
+
+
+def two_steps(name: str, seed: int, data: Data | None) -> list[float]:
+    """The losses of two steps, then those of the end, twice."""
+    torch.manual_seed(seed)
+    problem = WORKLOADS[name].make(seed, data)
+    opt = torch.optim.Adam(problem.model.parameters(), 1e-3)
+    found = []
+    for i in range(2):
+        if problem.before:
+            problem.before(i)
+        opt.zero_grad()
+        loss = problem.loss(i)
+        loss.backward()
         opt.step()
-        scheduler.step()
-    assert run.history.iterations["alpha"] == pytest.approx(expected, rel=1e-9)
+        found.append(loss.item())
+    if problem.inputs:
+        torch.optim.swa_utils.update_bn(problem.inputs(), problem.model)
+    return [*found, *problem.evaluate(), *problem.evaluate()]
 
 
-@pytest.mark.parametrize("options", [{"optimizer": "sgd-hd"}, {"optimizer": "prodigy", "lr": 0.0}])
-def test_cosine_of_what_adapts_is_refused(options: dict) -> None:
-    with pytest.raises(LabError, match="--schedule cosine has no meaning for"):
-        replace(SHORT, schedule="cosine", hypergrad_lr=None, **options)
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_workload(name: str, noise: dict[str | None, Data | None]) -> None:
+    data = noise[WORKLOADS[name].data]
+    first, again, other = (two_steps(name, seed, data) for seed in (1, 1, 2))
+    assert all(math.isfinite(x) for x in first)
+    assert min(first[2:]) > 0
+    assert first[2:4] == first[4:]
+    assert first == again
+    assert first != other
 
 
-@pytest.mark.parametrize("engine", ["batched", "sequential"])
-def test_final_loss_is_that_of_the_whole_training_set(tmp_path: Path, engine: str) -> None:
-    config, data = replace(SHORT, optimizer="sgd", lr=0.1, hypergrad_lr=None), load("digits")
-    (summary,) = sweep([config], data, tmp_path, engine=engine)
-    run = Run(config, data)
-    list(run.go(Event(), math.inf))
-    assert summary.final_train_loss == pytest.approx(evaluate(run.model, data.train_x[:256], data.train_y[:256])[0], rel=1e-5)
-    assert summary.final_train_loss != summary.train_loss
+TINY = replace(WORKLOADS["digits"], steps=80, bases=("adamw",), title="Tiny")
 
 
-@pytest.mark.parametrize("optimizer", PEERS)
-def test_peers_learn(optimizer: str) -> None:
-    pytest.importorskip({"mechanic": "mechanic_pytorch", "prodigy": "prodigyopt"}.get(optimizer, "dog"))
-    config = replace(SHORT, optimizer=optimizer, lr=0.0, hypergrad_lr=None, limit=None, epochs=6)
-    data = load("digits")
-    summary = finish(config, data)
-    assert summary.status == "finished"
-    assert summary.final_train_loss < evaluate(make_model("logreg", (1, 8, 8), 10, 1), data.train_x, data.train_y)[0]
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("one_group", [True, False])
+def test_methods_learn(monkeypatch: pytest.MonkeyPatch, method: str, one_group: bool) -> None:
+    if method in PEERS:
+        pytest.importorskip(MODULES[method])
+    monkeypatch.setitem(WORKLOADS, "tiny", replace(TINY, one_group=one_group))
+    job = Job("tiny", "adamw", method, 1e-3 if method in ("constant", "cosine", "given") else None, 1)
+    with redirect_stdout(StringIO()), catch_warnings():
+        simplefilter("ignore")
+        found = attempt(job, None)
+    assert found.error is None
+    assert found.train < WORKLOADS["digits"].make(1, None).evaluate()[0]
+    assert found.bytes is not None
+    assert 3 < found.bytes < 17
+    assert result(json.loads(json.dumps(found.as_dict()))) == found
+    assert (found.alpha is None) == (method in (*PEERS, "constant", "cosine"))
+    if found.alpha:
+        assert len(found.alpha[0]) == len(found.alpha[1]) <= 100
+        assert found.alpha[0][-1] == 80
 
 
-@pytest.mark.parametrize("optimizer", ["adam-hd", "dog", "schedule-free-adamw"])
-def test_evaluation_leaves_the_run_as_it_was(optimizer: str) -> None:
-    data = load("digits")
-    rule = "tuning-free" if optimizer == "adam-hd" else "additive"
-    config = replace(SHORT, model="cnn-bn", optimizer=optimizer, rule=rule, lr=0.0, hypergrad_lr=None, limit=128)
-    run, twin = Run(config, data), Run(config, data)
-    for i in range(4):
-        for each in (run, twin):
-            each.step(torch.arange(32) + 16 * i)
-        run.evaluate(data.valid_x, data.valid_y)
-    for (name, mine), other in zip(run.model.state_dict().items(), twin.model.state_dict().values(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-6 if optimizer == "schedule-free-adamw" else 0, msg=name)
+def test_cosine_warms_up_and_ends_at_zero() -> None:
+    assert [cosine(i, 100) for i in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+    assert cosine(100, 100) == pytest.approx(0, abs=1e-12)
+    assert cosine(52, 100) == pytest.approx(0.5, abs=0.01)
 
 
-def test_statistics_of_the_average_are_its_own() -> None:
-    """Under the average, batch norm has seen the training batches through the average's own layers."""
-    data = load("digits")
-    config = replace(SHORT, model="cnn-bn", optimizer="sgdn-hd", rule="tuning-free", lr=0.0, hypergrad_lr=None, limit=128)
-    run = Run(config, data)
-    for i in range(6):
-        run.step(torch.arange(32) + 16 * i)
-    with run.averaged():
-        first = next(run.model.children())
-        images = run.data.train_x
-        assert isinstance(first, nn.Conv2d)
-        torch.testing.assert_close(run.model[1].running_mean, first(images).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-
-
-def test_tuning_free_history_tells_what_the_rule_sees(tmp_path: Path) -> None:
-    config = replace(SHORT, optimizer="adam-hd", rule="tuning-free", lr=0.0, hypergrad_lr=None)
-    _, history = train(config, load("digits"), Folder(tmp_path))
-    table = Folder(tmp_path).history()
-    assert table.iterations["horizon"] == [10.0] * 8
-    assert all(-1 <= signal <= 1 for signal in table.iterations["signal"])
-    assert table.iterations == history.iterations
-
-
-def test_train_without_a_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--optimizer", "sgdn-hd", "--rule", "tuning-free", "--limit", "256", "--epochs", "2", "--output"]
-    assert call(monkeypatch, "train", *options, str(tmp_path)) == 0
-    assert json.loads((tmp_path / "config.json").read_text())["config"]["lr"] == 0
-    assert json.loads((tmp_path / "status.json").read_text())["alpha"] > 0
-
-
-def test_made_data() -> None:
-    text, quadratic, regression = (load(name) for name in ("text", "quadratic", "regression"))
-    assert torch.equal(text.train_x[:, 1:], text.train_y[:, :-1])
-    assert torch.equal(text.train_x[1:, 0], text.train_y[:-1, -1])
-    assert int(text.train_x.max()) < text.classes
-    w = torch.randn(100, 1, generator=torch.Generator().manual_seed(0))
-    hessian = quadratic.train_x.T @ quadratic.train_x / 100
-    torch.testing.assert_close(torch.linalg.eigvalsh(hessian).flip(0)[:50], torch.logspace(0, -4, 100)[:50], rtol=1e-3, atol=1e-6)
-    loss = evaluate(linear_of(w), quadratic.train_x, quadratic.train_y)
-    assert loss == (pytest.approx(float(w.T @ hessian @ w / 2), rel=1e-5), None)
-    best = torch.linalg.lstsq(regression.train_x, regression.train_y).solution
-    assert evaluate(linear_of(best), regression.valid_x, regression.valid_y)[0] == pytest.approx(0.5, abs=0.03)
-
-
-def linear_of(w: torch.Tensor) -> nn.Module:
-    layer = nn.Linear(len(w), 1, bias=False)
-    layer.weight.data.copy_(w.T)
-    return layer
-
-
-def test_transformer_does_not_see_what_follows() -> None:
-    model = make_model("transformer", (16,), 20, 1).eval()
-    x = torch.randint(20, (3, 16), generator=torch.Generator().manual_seed(0))
-    other = x.clone()
-    other[:, 9:] = (other[:, 9:] + 1) % 20
-    before, after = model(x), model(other)
-    torch.testing.assert_close(before[:, :9], after[:, :9], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(before[:, 9], after[:, 9])
+def failing(seed: int, data: Data | None) -> Any:
+    raise ValueError("first line\nsecond line")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("workload", "method", "lr", "error"),
     [
-        pytest.param("compare --workload tree", "--workload must be one or more, with commas, of digits, quadratic", id="workload"),
-        pytest.param("compare --data nowhere", "--data must be mnist=FOLDER and cifar10=FOLDER", id="data"),
-        pytest.param("compare --workload digits --seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
-        pytest.param("train --data text", "--model logreg does not take --data text, which is text: try --model transformer", id="text"),
-        pytest.param("train --model transformer", "--model transformer does not take --data digits, which is no text", id="images"),
-        pytest.param("train --data quadratic --model cnn", "--model cnn needs images, the data's have the shape (100,)", id="vectors"),
-        pytest.param("train --optimizer adagrad", "sgd-hd, sgdn, sgdn-hd, adam, adam-hd, prodigy, dadapt-adam", id="optimizer"),
+        pytest.param(replace(TINY, make=failing), "ours", None, "ValueError: first line", id="it cannot be made"),
+        pytest.param(TINY, "constant", 1e30, None, id="it diverges"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, arguments: str, said: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, *arguments.split()) == 2
-    error = capfd.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+def test_a_run_that_fails_is_a_result(monkeypatch: pytest.MonkeyPatch, workload: Any, method: str, lr: float, error: str) -> None:
+    monkeypatch.setitem(WORKLOADS, "tiny", workload)
+    found = attempt(Job("tiny", "adamw", method, lr, 1), None)
+    assert (found.failed, found.error, found.train) == (True, error, math.inf)
+    assert result(json.loads(json.dumps(found.as_dict()))) == found
 
 
-def test_missing_package_of_a_peer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("hypergradient.lab.peers.find_spec", lambda name: None)
-    config = replace(SHORT, optimizer="dog", lr=0.0, hypergrad_lr=None)
-    with pytest.raises(LabError, match=r"--optimizer dog needs the package dog: pip install 'hypergradient\[peers\]'"):
-        sweep([config], load("digits"), tmp_path)
+def test_a_process_that_dies_costs_its_run() -> None:
+    workers, found = Workers(1, {}, first_dies), list[Result]()
+    try:
+        for seed in (1, 2):
+            workers.put(Job("digits", "adam", "ours", None, seed))
+            assert workers.free == 0
+            while workers.busy:
+                found += workers.get(60)
+    finally:
+        workers.close()
+    assert [(x.error, x.valid) for x in found] == [("the process ended with exit status 7", math.inf), (None, 2.0)]
 
 
-def results() -> Iterator[Result]:
-    """A grid of two learning rates and three seeds, ours, and a peer that diverged once."""
-    for seed, (low, high) in enumerate([(2.0, 3.0), (4.0, 1.0), (4.0, 3.0)], 1):
-        yield Result("w", "Adam, constant", "adam", "constant", 1e-3, seed, low, 2 * low)
-        yield Result("w", "Adam, constant", "adam", "constant", 1e-2, seed, high, math.inf)
-        yield Result("w", "Adam, cosine", "adam", "cosine", 1e-2, seed, 1.5, 4.0)
-        yield Result("w", "AdamHD, no lr", "adam", "ours", 0.0, seed, 1.5 * seed, 4.0)
-        yield Result("w", "AdamHD, lr = 0.1", "adam", "given", 0.1, seed, 6.0, 4.0)
-        yield Result("w", "DoG", "adam", "other", 0.0, seed, math.inf if seed == 1 else 6.0, math.inf if seed == 1 else 2.0)
+def played(plan: Any, losses: Mapping[float, tuple[float, float]]) -> tuple[Any, list[Job]]:
+    """What a plan ends with, and the runs that it asked for, whose losses depend on the learning rate alone."""
+    asked, answer = [], None
+    while True:
+        try:
+            wanted = plan.send(answer)
+        except StopIteration as end:
+            return end.value, asked
+        asked += wanted
+        answer = {job: Result(job, *losses[job.lr]) for job in wanted}
+
+
+def at(lr: float) -> Job:
+    return Job("digits", "adam", "constant", lr, 1)
+
+
+PLACES = st.integers(0, len(GRID) - 1)
+
+
+@given(PLACES, PLACES, PLACES, st.lists(st.floats(0.01, 9), min_size=len(GRID), max_size=len(GRID)))
+def test_a_bracket_finds_the_lowest_of_what_falls_and_rises(guess: int, train: int, valid: int, steps: list[float]) -> None:
+    slopes = [sum(steps[: i + 1]) for i in range(len(GRID))]
+    losses = {lr: (slopes[abs(i - train)], slopes[abs(i - valid)]) for i, lr in enumerate(GRID)}
+    best, asked = played(bracket(at, guess), losses)
+    assert best == [train, valid]
+    assert len(asked) == len(set(asked))
+
+
+LOSSES = st.one_of(st.floats(0, 1), st.just(math.inf))
+
+
+@given(PLACES, st.lists(st.tuples(LOSSES, LOSSES), min_size=len(GRID), max_size=len(GRID)))
+def test_a_bracket_ends_on_the_grid(guess: int, pairs: list[tuple[float, float]]) -> None:
+    best, asked = played(bracket(at, guess), dict(zip(GRID, pairs, strict=True)))
+    places = sorted(GRID.index(job.lr) for job in asked)  # a ValueError where one is not on it
+    assert places == list(range(places[0], places[-1] + 1))
+    for i, place in enumerate(best):
+        assert pairs[place][i] == min(pairs[k][i] for k in places)
+        assert place not in {places[0], places[-1]} - {0, len(GRID) - 1}
+
+
+class Fakes:
+    """Workers that have done their jobs when they are asked."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.busy, self.began = most, list[Job](), list[Job]()
+
+    @property
+    def free(self) -> int:
+        return self.most - len(self.busy)
+
+    def put(self, job: Job) -> None:
+        assert self.free
+        self.busy.append(job)
+        self.began.append(job)
+
+    def get(self, timeout: float) -> list[Result]:
+        job = self.busy.pop(0)
+        off = abs(math.log10((job.lr or 1e-3) / 3e-2))
+        return [Result(job, 1 + off, 2 + off)]
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_what_is_missing_is_made_once(most: int) -> None:
+    known: dict[Job, Result] = {}
+    fakes, told = Fakes(most), list[tuple[Result, int]]()
+    drive(plans(["digits", "gpt"], 3, False), known, fakes, lambda *x: told.append(x))
+    assert len(fakes.began) == len(set(fakes.began)) == len(known) == len(told)
+    assert told[-1][1] == 6
+    assert {job.seed for job in known if job.method == "ours"} == {1, 2, 3}
+    assert {job.lr for job in known if job.seed == 2 and (job.base, job.method) == ("adam", "constant")} == {0.0215}
+    left = fakes.began[-3:]
+    for job in left:
+        del known[job]
+    again = Fakes(most)
+    drive(plans(["digits", "gpt"], 3, False), known, again, lambda *x: None)
+    assert sorted(map(str, again.began)) == sorted(map(str, left))
+
+
+def test_no_process_waits_while_there_is_work() -> None:
+    fakes, idle = Fakes(4), list[int]()
+    drive(plans(["digits"], 3, False), {}, fakes, lambda *_: idle.append(len(fakes.busy)))
+    assert idle[:-3] == [3] * (len(idle) - 3)
+
+
+def test_stopped_between_runs() -> None:
+    stopped, known = Event(), dict[Job, Result]()
+    with pytest.raises(StoppedError):
+        drive(plans(["digits"], 1, True), known, Fakes(2), lambda *_: stopped.set(), stopped)
+    assert len(known) == 1
+
+
+def test_winners_of_both_losses_run_with_all_seeds() -> None:
+    _, jobs = played(tuned("digits", "adam", 2), {lr: (1.0 + abs(i - 8), 1.0 + abs(i - 11)) for i, lr in enumerate(GRID)})
+    assert {job.lr for job in jobs if job.seed == 2} == {GRID[8], GRID[11]}
+    assert {job.method for job in jobs if job.seed == 2} == {"constant", "cosine"}
+
+
+@pytest.mark.parametrize(
+    ("workload", "base", "count"), [("digits", "adam", 6), ("digits", "sgdn", 3), ("gpt", "adamw", 9), ("images-1000", "sgdn", 3)]
+)
+def test_each_peer_runs_once_on_a_workload(workload: str, base: str, count: int) -> None:
+    assert len(peers_of(workload, base)) == count
+    assert (set(peers_of(workload, base)) >= {"dog", "dowg"}) == (count != 6)
+
+
+def test_what_is_chosen() -> None:
+    assert chosen(None, None, None, False) == [*WORKLOADS]
+    assert chosen(None, None, True, False) == JUDGED.split()
+    assert chosen(None, "games", False, False) == ["bandit"]
+    assert chosen("digits,gpt", "sequence", None, False) == ["gpt"]
+    assert not any(WORKLOADS[name].data for name in chosen(None, None, None, True))
+    assert set(GUESS) == {base for workload in WORKLOADS.values() for base in workload.bases}
+
+
+def made() -> Iterator[Result]:
+    """Two learning rates with one seed, of which one won and has three; ours, and a peer that diverged once and one that broke."""
+    for workload, base, factor in (("quadratic", "adam", 1.0), ("cancer", "adam", 2.0)):
+        yield Result(Job(workload, base, "constant", 1e-3, 1), 1.0, 1.0)
+        for seed, loss in enumerate((2.0, 4.0, 3.0), 1):
+            yield Result(Job(workload, base, "constant", 1e-2, seed), loss, 2 * loss, bytes=8.0)
+            yield Result(Job(workload, base, "cosine", 1e-2, seed), 1.5, 4.0, bytes=8.0)
+            yield Result(Job(workload, base, "ours", None, seed), 1.5 * seed * factor, 6.0, bytes=12.0, alpha=([1, 9], [0.1, 0.2]))
+            yield Result(Job(workload, base, "dog", None, seed), *((math.inf, math.inf) if seed == 1 else (5.0, 3.0)), bytes=8.0)
+        yield Result(Job(workload, base, "given", 0.1, 1), 6.0, 9.0)
+        yield Result(Job(workload, base, "momo", None, 1), error="TypeError: <b>|")
 
 
 def test_table() -> None:
-    rows = {row.method: row for row in compare.rows(results(), {"w": {"DoG": {"time": 1.5, "bytes_per_parameter": 8.0}}})}
-    assert [*rows] == ["Adam, constant", "Adam, cosine", "AdamHD, no lr", "DoG", "Adam, lr = 0.001"]
-    best = rows["Adam, constant"]
-    assert (best.train, best.valid, best.rho_train, best.failures, best.runs) == (3.0, 8.0, 1.0, 0, 6)
-    ours = rows["AdamHD, no lr"]
-    assert (ours.train, ours.rho_train, ours.rho_valid, ours.rho_cos_train, ours.worst_train) == (3.0, 1.0, 0.5, 2.0, 2.0)
-    dog = rows["DoG"]
-    assert (dog.train, dog.valid, dog.rho_valid, dog.failures, dog.runs, dog.time) == (6.0, 2.0, 0.25, 1, 3, 1.5)
-    other = replace(dog, workload="x", rho_train=8.0, failures=2)
-    mean, worst = next(line for line in compare.overall([*rows.values(), other]) if line[0].method == "DoG")
-    assert (mean.rho_train, worst.rho_train, mean.valid, mean.failures, mean.runs) == (pytest.approx(4.0), 8.0, pytest.approx(2.0), 3, 6)
-
-
-def test_every_workload_knows_itself() -> None:
-    for workload in compare.WORKLOADS.values():
-        configs = compare.configs_of(workload, {}, 1, False, "cpu")
-        found = [compare.result(config.as_dict(), {}) for config in configs]
-        assert {result.workload for result in found} == {workload.title}
-        assert len(configs) == len(set(configs)) == 13 * 4 + 1 + 2 + len(PEERS) + 14
-        assert {result.kind for result in found} == set(compare.KINDS)
+    rows = {(row.workload, row.method): row for row in table.rows(made())}
+    assert [method for workload, method in rows if workload == "quadratic"] == ["constant", "cosine", "ours", "dog", "momo"]
+    best = rows["quadratic", "constant"]
+    assert (best.train, best.valid, best.rho_train, best.rho_cos_train, best.bytes) == (3.0, 6.0, 1.0, 2.0, 8.0)
+    ours = rows["quadratic", "ours"]
+    assert (ours.train, ours.rho_train, ours.rho_cos_valid, ours.worst_train, ours.worst_valid) == (3.0, 1.0, 1.5, 2.0, 1.5)
+    dog, momo = rows["quadratic", "dog"], rows["quadratic", "momo"]
+    assert (dog.train, dog.valid, dog.rho_valid, dog.failures, dog.runs, table.reason(dog)) == (5.0, 3.0, 0.5, 1, 3, "1 of 3 diverged")
+    assert (momo.train, momo.rho_cos_valid, table.reason(momo)) == (math.inf, math.inf, "1 of 1 failed, TypeError: <b>|")
+    lines = {(line.method, judged): line for judged in (True, False) for line in table.lines([*rows.values()], judged)}
+    line = lines["dog", True]
+    assert (line.pairs, line.worst, line.mean, line.failed, line.below_train, line.below_valid) == (
+        1,
+        0.5,
+        pytest.approx(0.75),
+        1,
+        0.0,
+        0.0,
+    )
+    assert (lines["dog", False].below_train, lines["ours", True].rho_train) == (1.0, 2.0)
+    assert table.failures([*rows.values()], True) == {
+        "HD, lr given": ["cancer, Adam (ρ = 1.50)"],
+        "DoG": ["cancer, Adam (1 of 3 diverged)"],
+        "MoMo-Adam": ["cancer, Adam (1 of 1 failed, TypeError: <b>|)"],
+    }
+    assert "TypeError: &lt;b>\\|" in table.page([*rows.values()])
+    (constant, *_, level, marks) = table.over_lr([x for x in made() if x.job.workload == "quadratic"])
+    assert (constant.lr, constant.valid, level.train, marks.lr) == ([1e-3, 1e-2], [1.0, 6.0], [3.0, 3.0], [0.1])
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A comparison on a workload that takes a second."""
+    """A comparison on the workload that takes least time."""
     root = tmp_path_factory.mktemp("compare")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "WORKLOADS", TINY)
-        assert call(patch, "compare", "--quick", "--workload", "tiny", "--output", str(root)) == 0
+        assert call(patch, "compare", "--quick", "--workload", "cancer", "--processes", "1", "--output", str(root)) == 0
         yield root
 
 
 def test_command_writes_tables_figures_and_report(compared: Path) -> None:
     with (compared / "compare.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["method"] for row in rows} >= {"AdamHD, no lr", "SGDHD, Nesterov, no lr", "Prodigy", "SGD, lr = 0.01", "Adam-HD, additive"}
-    ours = next(row for row in rows if row["method"] == "AdamHD, no lr")
-    assert float(ours["time"]) > 0
-    assert float(ours["bytes_per_parameter"]) == pytest.approx(12, abs=0.1)
+    assert {(row["base"], row["method"]) for row in rows} == {
+        (base, method) for base in ("adam", "sgdn") for method in ("constant", "cosine", "ours", "ours-cosine", *peers_of("cancer", base))
+    }
+    assert all(0.9 < float(row["rho_train"]) < 3 and row["failures"] == "0" for row in rows)
     for name in ("compare-rho", "compare-lr", "compare-alpha"):
         assert {file.suffix for file in compared.glob(f"{name}.*")} == {".png", ".pdf", ".svg"}
     page = (compared / "report.html").read_text()
-    for text in ("No learning rate to choose", "Tiny: loss over the learning rate", "Tiny: α over time", "Schedule-Free AdamW"):
-        assert text in page
+    assert all(text in page for text in ("No learning rate to choose", "Logistic regression", "Prodigy+Schedule-Free", "judged on"))
 
 
-def test_second_start_runs_nothing_and_a_lost_run_alone(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {file: file.stat().st_mtime_ns for file in compared.glob("runs/*/status.json")}
-    config = compare.configs_of(TINY["tiny"], {}, 1, True, "cpu")[-1]
-    lost = folder_of(compared, config)
-    status = json.loads((lost.path / "status.json").read_text())
-    lost.clear()
-    assert call(monkeypatch, "compare", "--quick", "--workload", "tiny", "--output", str(compared)) == 0
-    after = {file: file.stat().st_mtime_ns for file in compared.glob("runs/*/status.json")}
-    assert {file for file in before if after[file] != before[file]} == {lost.path / "status.json"}
-    assert json.loads((lost.path / "status.json").read_text()) | {"seconds": 0} == status | {"seconds": 0}
+def test_second_start_makes_what_a_kill_took(compared: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    before, file = results_of(Folder(compared)), compared / "runs.jsonl"
+    lost = [x for x in before if x.job.method in ("prodigy-plus", "dadapt-adam", "ours-cosine") or x is before[-1]]
+    lines = file.read_text().splitlines(keepends=True)
+    kept = "".join(line for line, x in zip(lines, before, strict=True) if x not in lost)
+    file.write_text(kept + lines[0][:40])  # torn
+    assert call(monkeypatch, "compare", "--quick", "--workload", "cancer", "--processes", "1", "--output", str(compared)) == 0
+    told = [line.split(" ")[0] for line in capfd.readouterr().err.splitlines()]
+    assert told == ["1", "Results:"]  # and nothing that a peer prints
+    assert file.read_text().startswith(kept)
+    after = results_of(Folder(compared))[len(before) - len(lost) :]
+    key = {x.job: (x.train, x.valid, x.alpha) for x in lost}
+    assert {x.job: (x.train, x.valid, x.alpha) for x in after} == key
 
 
-def test_cnn_needs_no_bias_before_batch_norm() -> None:
-    assert [name for name, _ in cnn_bn((3, 32, 32), 10).named_parameters() if "bias" in name] == ["1.bias", "5.bias", "9.bias", "13.bias"]
-
-
-def test_the_rule_of_an_optimizer_without_one_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SGD has no rule: it starts from lr = 1e-3 as ever, and diverges where its loss is not finite."""
-    assert finish(replace(SHORT, optimizer="sgd", hypergrad_lr=None, rule="tuning-free", lr=1e38), load("digits")).status == "diverged"
-    options = ["--optimizer", "sgd", "--rule", "tuning-free", "--limit", "64", "--epochs", "1", "--output", str(tmp_path)]
-    assert call(monkeypatch, "train", *options) == 0
-    assert json.loads((tmp_path / "status.json").read_text())["alpha"] == 1e-3
+def test_folder_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    Folder(tmp_path).write_json("experiment.json", {"experiment": "heatmap", "configurations": [{}]})
+    assert call(monkeypatch, "compare", "--quick", "--output", str(tmp_path)) == 2
+    assert "holds an experiment of hypergradient heatmap: choose another --output" in capfd.readouterr().err
+    with pytest.raises(LabError, match=r"runs\.jsonl is missing, as in comparisons of earlier versions"):
+        results_of(Folder(tmp_path))

@@ -6,9 +6,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hypergradient.lab.config import LabError
 from hypergradient.lab.data import load
+from hypergradient.lab.train import evaluate
 
 
 def write(folder: Path, split: str, *, size: int = 6, labels: list[int] | None = None, channels: int = 1, **columns: object) -> None:
@@ -136,3 +138,23 @@ def test_bad_data(tmp_path: Path, make, message: str) -> None:
     with pytest.raises(LabError, match=message) as error:
         load(str(tmp_path / "d"))
     assert "\n" not in str(error.value)
+
+
+def test_made_data() -> None:
+    text, quadratic, regression = (load(name) for name in ("text", "quadratic", "regression"))
+    assert torch.equal(text.train_x[:, 1:], text.train_y[:, :-1])
+    assert torch.equal(text.train_x[1:, 0], text.train_y[:-1, -1])
+    assert int(text.train_x.max()) < text.classes
+    w = torch.randn(100, 1, generator=torch.Generator().manual_seed(0))
+    hessian = quadratic.train_x.T @ quadratic.train_x / 100
+    torch.testing.assert_close(torch.linalg.eigvalsh(hessian).flip(0)[:50], torch.logspace(0, -4, 100)[:50], rtol=1e-3, atol=1e-6)
+    loss = evaluate(linear_of(w), quadratic.train_x, quadratic.train_y)
+    assert loss == (pytest.approx(float(w.T @ hessian @ w / 2), rel=1e-5), None)
+    best = torch.linalg.lstsq(regression.train_x, regression.train_y).solution
+    assert evaluate(linear_of(best), regression.valid_x, regression.valid_y)[0] == pytest.approx(0.5, abs=0.03)
+
+
+def linear_of(w: torch.Tensor) -> nn.Module:
+    layer = nn.Linear(len(w), 1, bias=False)
+    layer.weight.data.copy_(w.T)
+    return layer

@@ -9,7 +9,7 @@ import torch
 
 from hypergradient.lab.config import Config, LabError
 from hypergradient.lab.data import load
-from hypergradient.lab.models import RandomCropFlip, make_model
+from hypergradient.lab.models import RandomCropFlip, cnn_bn, make_model
 from hypergradient.lab.store import Folder
 from hypergradient.lab.sweep import sweep
 from hypergradient.lab.train import Run, train
@@ -132,3 +132,17 @@ def test_model_that_cannot_be_made(own: None, tmp_path: Path, model: str, messag
 def test_model_name_that_is_none(model: str) -> None:
     with pytest.raises(LabError, match=r"--model must be one of logreg, mlp, .*, package\.module:factory"):
         Config("digits", model)
+
+
+def test_transformer_does_not_see_what_follows() -> None:
+    model = make_model("transformer", (16,), 20, 1).eval()
+    x = torch.randint(20, (3, 16), generator=torch.Generator().manual_seed(0))
+    other = x.clone()
+    other[:, 9:] = (other[:, 9:] + 1) % 20
+    before, after = model(x), model(other)
+    torch.testing.assert_close(before[:, :9], after[:, :9], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(before[:, 9], after[:, 9])
+
+
+def test_cnn_needs_no_bias_before_batch_norm() -> None:
+    assert [name for name, _ in cnn_bn((3, 32, 32), 10).named_parameters() if "bias" in name] == ["1.bias", "5.bias", "9.bias", "13.bias"]

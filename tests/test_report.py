@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from hypergradient.lab import compare, figures, heatmap, report, stored, tower
+from hypergradient.lab import figures, heatmap, report, stored, tower
+from hypergradient.lab.compare.runs import Job, Result
 from hypergradient.lab.config import Config, LabError
 from hypergradient.lab.curves import sensitivity, tuning
 from hypergradient.lab.data import load
 from hypergradient.lab.store import FORMAT, Folder, provenance
 from hypergradient.lab.sweep import folder_of, sweep
 from hypergradient.lab.train import train
+from test_compare import made
 
 SHORT = Config("digits", limit=256, epochs=2, batch_size=64)
 GRID = [
@@ -26,7 +28,6 @@ GRID = [
     for lr in (1e-3, 0.1)
     for seed in (1, 2)
 ]
-WORKLOAD = compare.Workload("Tiny", "digits", {"model": "logreg", "limit": 64, "epochs": 2, "batch_size": 32})
 HOSTILE = {"model": "x:<img src=x onerror=alert(1)>", "data": "/home/me/</script><script>alert(2)<!--"}
 
 
@@ -43,6 +44,13 @@ def strange(root: Path, **options: Any) -> Path:
     return root
 
 
+def comparison(root: Path, results: Iterable[Result], **about: Any) -> Path:
+    Folder(root).write_json("experiment.json", {"format": FORMAT, "experiment": "compare", **provenance()} | about)
+    for found in results:
+        Folder(root).append_json("runs.jsonl", found.as_dict())
+    return root
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One report of each kind."""
@@ -54,7 +62,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "heatmap": fill(root / "heatmap", "heatmap", heatmap.grid(capped, 1)),
         "tower": fill(root / "tower", "tower", tower.grid(replace(SHORT, optimizer="sgd-hd"), "0,1,2", "0.1,0.01", "1e-3,1e30")),
         "sweep": fill(root / "sweep", "sweep", GRID),
-        "compare": fill(root / "compare", "compare", compare.configs_of(WORKLOAD, {}, 1, True, "cpu")),
+        "compare": comparison(root / "compare", made()),
         "train": strange(root / "train"),
         "hostile": strange(root / "hostile", **HOSTILE),
     }
@@ -137,6 +145,41 @@ def test_what_is_there_is_shown(tmp_path: Path, kind: str, spoil: Any, said: lis
     spoil(first_run(root))
     page = page_of(root)
     assert all(text in page for text in said)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        pytest.param(None, r"runs\.jsonl is missing, as in comparisons of earlier versions: run hypergradient compare", id="earlier"),
+        pytest.param("{\n", r"runs\.jsonl cannot be read", id="damaged"),
+        pytest.param("[1]\n", r"runs\.jsonl holds lines that are no results", id="list"),
+        pytest.param('{"workload": "cancer"}\n', r"runs\.jsonl holds lines that are no results", id="keys"),
+    ],
+)
+def test_a_comparison_that_cannot_be_reported(tmp_path: Path, line: str | None, message: str) -> None:
+    root = comparison(tmp_path, made() if line else [])
+    if line:
+        with (root / "runs.jsonl").open("a") as file:
+            file.write(line)
+    with pytest.raises(LabError, match=message):
+        report.write(root)
+
+
+def test_a_comparison_of_strangers(tmp_path: Path) -> None:
+    """Text is escaped, and runs of what this version does not know are left out; a torn line is too."""
+    odd = Result(Job("<s>cancer", "adam", "ours", None, 1), 1.0, 1.0)
+    broken = Result(Job("cancer", "adam", "momo", None, 2), error="</script><img src=x>")
+    root = comparison(tmp_path, [*made(), odd, broken], command="</code><s>", versions=["<s>"])
+    with (root / "runs.jsonl").open("a") as file:
+        file.write('{"workload": "can')
+    page = page_of(root)
+    assert "31 runs have ended, 5 diverged or failed" in page
+    assert not [text for text in ("<img", "<s>", "TypeError: <b>") if text in page]
+
+
+def test_a_comparison_that_has_just_begun(tmp_path: Path) -> None:
+    root = comparison(tmp_path, [next(made())])
+    assert "1 runs have ended" in page_of(root)
 
 
 def test_downsampled_over_a_logarithmic_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,22 +352,19 @@ def test_page(stores: dict[str, Path], visit: Visitor, kind: str, lines: int, ce
 
 @browsed
 def test_page_of_a_comparison(visit: Visitor) -> None:
-    """ρ of 14 methods in two panels, three lines and six marks for each base and loss, α of two runs; 16 methods in the table."""
+    """ρ of 5 methods in two panels for two workloads, and for each loss of those two lines, ours level, and a mark."""
     page = visit("compare")
     captions = page.locator("figcaption").all_inner_texts()
-    assert captions == [
-        "Final loss over that of the best constant learning rate",
-        "logreg: loss over the learning rate",
-        "logreg: α over time",
-    ]
-    lines, marks = page.locator(".scatterlayer path.js-line"), page.locator(".scatterlayer path.point")
-    assert (lines.count(), marks.count()) == (2 * 2 * 3 + 2, 2 * 14 + 2 * 2 * 6)
-    assert page.locator("tbody tr").count() == 16
-    chip = page.get_by_role("button", name="SGD, Nesterov", exact=True)
+    assert captions == ["Final loss over that of the best constant learning rate", "Quadratic", "Logistic regression"]
+    assert page.evaluate(SEEN) == [2 * 2, 2 * 4, 2 * 4]
+    assert page.locator("tbody tr").count() == 2 * 5
+    assert page.locator(".state").inner_text() == "30 runs have ended, 4 diverged or failed"
+    assert page.locator("td b").count() == 0  # of an error
+    chip = page.get_by_role("button", name="tuned, cosine", exact=True)
     chip.click()
-    until(page, "document.querySelectorAll('.scatterlayer path.js-line').length === 7")
+    assert page.evaluate(SEEN) == [2 * 2, 2 * 3, 2 * 3]
     chip.click()
-    until(page, "document.querySelectorAll('.scatterlayer path.js-line').length === 14")
+    assert page.evaluate(SEEN) == [2 * 2, 2 * 4, 2 * 4]
 
 
 @browsed

@@ -31,7 +31,7 @@ DIRECTIONS: dict[str, directions.Direction] = {
 }
 
 #: What runs of one ensemble must have in common.
-SHARED = ("data", "model", "family", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden", "final")
+SHARED = ("data", "model", "family", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden")
 
 #: The models that can be stacked: layers of Linear and ReLU.
 MODELS = ("logreg", "mlp")
