@@ -61,7 +61,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("train --data text", "--model logreg does not take --data text, which is text: try --model transformer", id="text"),
         pytest.param("train --model transformer", "--model transformer does not take --data digits, which is no text", id="images"),
         pytest.param("train --data quadratic --model cnn", "--model cnn needs images, the data's have the shape (100,)", id="vectors"),
-        pytest.param("compare --workload tree", "--workload must be one or more, with commas, of digits, mnist, cifar, resnet-gn", id="workload"),
+        pytest.param(
+            "compare --workload tree", "--workload must be one or more, with commas, of digits, mnist, cifar, resnet-gn", id="workload"
+        ),
         pytest.param("compare --family tree", "--family must be one or more, with commas, of image, sequence, dense", id="family"),
         pytest.param("compare --workload digits --judged", "leave no workload: leave one of them out", id="no-workload"),
         pytest.param("compare --data nowhere", "--data must be mnist=FOLDER and cifar10=FOLDER", id="compare-data"),
