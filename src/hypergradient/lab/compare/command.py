@@ -152,12 +152,12 @@ def run(
     before, workers = len(known), Workers(processes, files)
     try:
         with stop_signals() as stopped, progress() as bar:
-            task = bar.add_task("baselines and methods", total=len(own), shown="")
+            task = bar.add_task("parts", total=len(own), shown="")
 
             def done(found: Result, ended: int) -> None:
                 folder.append_json(RUNS, found.as_dict())
                 job = found.job
-                bar.update(task, completed=ended, shown=f"{len(known) - before:,} runs, the last: {job.workload} {job.base} {job.method}")
+                bar.update(task, completed=ended, shown=f"{len(known) - before:,} runs  {job.workload} {job.base} {job.method}")
 
             drive(own, known, workers, done, stopped)
     except StoppedError:
