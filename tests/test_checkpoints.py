@@ -7,10 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from cases import flat
 from checkpoint_rows import END, ROWS, SAVED, arithmetic, copied, reached
+from hypergradient.checkpoint import leave_momentum
 
 FILE = Path(__file__).parent / "data" / "checkpoints.pt"
 WRITTEN = torch.load(FILE, weights_only=True)
+
+#: Those of the tuning-free rule as it was in version 0.1, when gradients were taken at the iterate.
+OLDER = [name for name, row in WRITTEN["rows"].items() if "largest" in row["optimizer"]["param_groups"][0].get("memory", ())]
+SAME = [name for name in ROWS if name not in OLDER]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* skipped a step", "ignore:weight_decay is adapted on the training loss")
 
@@ -60,7 +66,7 @@ def test_machine_rounds_as_the_one_that_wrote_the_file(bits: bool) -> None:
         pytest.skip("this processor or this torch rounds otherwise: checkpoints are compared to 1e-9 here, not bit for bit")
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", SAME)
 def test_checkpoint_of_an_earlier_version_goes_on(name: str, bits: bool) -> None:
     row = ROWS[name]
     problem, opt = row.load(WRITTEN["rows"][name])
@@ -68,7 +74,7 @@ def test_checkpoint_of_an_earlier_version_goes_on(name: str, bits: bool) -> None
     check(name, problem, opt, bits)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", SAME)
 def test_checkpoint_of_an_earlier_version_is_saved_again(name: str, bits: bool, tmp_path: Path) -> None:
     """Loaded as it was, and once more between the steps, from files of plain data."""
     row, between = ROWS[name], SAVED + 2
@@ -79,6 +85,28 @@ def test_checkpoint_of_an_earlier_version_is_saved_again(name: str, bits: bool, 
         row.train(problem, opt, start, end)
         saved = row.save(problem, opt)
     check(name, problem, opt, bits)
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_older_rule_goes_on_from_its_average(name: str) -> None:
+    """The average is the one that was saved, before a step and, but for what that adds, after it; and training goes on."""
+    saved, row = WRITTEN["rows"][name], ROWS[name]
+    problem, opt = row.load(saved)
+    state = [opt.state[p] for p in problem.parameters()]
+    expected = torch.cat([(p.detach() + own.get("trace", 0.0)).reshape(-1) for p, own in zip(problem.parameters(), state, strict=True)])
+    iterate = flat(problem.parameters()).clone()
+    with opt.averaged():
+        torch.testing.assert_close(flat(problem.parameters()), expected, rtol=0, atol=0)
+    checkpoint = copied({"model": dict(problem.model.state_dict()), "optimizer": opt.state_dict()})
+    problem, opt = row._replace(evaluates=False).load(checkpoint)
+    leave_momentum(opt)
+    with opt.averaged():
+        torch.testing.assert_close(flat(problem.parameters()), expected, rtol=0, atol=1e-6)
+    ways = [opt.state[p].get("trace", torch.zeros_like(p)) for p in problem.parameters()]
+    b = max(opt.setup.direction.share(group) for group in opt.param_groups)
+    torch.testing.assert_close(flat(problem.parameters()) - b / (1 - b) * flat(ways), iterate, rtol=0, atol=1e-6)
+    row.train(problem, opt, SAVED, END)
+    assert flat(problem.parameters()).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -13,7 +13,12 @@ from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Hypergradient, Multi
 pytestmark = pytest.mark.filterwarnings("ignore:weight_decay is adapted on the training loss")
 
 #: Missed, by how much: see docs/performance.md.
-MISSED = {"AdamWHD, lr, betas and weight decay": 172}
+MISSED = {
+    "AdamWHD, lr, betas and weight decay": 172,
+    "AdamHD, no lr": 158,
+    'AdamWHD, no lr, scope="tensor"': 163,
+    "SGDHD Nesterov, no lr": 144,
+}
 
 
 @pytest.mark.parametrize(("name", "most", "make"), [row for row in ROWS if row[1]], ids=lambda x: x if isinstance(x, str) else "")

@@ -1,8 +1,16 @@
 """The trace of past directions, and the running average of the parameters: what is kept of a step beside the optimizer's own buffers.
 
 ``state[p]["trace"]`` is z: a sum of directions over a horizon, z_t = (1 − 1/n) z_{t-1} + d_t; or, under a rule that averages, the way from
-the parameters to their average, z_t = θ̄_t − θ_t, where θ̄_t = θ̄_{t-1} + (θ_t − θ̄_{t-1}) / n. It is the way that is kept, since at small
-learning rates the difference of two nearly equal parameters would be rounding.
+the parameters to the average of the iterates, z_t = θ̄_t − θ_t. With ζ for the iterate and momentum b,
+
+    ζ_t = ζ_{t-1} − α_t d_t,    θ̄_t = θ̄_{t-1} + (ζ_t − θ̄_{t-1}) / n,    θ_t = (1 − b) ζ_t + b θ̄_t
+
+so gradients are taken between both (Defazio et al., The Road Less Scheduled, 2024): b does what momentum does, without a buffer of its own.
+A direction that has momentum of its own goes with b = 0, where θ is the iterate. Neither ζ nor θ̄ is kept: in the way z, with k = 1 − 1/n,
+
+    θ_t = θ_{t-1} − (1 − b k) α_t d_t − (1 − k) b / (1 − b) z_{t-1},    z_t = k (z_{t-1} + (1 − b) α_t d_t)
+
+since at small learning rates the difference of two nearly equal parameters would be rounding.
 """
 
 from collections.abc import Sequence
@@ -14,29 +22,54 @@ from torch import Tensor
 from .dials import State
 from .execute import Numbers
 from .ranks import local
-from .tensors import add_scaled, real
+from .tensors import add_scaled, is_zero, real
 
 
-def follow(theta: Any, z: Any, d: Any, step: Any, numbers: Numbers, averages: bool) -> None:
-    """z_t of a step that has been taken.
-
-    Args:
-        theta: θ_t; where "back" is 1, it becomes θ̄.
-        z: z_{t-1}, written in place.
-        d: d_t.
-        step: α_t d_t, where the device alone knows whether the step is taken, and 0 where it is not; else None.
-        numbers: "alpha"; "kept", 1 − 1/n; on a device "goes" and "back", 1 or 0.
-        averages: whether it is the way to the average.
-    """
-    if averages:
-        z = add_scaled(z, numbers["alpha"], d, out=z) if step is None else z.add_(step)
-        if "back" in numbers:
-            theta.add_(z.mul(numbers["back"]))
-        z.mul_(numbers["kept"])
-    elif "goes" in numbers:
+def follow(z: Any, d: Any, numbers: Numbers) -> None:
+    """z_t, a sum of directions, of z_{t-1}, written in place; ``numbers`` are "kept", 1 − 1/n, and on a device "goes", 1 or 0."""
+    if "goes" in numbers:
         add_scaled(z.mul_(numbers["kept"]), numbers["goes"], d, out=z)
     else:
         z.mul_(numbers["kept"]).add_(d)
+
+
+def interpolated(alpha: Any, kept: Any, b: Any, goes: Any = 1.0) -> Numbers:
+    """The numbers of ``advance`` for momentum b: α, k, 1 − b k, 1 − b and −(1 − k) b / (1 − b).
+
+    Args:
+        alpha: α_t; 0 where the step does not go.
+        kept: k; 0 where it does not go.
+        b: momentum.
+        goes: 1 or 0.
+    """
+    if isinstance(alpha, float) and alpha == 0:  # as a scheduler or a frozen group has it: then the average stays too
+        kept = 1.0
+    found = {"alpha": alpha, "kept": kept}
+    return found if is_zero(b) else found | {"near": 1 - b * kept, "far": 1 - b, "pull": (kept - goes) * (b / (1 - b))}
+
+
+def advance(theta: Any, z: Any, d: Any, numbers: Numbers) -> None:
+    """θ_t and z_t, in place of θ_{t-1} and z_{t-1}.
+
+    Args:
+        theta: θ_{t-1}; where "back" is 1, it becomes θ̄.
+        z: z_{t-1}.
+        d: d_t.
+        numbers: of ``interpolated``; on a device also "back", 1 or 0, and all others are such that nothing else moves where it is 1.
+    """
+    alpha, near, far = numbers["alpha"], numbers.get("near", 1.0), numbers.get("far", 1.0)
+    if "pull" in numbers:
+        add_scaled(theta, numbers["pull"], z, out=theta)
+    if isinstance(alpha, float) and isinstance(near, float):
+        add_scaled(theta, -near * alpha, d, out=theta)
+        add_scaled(z, far * alpha, d, out=z)
+    else:
+        step = d.mul(alpha)
+        add_scaled(z, far, step, out=z)
+        theta.sub_(step.mul_(near) if "near" in numbers else step)
+    if "back" in numbers:
+        theta.add_(z.mul(numbers["back"]))
+    z.mul_(numbers["kept"])
 
 
 def go_back(theta: Any, z: Any, back: Any = None) -> None:

@@ -62,9 +62,15 @@ class BaseStep(Direction):
     stored = True
     asks = True
 
-    def __init__(self, base: torch.optim.Optimizer) -> None:
-        self.base = base
+    def __init__(self, base: torch.optim.Optimizer, *, between: bool = False) -> None:
+        self.base, self.between = base, between
         self.coupled = type(base).__module__.startswith("torch.optim") and type(base).__name__ in COUPLED
+
+    def left_to_average(self) -> Direction:
+        return BaseStep(self.base, between=True)
+
+    def share(self, group: Mapping[str, Any]) -> Any:
+        return momentum_of(group)[1] if self.between else 0.0
 
     def check(self, group: Mapping[str, Any]) -> None:
         """The base has checked its options when it was made."""
@@ -94,7 +100,7 @@ class BaseStep(Direction):
         copy_all(map(local, before.values()), map(local, before))
         new, without = [p for p in moving if "applied" not in state.get(p, {})], [p for p in moving if p not in state]
         try:
-            unit_step(self.base, moving)
+            unit_step(self.base, moving, self.between)
             check_state(self.base, [state[p] for p in new])
         except BaseException:
             for p, value in before.items():
@@ -128,25 +134,35 @@ class BaseStep(Direction):
     def first(self, moving: Mapping[Tensor, Group], grads: Mapping[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """By a step of the base that is taken back."""
         with taken_back(self.base) as before:
-            unit_step(self.base, moving)
+            unit_step(self.base, moving, self.between)
             found = [(p, local(real(before[p])) - local(real(p))) for p in moving]
         yield from found
 
 
-def unit_step(base: torch.optim.Optimizer, moving: Mapping[Tensor, Any]) -> None:
-    """A step of ``base`` at learning rate 1, of the tensors in ``moving`` alone."""
-    lrs = [group["lr"] for group in base.param_groups]
+def momentum_of(group: Mapping[str, Any]) -> tuple[str, float]:
+    """The option of a base that is its momentum, "betas" of two or "momentum", and how large it is; 0 where it has none below 1."""
+    betas = group.get("betas")
+    name, b = ("betas", betas[0]) if isinstance(betas, tuple | list) and len(betas) == 2 else ("momentum", group.get("momentum"))
+    return name, b if isinstance(b, float) and 0 <= b < 1 else 0.0
+
+
+def unit_step(base: torch.optim.Optimizer, moving: Mapping[Tensor, Any], between: bool) -> None:
+    """A step of ``base`` at learning rate 1, of the tensors in ``moving`` alone; without momentum where gradients are ``between``."""
+    before = [dict(group) for group in base.param_groups]
     still = {p: p.grad for group in base.param_groups for p in group["params"] if p.grad is not None and p not in moving}
     try:
         for group in base.param_groups:
             group["lr"] = 1.0
+            name, b = momentum_of(group)
+            if between and b:
+                group[name] = (0.0, group[name][1]) if name == "betas" else 0.0
         for p in still:
             p.grad = None
         with without_global_hooks() if any(HOOKS) else nullcontext():
             base.step()
     finally:
-        for group, lr in zip(base.param_groups, lrs, strict=True):
-            group["lr"] = lr
+        for group, options in zip(base.param_groups, before, strict=True):
+            group.update({name: options[name] for name in ("lr", momentum_of(options)[0]) if name in options})
         for p, grad in still.items():
             p.grad = grad
 

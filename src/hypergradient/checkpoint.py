@@ -16,6 +16,7 @@ from .factors import Group
 from .graph import enter
 from .hyperparameters import HYPERPARAMETERS
 from .kept import KeptGradients
+from .ranks import local
 from .setup import Setup
 from .tensors import make_buffer, real
 
@@ -108,7 +109,9 @@ def restore(opt: Any, state_dict: Mapping[str, Any]) -> None:
                     shared[key] = torch.as_tensor(value, dtype=setup.numbers.dtype).to(setup.numbers.device, copy=True)
                 opt.state[p][name] = shared[key]
     opt.saved = [group.pop("saved", None) for group in opt.param_groups]
-    for group in opt.param_groups:
+    for group, given in zip(opt.param_groups, state_dict["param_groups"], strict=True):
+        if setup.direction.between and "largest" in given.get("memory", ()):  # of version 0.1, which had no such momentum
+            group["older"] = True
         restore_lrs(opt, group)
     complete(opt)
 
@@ -175,6 +178,20 @@ def look_where(opt: Any, stacklevel: int) -> None:
             "opt.averaged(), or both outside, to go on as if never stopped",
             stacklevel=stacklevel,
         )
+
+
+@torch.no_grad()
+def leave_momentum(opt: Any) -> None:
+    """Go on from a checkpoint whose gradients were taken at the iterate: the parameters go between that and the average, momentum goes."""
+    for group in opt.param_groups:
+        if group.pop("older", False):
+            b = opt.setup.direction.share(group)
+            for p, own in ((local(real(p)), opt.state[p]) for p in group["params"] if "trace" in opt.state.get(p, ())):
+                z = local(real(own["trace"]))
+                p.add_(z, alpha=b)
+                z.mul_(1 - b)
+                for name in ("exp_avg", "momentum_buffer") if isinstance(opt.setup.direction, SGD | Adam) else ():  # a base keeps its own
+                    own.pop(name, None)
 
 
 def scope_of(setup: Setup) -> Scope:

@@ -47,6 +47,17 @@ class Direction(ABC):
     #: Whether it must be known, and so waited for, that a step is taken, since nothing can undo it.
     asks = False
 
+    #: Whether it leaves momentum to the average, between which and the iterate gradients are taken (see average.py).
+    between = False
+
+    def left_to_average(self) -> "Direction":
+        """The same without momentum, which is ``between``; itself where it cannot be without."""
+        return self
+
+    def share(self, group: Mapping[str, Any]) -> Any:
+        """How far from the iterate to its average gradients are taken, in [0, 1): momentum, where it is left to that."""
+        return 0.0
+
     @abstractmethod
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError where an option of a param group is out of its range."""
@@ -120,22 +131,37 @@ class SGD(Direction):
     buffers = ("momentum_buffer", "direction")
     stored = True
 
+    def __init__(self, *, between: bool = False) -> None:
+        self.between = between
+
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("momentum", "weight_decay"):
             check_number(name, group[name])
         check_number("dampening", group["dampening"], low=-math.inf)
         for name in ("nesterov", "maximize"):
             check_switch(name, group[name])
+        if self.between and group["momentum"] >= 1:
+            raise ValueError(f"momentum must be below 1 under TuningFree, which leaves it to the average, got {group['momentum']!r}")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 f"nesterov=True needs momentum > 0 and dampening = 0, got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
             )
 
+    def left_to_average(self) -> Direction:
+        return SGD(between=True)
+
+    def share(self, group: Mapping[str, Any]) -> Any:
+        return group["momentum"] if self.between else 0.0
+
     def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        if self.between:
+            return ()
         still = is_zero(group["momentum"])
         return ("momentum_buffer",) * (not still) + ("direction",) * bool(still or group["nesterov"])
 
     def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
+        if self.between:
+            return {"momentum": 0.0}
         new = 1.0 if state.get("first") else 1 - group["dampening"]  # the buffer starts with the gradient itself
         mu = group["momentum"]
         own = {"momentum": mu, "nesterov": group["nesterov"]}
@@ -145,7 +171,7 @@ class SGD(Direction):
         return {name: last[name] for name in ("momentum", "nesterov")}
 
     def is_gradient(self, group: Mapping[str, Any]) -> bool:
-        return is_zero(group["momentum"]) and is_zero(group["weight_decay"]) and not group["maximize"]
+        return not self.between and is_zero(group["momentum"]) and is_zero(group["weight_decay"]) and not group["maximize"]
 
     def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
         copies = "direction" in tensors  # rather than keeping the gradient itself
@@ -169,6 +195,8 @@ class SGD(Direction):
 
     def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
         mu = numbers["momentum"]
+        if self.between:
+            return g
         if is_zero(mu):
             if "goes" in numbers:
                 return state["direction"].mul_(numbers["stays"]).add_(g)
@@ -189,8 +217,8 @@ class Adam(Direction):
     buffers = ("exp_avg", "exp_avg_sq")
     counts = ("step",)
 
-    def __init__(self, *, decoupled: bool) -> None:
-        self.decoupled = decoupled
+    def __init__(self, *, decoupled: bool, between: bool = False) -> None:
+        self.decoupled, self.between = decoupled, between
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("eps", "weight_decay"):
@@ -201,8 +229,14 @@ class Adam(Direction):
         if not pair or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
 
+    def left_to_average(self) -> Direction:
+        return Adam(decoupled=self.decoupled, between=True)
+
+    def share(self, group: Mapping[str, Any]) -> Any:
+        return group["betas"][0] if self.between else 0.0
+
     def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        return self.buffers
+        return self.buffers[self.between :]
 
     def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
         if not suits_kernels(tensors):
@@ -217,12 +251,12 @@ class Adam(Direction):
         return True
 
     def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = (0.0, group["betas"][1]) if self.between else group["betas"]
         own = {"beta2": beta2, "new1": 1 - beta1, "new2": 1 - beta2, "weight_decay": group["weight_decay"]}
         if goes is not None:
             new = pair_of((own["new1"], own["new2"]), goes)
             own["beta1"], own["beta2"] = (1 - new * goes).unbind()
-        return own | adam_numbers(state["step"], group["betas"], group["eps"])
+        return own | adam_numbers(state["step"], (beta1, beta2), group["eps"])
 
     def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
         return adam_numbers(state["step"], last["betas"], last["eps"]) | self.last_decay(state, last)
@@ -250,11 +284,13 @@ class Adam(Direction):
         )
 
     def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        m, s = state["exp_avg"], state["exp_avg_sq"].mul_(numbers["beta2"])
-        if "goes" in numbers:
-            add_scaled(m.mul_(numbers["beta1"]), numbers["new1"], g, out=m)
-        else:
-            mix(m, numbers["new1"], g)  # m_t = β1 m_{t-1} + (1 − β1) g_t
+        m, s = g, state["exp_avg_sq"].mul_(numbers["beta2"])
+        if not self.between:
+            m = state["exp_avg"]
+            if "goes" in numbers:
+                add_scaled(m.mul_(numbers["beta1"]), numbers["new1"], g, out=m)
+            else:
+                mix(m, numbers["new1"], g)  # m_t = β1 m_{t-1} + (1 − β1) g_t
         add_product(s, numbers["new2"], g, g, out=s)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
         d = adam(m, s, numbers)
         return add_scaled(d, numbers["weight_decay"], p, out=d) if self.decoupled else d

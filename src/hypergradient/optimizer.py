@@ -82,6 +82,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         self.free = options["lr"] is None and self.setup.rule.averages
         if options["lr"] is None:
             options["lr"] = 1.0 if self.free else 1e-3
+        if options.get("betas", ()) is None:
+            options["betas"] = (0.9, 0.99 if self.setup.direction.between else 0.999)
         own = {"hypergrad_lr": self.setup.rule.first_beta, "lr_bounds": lr_bounds}
         if isinstance(direction, SGD | Adam):  # a base's is its own
             own["capturable"] = self.setup.numbers.on_device
@@ -138,6 +140,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         """The step itself, with the hooks."""
         self._check_training()
         checkpoint.look_where(self, stacklevel=6)
+        checkpoint.leave_momentum(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -129,7 +129,8 @@ class AdamHD(HypergradientOptimizer):
     Args:
         {params}
         {lr}
-        betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
+        betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999), under ``TuningFree`` (0.9, 0.99), where the first
+            is how far from the iterate to its average gradients are taken.
         eps: ε >= 0, added to the denominator. Default 1e-8.
         weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
         {shared}
@@ -163,7 +164,7 @@ class AdamHD(HypergradientOptimizer):
         self,
         params: ParamsT,
         lr: float | Tensor | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, float] | None = None,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
@@ -188,7 +189,8 @@ class AdamWHD(HypergradientOptimizer):
     Args:
         {params}
         {lr}
-        betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999).
+        betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999), under ``TuningFree`` (0.9, 0.99), where the first
+            is how far from the iterate to its average gradients are taken.
         eps: ε >= 0, added to the denominator. Default 1e-8.
         weight_decay: decoupled weight decay λ >= 0. Default 1e-2.
         {shared}
@@ -222,7 +224,7 @@ class AdamWHD(HypergradientOptimizer):
         self,
         params: ParamsT,
         lr: float | Tensor | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, float] | None = None,
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,

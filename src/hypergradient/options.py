@@ -44,6 +44,8 @@ def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[st
     device = device_of(params)
     stays = device.type != "cpu" if given["capturable"] is None else given["capturable"]
     numbers = Device(device) if stays else Host()
+    if rule.averages and not rules:  # whose derivatives would be those of momentum
+        direction = direction.left_to_average()
     applied = "applied_lr" if "alpha" in given["options"] else "alpha"
     run, ranks = Runner(bool(given["fused"])), Ranks(given["process_group"])
     return Setup(direction, rule, rules, bounds, cast(ScopeName, scope), horizon, numbers, run, ranks, applied)

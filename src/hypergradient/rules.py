@@ -29,6 +29,7 @@ class Move:
         memory: what it keeps.
         window: how many steps the average of a rule that ``averages`` looks over.
         back: whether the step is not taken, and the parameters go back to that average.
+        part: how much of α_t the step takes.
         beta: β_t, where it is adapted too.
     """
 
@@ -36,6 +37,7 @@ class Move:
     memory: Memory
     window: Any = 1.0
     back: Any = False
+    part: Any = 1.0
     beta: Any = None
 
 

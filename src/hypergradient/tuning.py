@@ -13,29 +13,31 @@ from .rules import Memory, Move, Rule
 class TuningFree(Rule):
     """No learning rate to choose: log α climbs by its hypergradient until that turns, and then moves by powers of the time.
 
-    The derivative of the loss by log α, over the last steps, is g_t · ∂θ_{t-1}/∂log α = −g_t · z_{t-1}, where z = θ̄ − θ is the way from the
-    iterate to its running average θ̄ over the last ``max(10, t/5)`` steps. So one buffer serves twice: it gives the hypergradient, and the
-    average that is evaluated (``opt.eval()``). The rule sees the cosine c of both, which no scale of loss or parameters changes:
+    Three sequences of parameters are at work. The iterate ζ steps along d, which has no momentum; θ̄ averages it over the last
+    ``max(10, t/5)`` steps; and gradients are taken between both, at θ = (1 − b) ζ + b θ̄ with momentum b, without a buffer (average.py).
+    The derivative of the loss by log α, over the last steps, is g_t · ∂ζ/∂log α = −g_t · z_{t-1}, where z is the way from ζ to θ̄. So one
+    buffer serves three times: for the hypergradient, for momentum, and for the average that is evaluated (``opt.eval()``). The rule sees
+    the cosine c of gradient and way, which no scale of loss or parameters changes:
 
         c_t = g_t · z_{t-1} / (‖g_t‖ ‖z_{t-1}‖),    m ← 0.9 m + 0.1 c,    v ← 0.99 v + 0.01 c²,    s = m̂ / √v̂
 
-        climbing:      log α += min(0.35, 0.7/√t) s    until m < 0 after step 10: α is halved, and θ goes back to θ̄
-        from then on:  log α += β q / max(10, t),    q = min(1, s + 0.3), three times that where it is positive
+        climbing:      log α += min(0.15, 0.7/√t) s    until m < 0 after step 10: α is halved
+        from then on:  log α += β q / max(10, t),    q = min(1, s + 0.15), half of that where it is negative
 
-    s is the signal over its noise; 0.3 of it is given to the learning rate, since it is the average that is evaluated, and that bears the
-    noise of a larger one. So, but for the returns below, α falls no faster than a power of the time, t^−β.
+    s is the signal over its noise; 0.15 of it is given to the learning rate, since it is the average that is evaluated, and that bears the
+    noise of a larger one. So, but for the returns below, α falls no faster than t^(−β/2), and rises no faster than t^β.
 
-    A gradient that points back to the average and is suddenly large (twice the largest of late during the climb and for 50 steps after it;
-    later three times, in two steps one after the other, which one odd minibatch is not) takes θ back to θ̄, and halves α; so does a mean
-    cosine below −0.9, which only a loss that runs away has, and a gradient that is not finite. "The largest of late" grows by a tenth a
-    step at most, so that it does not run away too.
+    A step is shortened where its gradient is more than 1.5 times the usual, the root mean square of the last hundred. A gradient that
+    points back to the average and is suddenly large (four times the usual, during the climb and for 50 steps after it; later in two steps
+    one after the other, which one odd minibatch is not) takes θ back to θ̄, and halves α; so does a mean cosine below −0.9, which only a
+    loss that runs away has, and a gradient that is not finite.
 
-    The first step moves the parameters by 1e-3 (1 + ‖θ_0‖). With an lr it is taken with that, where it moves them by more, up to
+    The first step moves the iterate by 1e-2 (1 + ‖θ_0‖). With an lr it is taken with that, where it moves it by more, up to
     0.03 (1 + ‖θ_0‖): a larger first step may do damage that nothing undoes, such as dead ReLUs.
 
     Args:
-        beta: β ≥ 0, the power of the time that the learning rate falls by at most after the climb; it rises by three times that. 0 keeps
-            what the climb found. Default 1.
+        beta: β ≥ 0, the power of the time that the learning rate rises by at most after the climb; it falls by half of that. 0 keeps what
+            the climb found. Default 1.
 
     Raises:
         ValueError: ``beta`` is negative or not finite.
@@ -55,7 +57,8 @@ class TuningFree(Rule):
 
     References:
         docs/tuning-free.md, where the parts are measured. The signal g · (θ̄ − θ) with the average from the start is that of D-Adaptation
-        (Defazio and Mishchenko 2023), the safe start that of DoG (Ivgi, Hinder, Carmon 2023).
+        (Defazio and Mishchenko 2023), the safe start that of DoG (Ivgi, Hinder, Carmon 2023), gradients between iterate and average those
+        of Schedule-Free (Defazio et al. 2024).
     """
 
     beta: float = 1.0
@@ -68,57 +71,59 @@ class TuningFree(Rule):
     SHORTEST: ClassVar = 10.0
 
     #: Of the first step, over 1 + ‖θ_0‖: where no lr is given, and at most.
-    FIRST: ClassVar = (1e-3, 0.03)
+    FIRST: ClassVar = (1e-2, 0.03)
 
-    #: The largest step of log α in the climb; what of its noise is added to the signal; how much faster α rises than it falls.
-    CLIMB: ClassVar = 0.35
-    BIAS: ClassVar = 0.3
-    RISE: ClassVar = 3.0
+    #: The largest step of log α in the climb; what of its noise is added to the signal; how much slower α falls than it rises.
+    CLIMB: ClassVar = 0.15
+    BIAS: ClassVar = 0.15
+    FALL: ClassVar = 0.5
 
-    #: How many times the largest gradient of late is suddenly large: in and soon after the climb, and later, twice in succession.
-    SUDDEN: ClassVar = (2.0, 3.0)
+    #: How many times the usual gradient is suddenly large, and how many times it a gradient is of which a whole step is taken.
+    SUDDEN: ClassVar = 4.0
+    SPIKE: ClassVar = 1.5
 
     def fresh(self) -> Memory:
-        return dict.fromkeys(("steps", "signals", "signal", "power", "largest", "sudden", "turned"), 0.0)
+        return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned"), 0.0) | {"usual": math.inf}
 
     def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
-        steps, turned, largest = memory["steps"], memory["turned"], memory["largest"]
+        steps, turned, usual = memory["steps"], memory["turned"], memory["usual"]
         started, bound = steps > 0, g_norm * d_norm
         known = (h - h) + bound < math.inf
         moved = known & started & (bound > 0)
-        still = xp.logical_not(moved)
-        cosine = xp.masked_fill(xp.clamp(xp.div(xp.div(-h, g_norm), d_norm), -1.0, 1.0), still, 0.0)
+        cosine = xp.masked_fill(xp.clamp(xp.div(xp.div(-h, g_norm), d_norm), -1.0, 1.0), xp.logical_not(moved), 0.0)
         signals = memory["signals"] + moved
         m = xp.lerp(memory["signal"], cosine, 0.1)
         v = xp.lerp(memory["power"], cosine**2, 0.01)
         climbs = turned == 0
-        early = climbs | (steps - turned < 50)
-        sudden = (cosine < 0) & (g_norm > (early * (self.SUDDEN[0] - self.SUDDEN[1]) + self.SUDDEN[1]) * largest)
-        runs_away = sudden & xp.logical_or(early, memory["sudden"])
-        turns = moved & (runs_away | (m < -0.9) | (climbs & (m < 0) & (steps > 10)))
-        back = xp.logical_not(known) | turns
+        times = g_norm / xp.sqrt(usual)  # 0 before the first
+        sudden = (cosine < 0) & (times > self.SUDDEN)
+        soon = climbs | (steps - turned < 50)
+        away = moved & ((sudden & xp.logical_or(soon, memory["sudden"])) | (m < -0.9))
+        turns = away | (moved & climbs & (m < 0) & (steps > 10))
+        back = away | xp.logical_not(known)
 
         signals_at_least_1 = xp.clamp(signals, min=1.0)
         s = m / (1 - 0.9**signals_at_least_1) / (xp.sqrt(v / (1 - 0.99**signals_at_least_1)) + 1e-8)
         climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.CLIMB) * s
         q = xp.clamp(s + self.BIAS, -1.0, 1.0)
-        fall = beta * xp.maximum(self.RISE * q, q) / xp.clamp(steps, min=10.0)
-        factor = xp.exp(xp.masked_fill(xp.where(climbs, climb, fall), still, 0.0))  # no signal where nothing has moved yet, or again
-        alpha = alpha * xp.masked_fill(factor, back & started, 0.5)
+        follow = beta * xp.maximum(q, self.FALL * q) / xp.clamp(steps, min=10.0)
+        change = xp.where(climbs, climb, follow)  # none where there is no signal, since nothing has moved yet, or again
+        factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), (turns | back) & started, 0.5)
 
+        grown = xp.where(usual < math.inf, xp.lerp(usual, g_norm**2, xp.clamp(1 / (steps + 1), min=0.01)), g_norm**2)
         seen = steps + known
-        grown = xp.clamp(g_norm, 0.99 * largest, xp.masked_fill(1.1 * largest, still, math.inf))
         new = {
             "steps": seen,
             "signals": signals,
-            # What the signal was before is forgotten at the end of the climb, and at a return after it.
+            # What the signal was before is forgotten at the end of the climb, and at a return.
             "signal": xp.where(moved, xp.masked_fill(m, turns, 0.0), memory["signal"]),
             "power": xp.where(moved, v, memory["power"]),
-            "largest": xp.where(back, largest, grown),
+            "usual": xp.where(back | (g_norm == 0), usual, grown),
             "sudden": xp.where(moved, sudden, memory["sudden"]),
             "turned": xp.where(turns & climbs, steps, turned),
         }
-        return Move(alpha, new, self._window(seen, xp), back)
+        part = xp.masked_fill(xp.clamp(self.SPIKE / xp.clamp(times, min=1e-30), max=1.0), back, 1.0)
+        return Move(alpha * factor, new, self._window(seen, xp), back, part)
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {

@@ -57,7 +57,7 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
         back = move.back if waits is None else move.back & xp.logical_not(waits)
         if "factor" in x:  # a step of 0 moves nothing, but for what is not finite
             back = back & xp.logical_or((x["factor"] != 0) & (x["factor now"] != 0), xp.logical_not(abs(h) < math.inf))
-        return found | {"h": h, "fine": fine, "window": move.window, "back": back}
+        return found | {"h": h, "fine": fine, "window": move.window, "back": back, "part": move.part}
     rest = [value - value for name, value in found.items() if name != "alpha"]
     return found | {"h": h, "fine": fine & (sum(rest) == 0) if rest else fine}
 

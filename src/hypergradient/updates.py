@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .average import follow, go_back
+from . import average
+from .average import follow, go_back, interpolated
 from .columns import Device
 from .dials import Dials, State
 from .directions import Direction, applied
@@ -36,7 +37,7 @@ class Plan:
         bundles: the tensors that it moves.
         kept: those whose gradients are kept for the next step.
         dials: the learning rates as they were found.
-        found: columns of what they become: "alpha", "h", "beta", "memory.NAME", "window" and "back" (see ``rules.Move``).
+        found: columns of what they become: "alpha", "h", "beta", "memory.NAME", "window", "back" and "part" (see ``rules.Move``).
         batches: the other hyperparameters.
         elements: the learning rates of elements, by their tensor.
         ok: whether the step can be made: a bool, or a tensor of one.
@@ -83,6 +84,9 @@ def moves(setup: Setup, plan: Plan) -> tuple[dict[str, Any], list[bool] | None]:
     """
     alpha, back, averages = plan.found["alpha"], plan.found.get("back"), setup.rule.averages
     n: Any = plan.found.get("window") if setup.horizon is None else setup.horizon
+    if averages:
+        part = plan.found["part"]
+        alpha = [x * y for x, y in zip(alpha, part, strict=True)] if isinstance(alpha, list) else alpha * part
     if not isinstance(setup.numbers, Device) or setup.direction.asks:  # a step that is taken only where it is known to be
         kept = [1 - 1 / x for x in n] if isinstance(n, list) else 1 - 1 / n if setup.traces else None
         return {"alpha": alpha} | ({} if kept is None else {"kept": kept}), known(back) if isinstance(back, Tensor) else back
@@ -110,6 +114,10 @@ def of_bundle(setup: Setup, dials: Dials, columns: Mapping[str, Any], bundle: Bu
         found["alpha"] = ratio * found["alpha"]
         if setup.elements:
             found["factor"] = ratio
+        if setup.rule.averages and isinstance(ratio, Tensor):
+            found["kept"] = torch.where(ratio == 0, found["goes"], found["kept"])
+    if setup.rule.averages:
+        found |= interpolated(found["alpha"], found["kept"], setup.direction.share(bundle.group), found.get("goes", 1.0))
     return found
 
 
@@ -219,7 +227,10 @@ def move(piece: Mapping[str, Any], numbers: Numbers, direction: Direction, keeps
     if keeps:
         replace(piece["gradient"], g, numbers)
     del g  # a copy of a list's gradients need not be held any longer
-    step, alpha = None, applied(piece["lr"], numbers) if "lr" in piece else numbers["alpha"]
+    if averages:
+        average.advance(theta, piece["trace"], d, numbers)
+        return []
+    alpha = applied(piece["lr"], numbers) if "lr" in piece else numbers["alpha"]
     if "goes" in numbers or isinstance(alpha, list):
         step = d.mul(alpha)
         theta.sub_(step.mul_(numbers["goes"]) if "lr" in piece and "goes" in numbers else step)
@@ -228,5 +239,5 @@ def move(piece: Mapping[str, Any], numbers: Numbers, direction: Direction, keeps
     else:
         add_scaled(theta, -alpha, d, out=theta)
     if trace:
-        follow(theta, piece["trace"], d, step, numbers, averages)
+        follow(piece["trace"], d, numbers)
     return []
