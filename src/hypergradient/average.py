@@ -33,19 +33,19 @@ def follow(z: Any, d: Any, numbers: Numbers) -> None:
         z.mul_(numbers["kept"]).add_(d)
 
 
-def interpolated(alpha: Any, kept: Any, b: Any, goes: Any = 1.0) -> Numbers:
+def interpolated(alpha: Any, fade: Any, b: Any, back: Any = None) -> Numbers:
     """The numbers of ``advance`` for momentum b: α, k, 1 − b k, 1 − b and −(1 − k) b / (1 − b).
 
     Args:
         alpha: α_t; 0 where the step does not go.
-        kept: k; 0 where it does not go.
+        fade: 1 − k = 1/n; 0 where it does not go.
         b: momentum.
-        goes: 1 or 0.
+        back: 1 where the parameters go back to their average, else 0; None where it is known that they do not.
     """
     if isinstance(alpha, float) and alpha == 0:  # as a scheduler or a frozen group has it: then the average stays too
-        kept = 1.0
-    found = {"alpha": alpha, "kept": kept}
-    return found if is_zero(b) else found | {"near": 1 - b * kept, "far": 1 - b, "pull": (kept - goes) * (b / (1 - b))}
+        fade = 0.0
+    found = {"alpha": alpha, "kept": 1 - fade if back is None else 1 - fade - back}
+    return found if is_zero(b) else found | {"near": (1 - b) + b * fade, "far": 1 - b, "pull": fade * (-b / (1 - b))}
 
 
 def advance(theta: Any, z: Any, d: Any, numbers: Numbers) -> None:
@@ -55,7 +55,7 @@ def advance(theta: Any, z: Any, d: Any, numbers: Numbers) -> None:
         theta: θ_{t-1}; where "back" is 1, it becomes θ̄.
         z: z_{t-1}.
         d: d_t.
-        numbers: of ``interpolated``; on a device also "back", 1 or 0, and all others are such that nothing else moves where it is 1.
+        numbers: of ``interpolated``; on a device also "back".
     """
     alpha, near, far = numbers["alpha"], numbers.get("near", 1.0), numbers.get("far", 1.0)
     if "pull" in numbers:

@@ -12,6 +12,7 @@ the way from the parameters to their running average.
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,8 @@ def step(opt: Any) -> None:
     takes = accept(opt, plan, stacklevel=8)  # the caller, seen through step() and torch's two wrappers
     if takes:
         warn_of_decay(opt, plan)
+    else:
+        plan = replace(plan, ok=False)
     if takes or opt.setup.rule.averages:
         opt.setup.numbers.put(others.write(plan.batches, opt.param_groups))
         update(opt.setup, plan, opt.kept, opt.param_groups, opt.state)
@@ -156,7 +159,6 @@ def skip(opt: Any, stacklevel: int) -> None:
     if opt.skipped == 1:
         warnings.warn(
             f"{type(opt).__name__} skipped a step: a gradient or hypergradient was not finite. "
-            + ("Parameters went back to their average" if opt.setup.rule.averages else "Parameters and learning rate stay as they were")
-            + "; opt.skipped counts such steps, and this is the only warning",
+            "Parameters and learning rate stay as they were; opt.skipped counts such steps, and this is the only warning",
             stacklevel=stacklevel,
         )

@@ -30,7 +30,8 @@ class TuningFree(Rule):
     A step is shortened where its gradient is more than 1.5 times the usual, the root mean square of the last hundred. A gradient that
     points back to the average and is suddenly large (four times the usual, during the climb and for 50 steps after it; later in two steps
     one after the other, which one odd minibatch is not) takes θ back to θ̄, and halves α; so does a mean cosine below −0.9, which only a
-    loss that runs away has, and a gradient that is not finite.
+    loss that runs away has. Of gradients that are not finite the first is passed over; with the second in succession θ goes back to θ̄, and
+    α is halved, once, until one is finite again.
 
     The first step moves the iterate by 1e-2 (1 + ‖θ_0‖). With an lr it is taken with that, where it moves it by more, up to
     0.03 (1 + ‖θ_0‖): a larger first step may do damage that nothing undoes, such as dead ReLUs.
@@ -83,7 +84,7 @@ class TuningFree(Rule):
     SPIKE: ClassVar = 1.5
 
     def fresh(self) -> Memory:
-        return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned"), 0.0) | {"usual": math.inf}
+        return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned", "lost"), 0.0) | {"usual": math.inf}
 
     def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
         steps, turned, usual = memory["steps"], memory["turned"], memory["usual"]
@@ -100,7 +101,9 @@ class TuningFree(Rule):
         soon = climbs | (steps - turned < 50)
         away = moved & ((sudden & xp.logical_or(soon, memory["sudden"])) | (m < -0.9))
         turns = away | (moved & climbs & (m < 0) & (steps > 10))
-        back = away | xp.logical_not(known)
+        lost = xp.logical_not(known)
+        again = lost & (memory["lost"] > 0)
+        back = away | again
 
         signals_at_least_1 = xp.clamp(signals, min=1.0)
         s = m / (1 - 0.9**signals_at_least_1) / (xp.sqrt(v / (1 - 0.99**signals_at_least_1)) + 1e-8)
@@ -108,7 +111,8 @@ class TuningFree(Rule):
         q = xp.clamp(s + self.BIAS, -1.0, 1.0)
         follow = beta * xp.maximum(q, self.FALL * q) / xp.clamp(steps, min=10.0)
         change = xp.where(climbs, climb, follow)  # none where there is no signal, since nothing has moved yet, or again
-        factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), (turns | back) & started, 0.5)
+        factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), turns | (again & (memory["lost"] == 1)), 0.5)
+        factor = factor * (1 + (known & (memory["lost"] == 2)))  # what a run of gradients that were not finite took
 
         grown = xp.where(usual < math.inf, xp.lerp(usual, g_norm**2, xp.clamp(1 / (steps + 1), min=0.01)), g_norm**2)
         seen = steps + known
@@ -118,11 +122,12 @@ class TuningFree(Rule):
             # What the signal was before is forgotten at the end of the climb, and at a return.
             "signal": xp.where(moved, xp.masked_fill(m, turns, 0.0), memory["signal"]),
             "power": xp.where(moved, v, memory["power"]),
-            "usual": xp.where(back | (g_norm == 0), usual, grown),
+            "usual": xp.where(back | lost | (g_norm == 0), usual, grown),
+            "lost": xp.masked_fill(xp.clamp(memory["lost"] + 1, max=2.0), known, 0.0),
             "sudden": xp.where(moved, sudden, memory["sudden"]),
             "turned": xp.where(turns & climbs, steps, turned),
         }
-        part = xp.masked_fill(xp.clamp(self.SPIKE / xp.clamp(times, min=1e-30), max=1.0), back, 1.0)
+        part = xp.masked_fill(xp.clamp(self.SPIKE / xp.clamp(times, min=1e-30), max=1.0), lost, 1.0)
         return Move(alpha * factor, new, self._window(seen, xp), back, part)
 
     def summary(self, memory: Memory) -> dict[str, float]:

@@ -55,7 +55,8 @@ class Plan:
 def update(setup: Setup, plan: Plan, kept: KeptGradients, groups: Sequence[Group], state: State) -> None:
     """Move all tensors, but those that go back to their average."""
     columns, backs = moves(setup, plan)
-    moving = [bundle for bundle in plan.bundles if not (backs and backs[plan.dials.index[bundle.rows[0]]])]
+    stays = plan.ok is False  # on the host, where it is known
+    moving = [bundle for bundle in plan.bundles if not (stays or (backs and backs[plan.dials.index[bundle.rows[0]]]))]
     if setup.direction.asks:
         setup.direction.begin({p: bundle.group for bundle in moving for p in bundle.params})
     for p, lr in plan.elements.items():
@@ -68,7 +69,7 @@ def update(setup: Setup, plan: Plan, kept: KeptGradients, groups: Sequence[Group
             if p in plan.kept:
                 own.pop("direction", None)
     if sum(len(bundle.params) for bundle in moving) < len(plan.dials.index):
-        leave(plan, moving, columns.get("back", backs), groups, state)
+        leave(plan, moving, columns.get("back", backs), columns.get("fade"), groups, state)
     shared = Counter(id(own.get(name)) for own in state.values() if isinstance(own, dict) for name in setup.direction.counts)
     for bundle in reversed(moving):
         advance(setup, plan, bundle, of_bundle(setup, plan.dials, columns, bundle), shared)
@@ -80,7 +81,8 @@ def update(setup: Setup, plan: Plan, kept: KeptGradients, groups: Sequence[Group
 def moves(setup: Setup, plan: Plan) -> tuple[dict[str, Any], list[bool] | None]:
     """What tensors move by, from the columns of their dials, and of which dials it is known that they go back to their average.
 
-    "alpha" is α; "kept" 1 − 1/n for the trace. On a device also "goes", 1 or 0, and "back"; where a dial does not go its "alpha" is 0.
+    "alpha" is α; "kept" 1 − 1/n for the trace, "fade" 1/n for the way to the average. On a device also "goes" and "back", 1 or 0; where a
+    dial does not go its "alpha" and "fade" are 0.
     """
     alpha, back, averages = plan.found["alpha"], plan.found.get("back"), setup.rule.averages
     n: Any = plan.found.get("window") if setup.horizon is None else setup.horizon
@@ -88,12 +90,14 @@ def moves(setup: Setup, plan: Plan) -> tuple[dict[str, Any], list[bool] | None]:
         part = plan.found["part"]
         alpha = [x * y for x, y in zip(alpha, part, strict=True)] if isinstance(alpha, list) else alpha * part
     if not isinstance(setup.numbers, Device) or setup.direction.asks:  # a step that is taken only where it is known to be
-        kept = [1 - 1 / x for x in n] if isinstance(n, list) else 1 - 1 / n if setup.traces else None
-        return {"alpha": alpha} | ({} if kept is None else {"kept": kept}), known(back) if isinstance(back, Tensor) else back
-    goes = plan.ok.to(setup.numbers.dtype) if back is None else 1 - back.to(setup.numbers.dtype)
+        fade: Any = [1 / x for x in n] if isinstance(n, list) else 1 / n if setup.traces else None
+        kept = {} if fade is None else {"fade": fade} if averages else {"kept": 1 - fade}
+        return {"alpha": alpha} | kept, known(back) if isinstance(back, Tensor) else back
+    ok, dtype = torch.as_tensor(plan.ok, device=setup.numbers.device), setup.numbers.dtype
+    goes = (ok if back is None else ok & ~back).to(dtype)
     columns = {"alpha": alpha * goes, "goes": goes}
-    if averages:
-        columns |= {"kept": goes * (1 - 1 / n), "back": 1 - goes}
+    if back is not None:
+        columns |= {"fade": goes / n, "back": back.to(dtype)}
     elif setup.traces:
         columns |= {"kept": 1 - goes / n}
     return columns, None
@@ -115,9 +119,9 @@ def of_bundle(setup: Setup, dials: Dials, columns: Mapping[str, Any], bundle: Bu
         if setup.elements:
             found["factor"] = ratio
         if setup.rule.averages and isinstance(ratio, Tensor):
-            found["kept"] = torch.where(ratio == 0, found["goes"], found["kept"])
+            found["fade"] = torch.where(ratio == 0, 0.0, found["fade"])
     if setup.rule.averages:
-        found |= interpolated(found["alpha"], found["kept"], setup.direction.share(bundle.group), found.get("goes", 1.0))
+        found |= interpolated(found["alpha"], found.pop("fade"), setup.direction.share(bundle.group), found.get("back"))
     return found
 
 
@@ -131,9 +135,13 @@ def known(flags: Tensor) -> list[bool]:
     return [False] * flags.numel() if flags.is_meta else flags.tolist()
 
 
-def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, groups: Sequence[Group], state: State) -> None:
-    """See to the tensors that do not move along their direction: without a gradient, or on the way back to their average."""
+def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, fades: Any, groups: Sequence[Group], state: State) -> None:
+    """See to the tensors that do not move along their direction: without a gradient, or on the way back to their average.
+
+    The average of those without a gradient arrives where they lie, as if it were that of their last n steps.
+    """
     went = {p for bundle in moving for p in bundle.params}
+    lie = set(state) - {p for bundle in plan.bundles for p in bundle.params} if fades is not None and plan.ok is not False else set()
     stays = (~plan.ok).float() if isinstance(plan.ok, Tensor) else None
     for p, k in zip([p for group in groups for p in group["params"]], plan.dials.index, strict=True):
         if p in went or p not in state:
@@ -141,7 +149,10 @@ def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, groups: Sequence[Gro
         own, back = state[p], backs[k] if backs is not None else False
         applied = own.get("applied", False)
         own["applied"] = False if stays is None or applied is False else stays if applied is True else stays * applied
-        if back is not False and "trace" in own:
+        if "trace" in own and p in lie:
+            fade = fades if single(fades) else fades[k]
+            local(real(own["trace"])).mul_(1 - fade if isinstance(fade, float) else (1 - fade).to(real(p).dtype))
+        if back is not False and "trace" in own and p.requires_grad:
             go_back(local(real(p)), local(real(own["trace"])), None if back is True else back.to(real(p).dtype))
 
 
