@@ -68,16 +68,17 @@ class SGDHD(HypergradientOptimizer):
     Args:
         {params}
         {lr}
-        momentum: μ >= 0. Default 0.
+        momentum: μ >= 0; under ``TuningFree`` how far from the iterate to its average gradients are taken, below 1. Default 0.
         dampening: τ, for the momentum buffer. Default 0.
         weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
-        nesterov: Nesterov momentum; needs momentum > 0 and no dampening. Default False.
+        nesterov: Nesterov momentum; needs momentum > 0 and no dampening. Default False. It and dampening change nothing under
+            ``TuningFree``.
         {shared}
 
     State:
         one buffer of the parameters' size for SGD (the last gradient itself, where ``zero_grad()`` sets gradients to None) and for plain
-        momentum, two for Nesterov momentum; one more under ``TuningFree`` or a horizon above 1, one more where each element has a learning
-        rate, and one more where plain momentum is adapted.
+        momentum, two for Nesterov momentum; one more under a horizon above 1, one more where each element has a learning rate, and one more
+        where plain momentum is adapted. Under ``TuningFree`` one, whatever the momentum.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
@@ -136,8 +137,8 @@ class AdamHD(HypergradientOptimizer):
         {shared}
 
     State:
-        two buffers of the parameters' size, as Adam; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
-        learning rate, and one more where betas or weight decay are adapted.
+        two buffers of the parameters' size, as Adam, also under ``TuningFree``; one more under a horizon above 1, one more where each
+        element has a learning rate, and one more where betas or weight decay are adapted.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
@@ -196,8 +197,8 @@ class AdamWHD(HypergradientOptimizer):
         {shared}
 
     State:
-        two buffers of the parameters' size, as AdamW; one more under ``TuningFree`` or a horizon above 1, one more where each element has a
-        learning rate, and one more where betas are adapted.
+        two buffers of the parameters' size, as AdamW, also under ``TuningFree``; one more under a horizon above 1, one more where each
+        element has a learning rate, and one more where betas are adapted.
 
     Raises:
         ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
