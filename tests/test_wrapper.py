@@ -148,6 +148,24 @@ def test_is_the_closed_form(ours, base, options: dict, run: dict, dtype: torch.d
     assert shared(opt)
 
 
+@pytest.mark.parametrize(("beta", "stepped", "left"), [(None, 0.0, 0.9), (1e-3, 0.9, 0.8)], ids=["no-lr", "additive"])
+def test_momentum_of_a_base(beta: float | None, stepped: float, left: float) -> None:
+    """Left to the average it is 0 inside the base's step and itself outside; else it is the base's own, also where that moves it."""
+    seen = []
+
+    class Moving(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            seen.append(self.param_groups[0]["momentum"])
+            self.param_groups[0]["momentum"] = 0.8
+            return super().step(closure)
+
+    problem = Problem()
+    opt = Hypergradient(Moving(problem.parameters(), lr=0.01, momentum=0.9), hypergrad_lr=beta)
+    problem.train(opt, 1)
+    assert seen[0] == stepped
+    assert opt.param_groups[0]["momentum"] == left
+
+
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("scope", ["group", "element"])
 def test_constant_learning_rate_is_the_base(base: Base, scope: Any) -> None:

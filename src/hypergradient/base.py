@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .directions import Direction, decayed
+from .direction import Direction, decayed
 from .execute import Columns, Numbers, blocks
 from .factors import Group
 from .ranks import local
@@ -70,7 +70,7 @@ class BaseStep(Direction):
         return BaseStep(self.base, between=True)
 
     def share(self, group: Mapping[str, Any]) -> Any:
-        return momentum_of(group)[1] if self.between else 0.0
+        return momentum_of(group)[0] if self.between else 0.0
 
     def check(self, group: Mapping[str, Any]) -> None:
         """The base has checked its options when it was made."""
@@ -139,30 +139,32 @@ class BaseStep(Direction):
         yield from found
 
 
-def momentum_of(group: Mapping[str, Any]) -> tuple[str, float]:
-    """The option of a base that is its momentum, "betas" of two or "momentum", and how large it is; 0 where it has none below 1."""
+def momentum_of(group: Mapping[str, Any]) -> tuple[float, Group]:
+    """A base's momentum, betas[0] of two or "momentum", 0 where it has none below 1; and the option without it, by name."""
     betas = group.get("betas")
-    name, b = ("betas", betas[0]) if isinstance(betas, tuple | list) and len(betas) == 2 else ("momentum", group.get("momentum"))
-    return name, b if isinstance(b, float) and 0 <= b < 1 else 0.0
+    pair = isinstance(betas, tuple | list) and len(betas) == 2
+    b = betas[0] if pair else group.get("momentum")  # type: ignore[index]
+    if not (isinstance(b, float) and 0 < b < 1):
+        return 0.0, {}
+    return b, {"betas": (0.0, betas[1])} if pair else {"momentum": 0.0}  # type: ignore[index]
 
 
 def unit_step(base: torch.optim.Optimizer, moving: Mapping[Tensor, Any], between: bool) -> None:
     """A step of ``base`` at learning rate 1, of the tensors in ``moving`` alone; without momentum where gradients are ``between``."""
-    before = [dict(group) for group in base.param_groups]
+    before = []
     still = {p: p.grad for group in base.param_groups for p in group["params"] if p.grad is not None and p not in moving}
     try:
         for group in base.param_groups:
-            group["lr"] = 1.0
-            name, b = momentum_of(group)
-            if between and b:
-                group[name] = (0.0, group[name][1]) if name == "betas" else 0.0
+            own = {"lr": 1.0} | (momentum_of(group)[1] if between else {})
+            before.append({name: group[name] for name in own})
+            group.update(own)
         for p in still:
             p.grad = None
         with without_global_hooks() if any(HOOKS) else nullcontext():
             base.step()
     finally:
         for group, options in zip(base.param_groups, before, strict=True):
-            group.update({name: options[name] for name in ("lr", momentum_of(options)[0]) if name in options})
+            group.update(options)
         for p, grad in still.items():
             p.grad = grad
 

@@ -26,7 +26,8 @@ class Hypergradient(HypergradientOptimizer):
     Args:
         base: the optimizer, with its learning rate to start from. It takes its steps through this one from now on.
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``.
-        rule: how the learning rate follows the hypergradient: any. Default ``TuningFree()``.
+        rule: how the learning rate follows the hypergradient: any. Default ``TuningFree()``, under which the base steps without its
+            ``momentum`` or first of two ``betas``: so far from the iterate to its average gradients are taken instead.
         horizon: how many past directions the hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default 1, under
             ``TuningFree`` a fifth of the run so far.
         scope: ``"group"``, ``"global"``, ``"tensor"`` or ``"element"`` (see ``SGDHD``). Default ``"group"``.
