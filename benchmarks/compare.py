@@ -27,7 +27,7 @@ def main() -> None:
     results = [*{found.job: found for folder in options.folders for found in results_of(Folder(folder))}.values()]
     rows = table.rows(results)
     (options.output / "compare.csv").write_text(table.comma_separated(rows))
-    for name, figure in drawn(results).items():
+    for name, figure in drawn(results, rows).items():
         figure.savefig(options.output / f"compare-{name}.png", dpi=110)
     (options.output / "compare.md").write_text(page(results, rows))
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypergradient.lab.compare import table
-from hypergradient.lab.compare.command import chosen
+from hypergradient.lab.compare.command import chosen, start
 from hypergradient.lab.compare.plan import GRID, GUESS, bracket, drive, peers_of, plans, tuned
 from hypergradient.lab.compare.runs import METHODS, Job, Result, attempt, cosine, result, results_of
 from hypergradient.lab.compare.workers import Workers
@@ -339,6 +339,13 @@ def test_second_start_makes_what_a_kill_took(compared: Path, monkeypatch: pytest
     after = results_of(Folder(compared))[len(before) - len(lost) :]
     key = {x.job: (x.train, x.valid, x.alpha) for x in lost}
     assert {x.job: (x.train, x.valid, x.alpha) for x in after} == key
+
+
+def test_runs_that_somebody_has_put_there_are_gone_on_from(tmp_path: Path) -> None:
+    found = Result(Job("cancer", "adam", "constant", 1e-3, 1), 0.5, 0.6)
+    Folder(tmp_path).append_json("runs.jsonl", found.as_dict())
+    assert start(Folder(tmp_path)) == {found.job: found}
+    assert results_of(Folder(tmp_path)) == [found]
 
 
 def test_folder_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

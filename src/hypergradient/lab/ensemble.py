@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, relu
 
 from hypergradient import directions
 from hypergradient.columns import Host, total
+from hypergradient.direction import Direction
 from hypergradient.others import alike
 from hypergradient.rules import Additive, Rule
 from hypergradient.turn import turn
@@ -24,7 +25,7 @@ from .config import Config
 from .data import Data
 from .models import make_model
 
-DIRECTIONS: dict[str, directions.Direction] = {
+DIRECTIONS: dict[str, Direction] = {
     "sgd": directions.SGD(),
     "sgdn": directions.SGD(),
     "adam": directions.Adam(decoupled=False),

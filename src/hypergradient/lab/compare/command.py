@@ -100,7 +100,7 @@ def compare(
         with TemporaryDirectory() as side:
             run(missing, data_files(missing, places, Path(side)), seeds, quick, processes, folder, known)
     table = rows(known.values())
-    files = write(folder, [*known.values()])
+    files = write(folder, [*known.values()], table)
     if as_json:
         print(json.dumps({"rows": [finite(row) for row in table], "files": [str(file) for file in files]}, indent=2))
     else:
@@ -117,7 +117,7 @@ def start(folder: Folder) -> dict[Job, Result]:
     about = folder.read_json("experiment.json")
     if about is not None and about.get("experiment") != "compare":
         raise LabError(f"{folder.path} holds an experiment of hypergradient {about.get('experiment')}: choose another --output")
-    if about is None:
+    if about is None and not (folder.path / RUNS).exists():  # runs that somebody has put there are gone on from
         folder.write(RUNS, lambda file: file.write_text(""))
     known = {found.job: found for found in results_of(folder)}
     folder.write_json("experiment.json", {"format": FORMAT, "experiment": "compare", **provenance()})
@@ -167,20 +167,18 @@ def run(
         workers.close()
 
 
-def write(folder: Folder, results: Sequence[Result]) -> list[Path]:
+def write(folder: Folder, results: Sequence[Result], table: Sequence[Row]) -> list[Path]:
     """Tables, figures and report; returns the files."""
-    table = rows(results)
     folder.write("compare.csv", lambda file: file.write_text(comma_separated(table)))
     folder.write("compare.md", lambda file: file.write_text(page(table)))
     files = [write_report(folder.path), folder.path / "compare.csv", folder.path / "compare.md"]
-    for name, figure in drawn(results).items():
+    for name, figure in drawn(results, table).items():
         files += save(figure, folder, f"compare-{name}")
     return [*files, folder.path / RUNS]
 
 
-def drawn(results: Sequence[Result]) -> dict[str, Figure]:
+def drawn(results: Sequence[Result], table: Sequence[Row]) -> dict[str, Figure]:
     """The figures by name."""
-    table = rows(results)
     curves = {work: over_lr([x for x in results if x.job.workload == work]) for work in dict.fromkeys(row.workload for row in table)}
     return {"rho": plots.rho(table), "lr": plots.loss_over_lr(curves), "alpha": plots.alpha_over_time(alphas(results))}
 

@@ -4,10 +4,11 @@ from functools import cache
 
 import torch
 from torch import nn
-from torch.nn.functional import avg_pool2d, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from ..data import Data, Split
 from ..models import mlp
+from .image import convolutions, halved
 from .problem import Problem, Workload, seeded, supervised
 
 PRIME = 47
@@ -21,21 +22,12 @@ def modular(seed: int, _: Data | None) -> Problem:
 
 def much_decay(seed: int, data: Data | None) -> Problem:
     """CIFAR-10 at 16x16, a network."""
-    assert data is not None
-    train, valid = (avg_pool2d(data.train_x[:8000], 2), data.train_y[:8000]), (avg_pool2d(data.valid_x[:2000], 2), data.valid_y[:2000])
-    return supervised(seeded(lambda: mlp(768, 100, 10), seed), cross_entropy, train, valid, 64, seed)
+    return supervised(seeded(lambda: mlp(768, 100, 10), seed), cross_entropy, *halved(data, 8000), 64, seed)
 
 
 def no_decay(seed: int, data: Data | None) -> Problem:
     """Many epochs of 500 images of CIFAR-10 at 16x16, a convolutional network."""
-    assert data is not None
-    train, valid = (avg_pool2d(data.train_x[:500], 2), data.train_y[:500]), (avg_pool2d(data.valid_x[:2000], 2), data.valid_y[:2000])
-    return supervised(seeded(small_conv, seed), cross_entropy, train, valid, 50, seed)
-
-
-def small_conv() -> nn.Module:
-    convolutions = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10))
+    return supervised(seeded(lambda: convolutions((3, 8, 16), 16, 32), seed), cross_entropy, *halved(data, 500), 50, seed)
 
 
 @cache

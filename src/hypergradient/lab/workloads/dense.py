@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from ..data import Data
 from .image import halved, images
-from .problem import Losses, Order, Problem, Workload, seeded, supervised
+from .problem import Order, Problem, Workload, evaluation, seeded, supervised
 
 
 def with_noise(
@@ -17,14 +17,7 @@ def with_noise(
 ) -> Problem:
     """Minibatches of inputs alone, whose loss draws from a generator: in training the seed's, in evaluation always the same noise."""
     order, generator = Order(len(train), batch, seed), Generator().manual_seed(seed)
-
-    @torch.no_grad()
-    def evaluate() -> Losses:
-        model.eval()
-        found = [float(loss(x[:2000], Generator().manual_seed(0))) for x in (train, valid)]
-        model.train()
-        return found[0], found[1]
-
+    evaluate = evaluation(model, lambda x: loss(x[:2000], Generator().manual_seed(0)), (train,), (valid,))
     return Problem(model, lambda i: loss(train[order(i)], generator), evaluate)
 
 

@@ -11,15 +11,15 @@ from ..models import mlp
 from .problem import Problem, Workload, seeded, supervised
 
 
-def images(data: Data | None) -> tuple[Split, Split]:
-    """20,000 training and 2,000 validation images and their labels."""
+def images(data: Data | None, n: int = 20_000) -> tuple[Split, Split]:
+    """n training and 2,000 validation images and their labels."""
     assert data is not None
-    return (data.train_x[:20_000], data.train_y[:20_000]), (data.valid_x[:2000], data.valid_y[:2000])
+    return (data.train_x[:n], data.train_y[:n]), (data.valid_x[:2000], data.valid_y[:2000])
 
 
-def halved(data: Data | None) -> tuple[Split, Split]:
+def halved(data: Data | None, n: int = 20_000) -> tuple[Split, Split]:
     """The same, of half their height and width."""
-    (x, y), (valid_x, valid_y) = images(data)
+    (x, y), (valid_x, valid_y) = images(data, n)
     return (avg_pool2d(x, 2), y), (avg_pool2d(valid_x, 2), valid_y)
 
 

@@ -2,10 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from ..data import Data
 from ..models import mlp
+from .image import halved
 from .problem import Problem, Workload, seeded, supervised
 
 
@@ -18,10 +19,8 @@ def wrong_labels(seed: int, data: Data | None) -> Problem:
 
 def wrong_labels_conv(seed: int, data: Data | None) -> Problem:
     """1 of 5 labels of images of 14x14 is wrong, for a convolutional network."""
-    assert data is not None
-    train = avg_pool2d(data.train_x[:4000], 2), spoilt(data.train_y[:4000], 0.2)
-    valid = avg_pool2d(data.valid_x[:2000], 2), data.valid_y[:2000]
-    return supervised(seeded(small_conv, seed), cross_entropy, train, valid, 64, seed)
+    (x, y), valid = halved(data, 4000)
+    return supervised(seeded(small_conv, seed), cross_entropy, (x, spoilt(y, 0.2)), valid, 64, seed)
 
 
 def small_conv() -> nn.Module:

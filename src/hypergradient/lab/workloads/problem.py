@@ -1,6 +1,6 @@
 """What a workload is: a model, what it is trained on, and how it is judged; whichever optimizer trains it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,10 +124,16 @@ def mean_losses(
 ) -> Callable[[], Losses]:
     """The losses of (the first ``seen`` of) two sets in evaluation mode."""
 
+    return evaluation(model, lambda x, y: loss(model(x[:seen]), y[:seen]), train, valid)
+
+
+def evaluation(model: nn.Module, loss: Callable[..., Tensor], train: Sequence[Tensor], valid: Sequence[Tensor]) -> Callable[[], Losses]:
+    """What a loss is of two sets, without gradients and with the model in evaluation mode."""
+
     @torch.no_grad()
     def evaluate() -> Losses:
         model.eval()
-        found = [float(loss(model(x[:seen]), y[:seen])) for x, y in (train, valid)]
+        found = [float(loss(*tensors)) for tensors in (train, valid)]
         model.train()
         return found[0], found[1]
 
