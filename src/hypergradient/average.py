@@ -34,7 +34,7 @@ def follow(z: Any, d: Any, numbers: Numbers) -> None:
 
 
 def interpolated(alpha: Any, fade: Any, b: Any, back: Any = None) -> Numbers:
-    """The numbers of ``advance`` for momentum b: α, k, 1 − b k, 1 − b and −(1 − k) b / (1 − b).
+    """The numbers of ``interpolate`` for momentum b: α, k, 1 − b k, 1 − b and −(1 − k) b / (1 − b).
 
     Args:
         alpha: α_t; 0 where the step does not go.
@@ -48,7 +48,7 @@ def interpolated(alpha: Any, fade: Any, b: Any, back: Any = None) -> Numbers:
     return found if is_zero(b) else found | {"near": (1 - b) + b * fade, "far": 1 - b, "pull": fade * (-b / (1 - b))}
 
 
-def advance(theta: Any, z: Any, d: Any, numbers: Numbers) -> None:
+def interpolate(theta: Any, z: Any, d: Any, numbers: Numbers) -> None:
     """θ_t and z_t, in place of θ_{t-1} and z_{t-1}.
 
     Args:

@@ -13,7 +13,8 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
-from .directions import SGD, Adam, Direction, adam_root, applied, pair_of, what_decay_leaves
+from .direction import Direction
+from .directions import SGD, Adam, adam_root, applied, pair_of, what_decay_leaves
 from .execute import Numbers
 from .tensors import Some, add_product, add_quotient, add_scaled, is_zero
 

@@ -16,8 +16,7 @@ Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam,
 
 import functools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, final
 
@@ -26,101 +25,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .checks import check_number, check_switch
+from .direction import Direction, decayed, signed
 from .execute import Columns, Numbers
-from .ranks import local
-from .tensors import Some, add_product, add_scaled, changed, copy_all, dense, is_zero, make_buffer, mix, real, replace
-
-
-class Direction(ABC):
-    """What an optimizer must know to take the hypergradient of its learning rate."""
-
-    #: The options of a param group that ``previous`` must see as they were in the last step.
-    remembers: tuple[str, ...]
-
-    #: What it keeps in the state of a tensor: buffers of the tensor's shape, and numbers.
-    buffers: tuple[str, ...]
-    counts: tuple[str, ...] = ()
-
-    #: Whether ``previous`` is one of the buffers, rather than computed from them.
-    stored = False
-
-    #: Whether it must be known, and so waited for, that a step is taken, since nothing can undo it.
-    asks = False
-
-    #: Whether it leaves momentum to the average, between which and the iterate gradients are taken (see average.py).
-    between = False
-
-    def left_to_average(self) -> "Direction":
-        """The same without momentum, which is ``between``; itself where it cannot be without."""
-        return self
-
-    def share(self, group: Mapping[str, Any]) -> Any:
-        """How far from the iterate to its average gradients are taken, in [0, 1): momentum, where it is left to that."""
-        return 0.0
-
-    @abstractmethod
-    def check(self, group: Mapping[str, Any]) -> None:
-        """Raise ValueError where an option of a param group is out of its range."""
-
-    def begin(self, moving: Mapping[Tensor, dict[str, Any]]) -> None:  # noqa: B027 - closed forms need no step as a whole
-        """Called once a step, before ``advance`` is called for each of the tensors that move, given with their param groups."""
-
-    def first(self, moving: Mapping[Tensor, dict[str, Any]], grads: Mapping[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """d_1 of each of some tensors, given with their param groups and gradients, made with a state that is thrown away."""
-        for p, group in moving.items():
-            state: dict[str, Any] = {}
-            theta = local(real(p))
-            self.prepare(theta, state, group)
-            g = self.gradient(grads[p], theta, self.objective(group))
-            buffers = {name: state[name] for name in self.buffers if name in state}
-            yield p, self.advance(g, theta, buffers, self.numbers(state, group))
-
-    def is_gradient(self, group: Mapping[str, Any]) -> bool:
-        """Whether d_t is the gradient of the loss itself, and is in the state as "direction"."""
-        return False
-
-    def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
-        """Take the whole step, θ_t = θ_{t-1} − α d_t with its buffers, by a kernel of torch's own; whether there is one for it.
-
-        It reads and writes each tensor once, which ``advance`` in pieces does not, and needs no compiler.
-        """
-        return False
-
-    @abstractmethod
-    def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """Which of ``buffers`` the next ``advance`` needs."""
-
-    def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        """Make the buffers that ``advance`` needs, and count the step."""
-        state["first"] = state.get("momentum_buffer") is None
-        for name in self.wants(group):
-            make_buffer(state, name, p)
-        for name in self.counts:
-            state[name] = int(state.get(name, 0)) + 1
-
-    def objective(self, group: Mapping[str, Any]) -> Numbers:
-        """What ``gradient`` needs of the options: the sign of what is minimised, and its penalty."""
-        return {"maximize": group["maximize"], "penalty": group["weight_decay"]}
-
-    @abstractmethod
-    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
-        """What ``advance`` needs of the options and of the count of steps, in Python's precision, or float64 on a device."""
-
-    @abstractmethod
-    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
-        """What ``previous`` needs of the options that the last step used."""
-
-    @abstractmethod
-    def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:
-        """What is minimised along, from the gradient g of the loss; g itself or a new tensor, never g changed. p where it has a penalty."""
-
-    @abstractmethod
-    def previous(self, p: Some | None, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        """d_{t-1}, from the buffers as the last step left them; not to be written to. p where decay is part of it."""
-
-    @abstractmethod
-    def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        """d_t, with the buffers moved on to step t; not to be written to. Elementwise, so that it may be done in pieces."""
+from .tensors import Some, add_product, add_scaled, changed, copy_all, dense, is_zero, mix, replace
 
 
 @final
@@ -161,7 +68,7 @@ class SGD(Direction):
 
     def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
         if self.between:
-            return {"momentum": 0.0}
+            return {}
         new = 1.0 if state.get("first") else 1 - group["dampening"]  # the buffer starts with the gradient itself
         mu = group["momentum"]
         own = {"momentum": mu, "nesterov": group["nesterov"]}
@@ -194,9 +101,9 @@ class SGD(Direction):
         return state["direction" if is_zero(numbers["momentum"]) or numbers["nesterov"] else "momentum_buffer"]
 
     def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        mu = numbers["momentum"]
         if self.between:
             return g
+        mu = numbers["momentum"]
         if is_zero(mu):
             if "goes" in numbers:
                 return state["direction"].mul_(numbers["stays"]).add_(g)
@@ -356,14 +263,3 @@ def what_decay_leaves(alpha: Any, decay: Any) -> Any:
     if isinstance(kept, Tensor):
         return kept.masked_fill_(kept == 0, 1.0)
     return kept or 1.0
-
-
-def signed(g: Any, numbers: Numbers) -> Any:
-    """The gradient of what is minimised: that of the loss, or of its negative under maximize."""
-    return -g if numbers["maximize"] else g
-
-
-def decayed(g: Any, p: Any, numbers: Numbers) -> Any:
-    """The gradient with coupled weight decay, g + λ θ."""
-    g = signed(g, numbers)
-    return g if is_zero(numbers["penalty"]) else add_scaled(g, numbers["penalty"], p)

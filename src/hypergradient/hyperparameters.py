@@ -10,7 +10,7 @@ from torch import Tensor
 from . import host
 from .checks import Bounds, check_bounds, ends
 from .derivatives import LAST_STEPS
-from .directions import Direction
+from .direction import Direction
 from .rules import Level, Memory, Move, check_level, clipped
 
 

@@ -13,7 +13,8 @@ from . import checkpoint, loop
 from .average import is_average, put_average, put_iterate
 from .checks import Bounds
 from .dials import ScopeName
-from .directions import SGD, Adam, Direction
+from .direction import Direction
+from .directions import SGD, Adam
 from .factors import Group
 from .graph import enter, step_in_graph
 from .kept import KeptGradients

@@ -9,7 +9,8 @@ from torch import Tensor
 from .checks import check_bounds, check_lr, check_number, check_switch
 from .columns import Device, Host
 from .dials import SCOPES, ScopeName
-from .directions import SGD, Adam, Direction
+from .direction import Direction
+from .directions import SGD, Adam
 from .execute import Runner
 from .factors import Group
 from .hyperparameters import check_adapt, check_values, spread

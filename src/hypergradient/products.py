@@ -14,7 +14,7 @@ from torch import Tensor
 from .columns import Device, Host
 from .derivatives import LAST_STEPS
 from .dials import State
-from .directions import Direction, signed
+from .direction import Direction, signed
 from .execute import Numbers
 from .factors import Group
 from .hyperparameters import known

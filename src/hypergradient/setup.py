@@ -7,7 +7,7 @@ from typing import final
 
 from .columns import Device, Host
 from .dials import ScopeName
-from .directions import Direction
+from .direction import Direction
 from .execute import Runner
 from .ranks import Ranks
 from .rules import Level, Rule

@@ -102,16 +102,12 @@ class TuningFree(Rule):
         away = moved & ((sudden & xp.logical_or(soon, memory["sudden"])) | (m < -0.9))
         turns = away | (moved & climbs & (m < 0) & (steps > 10))
         lost = xp.logical_not(known)
-        again = lost & (memory["lost"] > 0)
-        back = away | again
+        back = away | (lost & (memory["lost"] > 0))
 
         signals_at_least_1 = xp.clamp(signals, min=1.0)
         s = m / (1 - 0.9**signals_at_least_1) / (xp.sqrt(v / (1 - 0.99**signals_at_least_1)) + 1e-8)
-        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.CLIMB) * s
-        q = xp.clamp(s + self.BIAS, -1.0, 1.0)
-        follow = beta * xp.maximum(q, self.FALL * q) / xp.clamp(steps, min=10.0)
-        change = xp.where(climbs, climb, follow)  # none where there is no signal, since nothing has moved yet, or again
-        factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), turns | (again & (memory["lost"] == 1)), 0.5)
+        change = self._change(s, steps, climbs, beta, xp)  # none where there is no signal, since nothing has moved yet, or again
+        factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), turns | (lost & (memory["lost"] == 1)), 0.5)
         factor = factor * (1 + (known & (memory["lost"] == 2)))  # what a run of gradients that were not finite took
 
         grown = xp.where(usual < math.inf, xp.lerp(usual, g_norm**2, xp.clamp(1 / (steps + 1), min=0.01)), g_norm**2)
@@ -137,6 +133,12 @@ class TuningFree(Rule):
             "horizon": self._window(memory["steps"], host),
             "climbing": float(memory["turned"] == 0),
         }
+
+    def _change(self, s: Any, steps: Any, climbs: Any, beta: Any, xp: Any) -> Any:
+        """What log α moves by at a signal s."""
+        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.CLIMB) * s
+        q = xp.clamp(s + self.BIAS, -1.0, 1.0)
+        return xp.where(climbs, climb, beta * xp.maximum(q, self.FALL * q) / xp.clamp(steps, min=10.0))
 
     def _window(self, steps: Any, xp: Any) -> Any:
         """How many steps the average looks over."""

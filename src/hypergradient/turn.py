@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .checks import ends
 from .dials import State
-from .directions import Direction
+from .direction import Direction
 from .execute import blocks
 from .products import Bundle, last_direction, objective
 from .ranks import local

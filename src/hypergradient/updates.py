@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import average
-from .average import follow, go_back, interpolated
+from .average import follow, go_back, interpolate, interpolated
 from .columns import Device
 from .dials import Dials, State
-from .directions import Direction, applied
+from .direction import Direction
+from .directions import applied
 from .execute import Numbers, make_buffers
 from .factors import Group
 from .hyperparameters import kept_gradient
@@ -93,11 +93,10 @@ def moves(setup: Setup, plan: Plan) -> tuple[dict[str, Any], list[bool] | None]:
         fade: Any = [1 / x for x in n] if isinstance(n, list) else 1 / n if setup.traces else None
         kept = {} if fade is None else {"fade": fade} if averages else {"kept": 1 - fade}
         return {"alpha": alpha} | kept, known(back) if isinstance(back, Tensor) else back
-    ok, dtype = torch.as_tensor(plan.ok, device=setup.numbers.device), setup.numbers.dtype
-    goes = (ok if back is None else ok & ~back).to(dtype)
+    goes = (plan.ok if back is None else plan.ok & ~back).to(setup.numbers.dtype)
     columns = {"alpha": alpha * goes, "goes": goes}
     if back is not None:
-        columns |= {"fade": goes / n, "back": back.to(dtype)}
+        columns |= {"fade": goes / n, "back": back.to(setup.numbers.dtype)}
     elif setup.traces:
         columns |= {"kept": 1 - goes / n}
     return columns, None
@@ -140,8 +139,8 @@ def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, fades: Any, groups: 
 
     The average of those without a gradient arrives where they lie, as if it were that of their last n steps.
     """
-    went = {p for bundle in moving for p in bundle.params}
-    lie = set(state) - {p for bundle in plan.bundles for p in bundle.params} if fades is not None and plan.ok is not False else set()
+    went, given = ({p for bundle in bundles for p in bundle.params} for bundles in (moving, plan.bundles))
+    arrives = fades is not None and plan.ok is not False
     stays = (~plan.ok).float() if isinstance(plan.ok, Tensor) else None
     for p, k in zip([p for group in groups for p in group["params"]], plan.dials.index, strict=True):
         if p in went or p not in state:
@@ -149,7 +148,7 @@ def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, fades: Any, groups: 
         own, back = state[p], backs[k] if backs is not None else False
         applied = own.get("applied", False)
         own["applied"] = False if stays is None or applied is False else stays if applied is True else stays * applied
-        if "trace" in own and p in lie:
+        if arrives and "trace" in own and p not in given:
             fade = fades if single(fades) else fades[k]
             local(real(own["trace"])).mul_(1 - fade if isinstance(fade, float) else (1 - fade).to(real(p).dtype))
         if back is not False and "trace" in own and p.requires_grad:
@@ -239,7 +238,7 @@ def move(piece: Mapping[str, Any], numbers: Numbers, direction: Direction, keeps
         replace(piece["gradient"], g, numbers)
     del g  # a copy of a list's gradients need not be held any longer
     if averages:
-        average.advance(theta, piece["trace"], d, numbers)
+        interpolate(theta, piece["trace"], d, numbers)
         return []
     alpha = applied(piece["lr"], numbers) if "lr" in piece else numbers["alpha"]
     if "goes" in numbers or isinstance(alpha, list):
