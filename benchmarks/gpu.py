@@ -1,0 +1,247 @@
+"""Without a learning rate beside tuned ones on a GPU: GPT-2 small on text of the machine, ResNet-9 on CIFAR-10.
+
+    python -m benchmarks.gpu --data ../shared/data/cifar10
+
+Each part is meant to take less than ten minutes on one H200 (--part gpt, --part resnet). Every run adds a line to runs.jsonl in the folder
+of --output as soon as it has ended, a failed one with its error. What is there is not run again: a second start does what is missing, and
+a line that is taken out is run anew. The table of all lines is gpu.md beside it. --small runs a tiny form of everything on the processor.
+"""
+
+import argparse
+import gc
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import update_bn
+
+from hypergradient.lab.compare.runs import KINDS, RUNS, TUNED, Job, cosine, state_bytes
+from hypergradient.lab.compare.table import markdown, number, pair_of, title_of
+from hypergradient.lab.config import PEERS, LabError, first_line
+from hypergradient.lab.data import Data
+from hypergradient.lab.peers import make_peer, step_of
+from hypergradient.lab.store import Folder
+from hypergradient.lab.workloads.problem import Order, seeded
+
+from .gpu_parts import Mixed, Part, gpt, resnet
+from .report import machine, sentence
+
+#: Steps that are not timed; batches that final losses are of, and batch norm's statistics.
+WARM, SEEN, REFRESH = 10, 20, 50
+
+#: Which runs are the same.
+KEY = ("workload", "base", "method", "lr", "seed", "steps")
+
+
+def optimizer_of(part: Part, job: Job, model: nn.Module) -> tuple[Any, LambdaLR | None]:
+    """The method's optimizer, and its scheduler."""
+    params = list(model.parameters())
+    groups: list[dict[str, Any]] = [{"params": params, "weight_decay": part.weight_decay}]
+    if part.base == "adamw":
+        groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": part.weight_decay}]
+        groups.append({"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0})
+    torchs, ours, options = KINDS[part.base]
+    if job.method in PEERS:
+        return make_peer(job.method, model, 0.0, part.weight_decay, groups), None
+    opt = (torchs if job.method in TUNED else ours)(groups, lr=job.lr, **options)
+    return opt, LambdaLR(opt, lambda i: cosine(i, part.steps)) if job.method == "cosine" else None
+
+
+def seconds(device: torch.device) -> float:
+    """The time when all that was launched is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def train(part: Part, job: Job, data: Data, model: nn.Module, opt: Any, scheduler: LambdaLR | None) -> float:
+    """All steps; tokens or images a second.
+
+    Raises:
+        ArithmeticError: the loss of a tuned optimizer is not finite; others may come back from that.
+    """
+    order, device = Order(len(data.train_y), part.batch, job.seed), data.train_y.device
+    warm, begun = min(WARM, part.steps // 2), 0.0
+    for i in range(part.steps):
+        if i == warm:
+            begun = seconds(device)
+        x, y = data.batch(order(i).to(device, non_blocking=True))
+        opt.zero_grad()
+        loss = cross_entropy(model(x), y.flatten(), label_smoothing=part.smoothing)
+        torch.autograd.backward(loss)
+        step_of(job.method, opt, loss)
+        if scheduler:
+            scheduler.step()
+        if (i + 1) % max(1, part.steps // 10) == 0:
+            print(f"  step {i + 1:,} of {part.steps:,}: {loss.item():.4g}", flush=True)
+            if job.method in TUNED and not math.isfinite(loss.item()):
+                raise ArithmeticError(f"the loss is {loss.item()} at step {i + 1}")
+    return (part.steps - warm) * part.batch * data.train_y[0].numel() / (seconds(device) - begun)
+
+
+@torch.no_grad()
+def evaluate(part: Part, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Mean loss and accuracy in evaluation mode, of SEEN batches at most."""
+    model.eval()
+    sums, seen = torch.zeros(2, device=x.device, dtype=torch.float64), 0
+    for inputs, targets in [*zip(torch.split(x, part.batch), torch.split(y, part.batch), strict=True)][:SEEN]:
+        logits, answers = model(inputs), targets.flatten()
+        loss = cross_entropy(logits, answers, reduction="sum", label_smoothing=part.smoothing)
+        sums += torch.stack([loss, (logits.argmax(1) == answers).sum()])
+        seen += len(answers)
+    model.train()
+    mean, accuracy = (sums / seen).tolist()
+    return mean, accuracy
+
+
+def run(part: Part, job: Job, data: Data) -> dict[str, Any]:
+    """Train, and evaluate once, at the end: under the average, with batch norm's statistics of it, where there is one."""
+    device = data.train_x.device
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        gc.collect()  # the run before is held by its scheduler's cycle, and would count as memory of this one
+        torch.cuda.reset_peak_memory_stats(device)
+    model = Mixed(seeded(lambda: part.model(data), job.seed)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.manual_seed(job.seed + 1000)
+    opt, scheduler = optimizer_of(part, job, model)
+    found: dict[str, Any] = {"per_second": round(train(part, job, data, model, opt, scheduler))}
+    found["peak"] = torch.cuda.max_memory_allocated(device) if on_gpu else None
+    found["bytes"] = round(state_bytes(opt, model), 2)
+    found["alpha"] = [float(group["alpha"]) for group in opt.param_groups if "alpha" in group] or None
+    found["parameters"] = sum(p.numel() for p in model.parameters())
+    if hasattr(opt, "eval"):
+        opt.eval()
+        update_bn(torch.split(data.train_x, part.batch)[:REFRESH], model)
+    found["train"], _ = evaluate(part, model, data.train_x, data.train_y)
+    found["valid"], found["accuracy"] = evaluate(part, model, data.valid_x, data.valid_y)
+    if not math.isfinite(found["train"] + found["valid"]):
+        raise ArithmeticError(f"the final losses are {found['train']} and {found['valid']}")
+    return found
+
+
+def attempt(part: Part, job: Job, data: Data) -> dict[str, Any]:
+    """A line of runs.jsonl; a run that fails has nulls and an error there."""
+    begun = time.perf_counter()
+    names = ("train", "valid", "accuracy", "seconds", "per_second", "peak", "bytes", "parameters", "alpha", "error")
+    line = asdict(job) | {"steps": part.steps, "batch": part.batch, "unit": part.unit} | dict.fromkeys(names)
+    try:
+        line |= run(part, job, data)
+    except Exception as error:
+        line["error"] = f"{type(error).__name__}: {first_line(error)}"
+    device = data.train_x.device
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+    return line | {"seconds": round(time.perf_counter() - begun, 2), "about": part.about, "machine": f"{machine()[:-1]}, {gpu}."}
+
+
+def key(line: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(line[name] for name in KEY)
+
+
+def go(part: Part, seed: int, folder: Folder) -> None:
+    """Run what is missing of a part."""
+    done = {key(line) for line in lines_of(folder)}
+    missing = [job for job in part.jobs(seed) if key(asdict(job) | {"steps": part.steps}) not in done]
+    if not missing:
+        print(f"{part.name}: nothing is missing", flush=True)
+        return
+    data = part.load()
+    if len(data.train_y) < part.batch:
+        raise LabError(f"{part.name}: {len(data.train_y):,} cases to train on are no batch of {part.batch}: give a larger data set")
+    for i, job in enumerate(missing, 1):
+        print(f"{part.name} {i} of {len(missing)}: {title(asdict(job))}", flush=True)
+        line = attempt(part, job, data)
+        folder.append_json(RUNS, line)
+        told = line["error"] or f"{pair_of(line['train'], line['valid'], '.4f')}, accuracy {line['accuracy']:.2%}"
+        print(f"  {told}, {line['seconds']:.0f} s", flush=True)
+
+
+def lines_of(folder: Folder) -> list[dict[str, Any]]:
+    return folder.read_lines(RUNS) if (folder.path / RUNS).exists() else []
+
+
+def title(line: dict[str, Any]) -> str:
+    """A method and its learning rate."""
+    return title_of(line["method"], line["base"]) + ("" if line["lr"] is None else f" {line['lr']:g}")
+
+
+def cells(line: dict[str, Any]) -> list[str]:
+    """A line as text."""
+    alpha, peak = line["alpha"], line["peak"]
+    return [
+        title(line),
+        str(line["seed"]),
+        pair_of(line["train"], line["valid"], ".4f"),
+        "–" if line["accuracy"] is None else f"{line['accuracy']:.2%}",
+        number(line["seconds"], ".1f"),
+        "–" if line["per_second"] is None else f"{line['per_second']:,}",
+        number(peak and peak / 2**30, ".2f"),
+        number(line["bytes"], ".1f"),
+        " and ".join(f"{x:.3g}" for x in alpha) if alpha else "–",
+        line["error"] or "–",
+    ]
+
+
+def page(lines: Iterable[dict[str, Any]]) -> str:
+    """All lines as Markdown: a table for each model, budget and machine."""
+    assert __doc__
+    tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        heading = f"{line['workload']}, {line['steps']:,} steps of {line['batch']}"
+        tables.setdefault((heading, line["unit"], line["about"], line["machine"]), []).append(line)
+    text = [f"# {__doc__.splitlines()[0]}", "", sentence(__doc__)]
+    text += ["Losses at the end in evaluation mode, of the average where a method has one; others' optimizers with their defaults."]
+    for (heading, unit, about, where), own in tables.items():
+        size = next((f"{line['parameters']:,} parameters" for line in own if line["parameters"]), "all failed")
+        heads = ["method", "seed", "training / validation loss", "accuracy", "seconds", f"{unit} a second", "peak, GiB"]
+        heads += ["state, bytes a parameter", "last α", "error"]
+        text += ["", f"## {heading}", "", f"{about}; {size}. {where}", "", *markdown(heads, map(cells, own))]
+    return "\n".join([*text, ""])
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("gpt", "resnet", "all"), default="all", help="what is trained")
+    parser.add_argument("--data", help="CIFAR-10 for resnet: a folder in the Hugging Face Parquet layout, or a Hub id; --small has digits")
+    parser.add_argument("--text", nargs="+", help="folders of text for gpt, default those of Debian and Python")
+    parser.add_argument("--device", help="default cuda, with --small cpu")
+    parser.add_argument("--small", action="store_true", help="tiny models, 20 steps")
+    parser.add_argument("--steps", type=int, help="of each run, default 700 for gpt, 2,900 for resnet")
+    parser.add_argument("--seed", type=int, default=1, help="of weights and batches")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="where results lie")
+    options = parser.parse_args(None if arguments is None else [*arguments])
+    try:
+        start(options)
+    except LabError as error:
+        parser.error(str(error))
+
+
+def start(options: argparse.Namespace) -> None:
+    """Run the parts, and write the page."""
+    device = options.device or ("cpu" if options.small else "cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        mend = "start it where there is one, or add --small, which runs a tiny form of everything on the processor"
+        raise LabError(f"--device {device}: torch sees no GPU here: {mend}")
+    if options.steps is not None and options.steps < 1:
+        raise LabError(f"--steps must be at least 1, got {options.steps}")
+    torch.backends.cudnn.benchmark = device.startswith("cuda")
+    parts = {"gpt": gpt(options.text, device, options.small), "resnet": resnet(options.data, device, options.small)}
+    folder = Folder(options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in parts if options.part == "all" else [options.part]:
+        part = parts[name]
+        go(replace(part, steps=options.steps or part.steps), options.seed, folder)
+    text = page(lines_of(folder))
+    (options.output / "gpu.md").write_text(text)
+    print(text)
+    print(f"{options.output / RUNS} and {options.output / 'gpu.md'}")
+
+
+if __name__ == "__main__":
+    main()
