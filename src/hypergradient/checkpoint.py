@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import others
-from .average import is_average, start_from_average, where
+from .average import HALVES, is_average, start_from_average, where
 from .dials import Scope
 from .directions import SGD, Adam
 from .factors import Group
@@ -82,7 +82,7 @@ def brief(value: Any) -> str:
 
 
 def buffers_of(opt: Any) -> tuple[str, ...]:
-    return (*opt.setup.direction.buffers, "gradient", "trace", "lr", "iterate")
+    return (*opt.setup.direction.buffers, "gradient", "trace", "rest", "lr", "iterate")
 
 
 def is_number(opt: Any, name: str) -> bool:
@@ -98,6 +98,10 @@ def restore(opt: Any, state_dict: Mapping[str, Any]) -> None:
         for name, value in state_dict["state"].get(i, {}).items():
             if name == "applied":
                 opt.state[p][name] = bool(opt.state[p][name])  # as it was loaded: the wrapper forgets some
+            elif name == "trace" and setup.rule.averages and p.dtype in HALVES:
+                opt.state[p][name] = value.to(p.device, torch.float32)
+            elif name == "rest" and p.dtype not in HALVES:
+                del opt.state[p][name]
             elif is_number(opt, name) and not (isinstance(value, Tensor) and value.dim()):
                 if not setup.numbers.on_device:
                     opt.state[p][name] = int(value) if name in setup.direction.counts else setup.numbers.cast(value)
