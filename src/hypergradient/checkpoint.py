@@ -12,6 +12,7 @@ from . import others
 from .average import HALVES, is_average, start_from_average, where
 from .dials import Scope
 from .directions import SGD, Adam
+from .edits import Edits
 from .factors import Group
 from .graph import enter
 from .hyperparameters import HYPERPARAMETERS
@@ -205,7 +206,7 @@ def scope_of(setup: Setup) -> Scope:
 
 def resume(opt: Any) -> None:
     """Go on from what an optimizer has been given: its param groups and state are those of a checkpoint or of a copy."""
-    opt.kept, opt.begun, opt.last_h, opt.saved = KeptGradients(), 0, None, []
+    opt.kept, opt.edits, opt.begun, opt.last_h, opt.saved = KeptGradients(), Edits(), 0, None, []
     if "number" not in vars(opt):  # a copy
         opt.number = enter(opt)
     opt.dials = scope_of(opt.setup)
