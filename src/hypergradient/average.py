@@ -11,9 +11,12 @@ A direction that has momentum of its own goes with b = 0, where θ is the iterat
     θ_t = θ_{t-1} − (1 − b k) α_t d_t − (1 − k) b / (1 − b) z_{t-1},    z_t = k (z_{t-1} + (1 − b) α_t d_t)
 
 since at small learning rates the difference of two nearly equal parameters would be rounding.
+
+Parameters of 16 bits are too coarse for a sum of small steps, and so would be an average of theirs. Under a rule that averages z is float32
+there, and ``state[p]["rest"]``, of 16 bits as they are, holds what rounding has taken from θ: steps are made of θ + rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +26,9 @@ from .dials import State
 from .execute import Numbers
 from .ranks import local
 from .tensors import add_scaled, is_zero, real
+
+#: Parameters that are kept in two parts, θ and rest.
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def follow(z: Any, d: Any, numbers: Numbers) -> None:
@@ -72,14 +78,43 @@ def interpolate(theta: Any, z: Any, d: Any, numbers: Numbers) -> None:
     z.mul_(numbers["kept"])
 
 
-def go_back(theta: Any, z: Any, back: Any = None) -> None:
-    """θ ← θ̄, and so z ← 0; where ``back``, a tensor, is 1, if it is given."""
-    if back is None:
-        theta.add_(z)
-        z.zero_()
-    else:
-        theta.add_(z.mul(back))
-        z.mul_(1 - back)
+def joined(theta: Any, rest: Any) -> Any:
+    """θ + rest, in float32: a new tensor, or ``theta`` itself where that is a copy of float32."""
+    return theta.to(torch.float32).add_(rest)
+
+
+def part(exact: Any, theta: Any, rest: Any, dtype: torch.dtype) -> None:
+    """θ and rest of their sum, such that θ is that rounded: what is joined and parted again stays as it is, to the bit."""
+
+    def rounded(x: Any) -> Any:
+        return x.to(dtype).to(torch.float32)
+
+    near = rounded(exact)
+    near.add_(rounded(exact.sub(near)))  # what two numbers of 16 bits hold of it
+    theta.copy_(rounded(near))
+    rest.copy_(near.sub(theta))
+
+
+def average_of(theta: Tensor, own: Mapping[str, Any]) -> Tensor:
+    """θ̄, rounded as θ is."""
+    z = local(real(own["trace"]))
+    return theta.add(z) if "rest" not in own else joined(theta, local(own["rest"])).add_(z).to(theta.dtype)
+
+
+def go_back(theta: Tensor, own: Mapping[str, Any], back: Tensor | None = None) -> None:
+    """θ ← θ̄, and so z ← 0; where ``back`` is 1, if it is given."""
+    z, exact = local(real(own["trace"])), joined(theta, local(own["rest"])) if "rest" in own else theta
+    exact.add_(z if back is None else z.mul(back))
+    z.mul_(0 if back is None else 1 - back)
+    if "rest" in own:
+        part(exact, theta, local(own["rest"]), theta.dtype)
+
+
+def forget_average(own: Mapping[str, Any]) -> None:
+    """z ← 0, of θ as it is: the average starts from there."""
+    for name in ("trace", "rest"):
+        if name in own:
+            real(own[name]).zero_()
 
 
 def is_average(state: State) -> bool:
@@ -92,7 +127,8 @@ def put_average(state: State) -> None:
     for p, own in state.items():
         if isinstance(own, dict) and "trace" in own and "iterate" not in own:
             own["iterate"] = p.clone()
-            real(p).add_(real(own["trace"]))
+            theta = local(real(p))
+            theta.copy_(average_of(theta, own))
 
 
 def where(params: Sequence[Tensor], state: State) -> tuple[float, float, float]:
@@ -118,7 +154,7 @@ def start_from_average(saved: Sequence[Any], groups: Sequence[dict[str, Any]], s
         if abs(theta - average) > 30 * rounding and abs(now - average) < 0.01 * abs(theta - average):
             found = True
             for own in (state[p] for p in group["params"] if "trace" in state.get(p, ())):
-                real(own["trace"]).zero_()
+                forget_average(own)
     return found
 
 
@@ -128,10 +164,10 @@ def put_iterate(state: dict[Tensor, dict[str, Any]]) -> int:
     for p, own in list(state.items()):
         if isinstance(own, dict) and "iterate" in own:
             state[p] = {name: x for name, x in own.items() if name != "iterate"}  # a state_dict() that was taken keeps its own
-            iterate, z = own["iterate"], real(own["trace"])
-            if p.is_meta or torch.equal(local(real(p)), local(real(iterate)).add(local(z))):
+            iterate = own["iterate"]
+            if p.is_meta or torch.equal(local(real(p)), average_of(local(real(iterate)), own)):
                 p.copy_(iterate)
             else:
                 written += 1
-                z.zero_()
+                forget_average(own)
     return written

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from . import others
-from .average import is_average, start_from_average, where
+from .average import HALVES, is_average, start_from_average, where
 from .dials import Scope
 from .directions import SGD, Adam
+from .edits import Edits
 from .factors import Group
 from .graph import enter
 from .hyperparameters import HYPERPARAMETERS
@@ -82,7 +83,7 @@ def brief(value: Any) -> str:
 
 
 def buffers_of(opt: Any) -> tuple[str, ...]:
-    return (*opt.setup.direction.buffers, "gradient", "trace", "lr", "iterate")
+    return (*opt.setup.direction.buffers, "gradient", "trace", "rest", "lr", "iterate")
 
 
 def is_number(opt: Any, name: str) -> bool:
@@ -98,6 +99,10 @@ def restore(opt: Any, state_dict: Mapping[str, Any]) -> None:
         for name, value in state_dict["state"].get(i, {}).items():
             if name == "applied":
                 opt.state[p][name] = bool(opt.state[p][name])  # as it was loaded: the wrapper forgets some
+            elif name == "trace" and setup.rule.averages and p.dtype in HALVES:
+                opt.state[p][name] = value.to(p.device, torch.float32)
+            elif name == "rest" and p.dtype not in HALVES:
+                del opt.state[p][name]
             elif is_number(opt, name) and not (isinstance(value, Tensor) and value.dim()):
                 if not setup.numbers.on_device:
                     opt.state[p][name] = int(value) if name in setup.direction.counts else setup.numbers.cast(value)
@@ -201,7 +206,7 @@ def scope_of(setup: Setup) -> Scope:
 
 def resume(opt: Any) -> None:
     """Go on from what an optimizer has been given: its param groups and state are those of a checkpoint or of a copy."""
-    opt.kept, opt.begun, opt.last_h, opt.saved = KeptGradients(), 0, None, []
+    opt.kept, opt.edits, opt.begun, opt.last_h, opt.saved = KeptGradients(), Edits(), 0, None, []
     if "number" not in vars(opt):  # a copy
         opt.number = enter(opt)
     opt.dials = scope_of(opt.setup)

@@ -37,6 +37,9 @@ TEMPORARY = 256 << 20
 #: What work never writes to: gradients.
 READ_ONLY = ("g",)
 
+#: What a compiler leaves nothing of: it takes a conversion to 16 bits and back for none.
+ROUNDING = "rest"
+
 
 def blocks(tensors: Mapping[str, Tensor], size: int = BLOCK) -> Iterator[dict[str, Tensor]]:
     """Tensors of one shape in flat pieces that stay in a processor's cache over several operations; whole where they are small.
@@ -126,16 +129,18 @@ def whole(column: Sequence[Tensor]) -> Tensor | None:
     return flat if flat is not None and flat.dim() == 1 and flat.numel() == start else None
 
 
-def make_buffers(states: Sequence[dict[str, Any]], name: str, like: Sequence[Tensor], value: Any = 0.0) -> None:
+def make_buffers(
+    states: Sequence[dict[str, Any]], name: str, like: Sequence[Tensor], value: Any = 0.0, dtype: torch.dtype | None = None
+) -> None:
     """A buffer in the state of each tensor; those of small tensors are parts of one, as they go through a step on a CPU."""
     for part in parts([p.numel() for p in like]) if like[0].device.type == "cpu" else ():
         some = [like[i] for i in part]
         if len(part) > 1 and all(type(p) in (Tensor, Parameter) and p.is_contiguous() and not p.is_complex() for p in some):
-            flat = torch.full((sum(p.numel() for p in some),), value, dtype=some[0].dtype)
+            flat = torch.full((sum(p.numel() for p in some),), value, dtype=dtype or some[0].dtype)
             for i, x in zip(part, torch.split(flat, [p.numel() for p in some]), strict=True):
                 states[i][name] = x.view(like[i].shape)
     for p, own in zip(like, states, strict=True):
-        make_buffer(own, name, p, value)
+        make_buffer(own, name, p, value, dtype)
 
 
 @final
@@ -200,7 +205,7 @@ class Runner:
 
     def _compiled(self, work: Work, tensors: Mapping[str, Tensor], numbers: Numbers, fixed: Any, writes: bool) -> list[Tensor] | None:
         """The scalars of one kernel; None where there is none for such tensors, or it cannot be compiled."""
-        if not SMALL <= tensors["p"].numel() <= LARGEST or not dense(list(tensors.values())):
+        if ROUNDING in tensors or not SMALL <= tensors["p"].numel() <= LARGEST or not dense(list(tensors.values())):
             return None
         scalars: list[Tensor] | None = self.kernels(work, tensors, numbers, fixed)
         if writes and scalars is not None:

@@ -68,6 +68,7 @@ def step(number: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
         # Inductor's code runs where no change of a tensor is counted, and the step asks whether there was one.
         with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
             optimizer._step()
+        optimizer.edits.versions = []  # what the graph does at its end counts as a change, and is none
     finally:
         for p, g in zip(own, before, strict=True):
             p.grad = g

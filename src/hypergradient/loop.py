@@ -33,6 +33,8 @@ BEGINS = 3
 def step(opt: Any) -> None:
     """Adapt the hyperparameters of an optimizer by the gradients of its parameters, and move these."""
     warn_of_writing(opt)
+    if opt.setup.rule.averages:
+        opt.edits.take_in(opt.params, opt.state)
     plan = make_plan(opt, None)
     takes = accept(opt, plan, stacklevel=8)  # the caller, seen through step() and torch's two wrappers
     if takes:
@@ -43,6 +45,8 @@ def step(opt: Any) -> None:
         opt.setup.numbers.put(others.write(plan.batches, opt.param_groups))
         update(opt.setup, plan, opt.kept, opt.param_groups, opt.state)
         write(opt, plan, moved=True)
+    if opt.setup.rule.averages:
+        opt.note_params()
 
 
 def adapt(opt: Any, given: Mapping[Tensor, Tensor]) -> None:

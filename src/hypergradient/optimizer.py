@@ -15,6 +15,7 @@ from .checks import Bounds
 from .dials import ScopeName
 from .direction import Direction
 from .directions import SGD, Adam
+from .edits import Edits
 from .factors import Group
 from .graph import enter, step_in_graph
 from .kept import KeptGradients
@@ -73,7 +74,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         self.given: Group | None = given | {"process_group": process_group}  # until it is made
         given = self.given | {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr, "options": options}
         self.setup = resolve(type(self).__name__, params, direction, given)
-        self.kept, self.dials = KeptGradients(), checkpoint.scope_of(self.setup)
+        self.kept, self.edits, self.dials = KeptGradients(), Edits(), checkpoint.scope_of(self.setup)
         self.skipped: Any = 0
         self.begun, self.number, self.params, self.saved = 0, enter(self), list[Tensor](), list[Any]()
         self.warned = self.warned_of_writing = self.warned_of_ranks = False
@@ -207,7 +208,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         Other rules have no average, and nothing happens. Statistics of batch norm are those of the iterates; after ``eval()``
         ``torch.optim.swa_utils.update_bn(batches, model)`` gives the model the average's.
         """
-        if self.setup.rule.averages:
+        if self.setup.rule.averages and not is_average(self.state):
+            self.edits.take_in(self.params, self.state)
             put_average(self.state)
 
     @torch.no_grad()
@@ -217,12 +219,19 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         What somebody has written into them meanwhile, such as the best weights so far, is not thrown away: training goes on from there, and
         a warning says so.
         """
+        if not is_average(self.state):
+            return
         written = put_iterate(self.state)
+        self.note_params()
         if written:
             warnings.warn(
                 f"{written} parameters were written while they were the average: training goes on from them, and so does the average",
                 stacklevel=3,
             )
+
+    def note_params(self) -> None:
+        """Remember where the parameters are, to see what others make of them before the next step."""
+        self.edits.note(self.params, sums=not self.setup.numbers.on_device)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

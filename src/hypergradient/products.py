@@ -124,7 +124,7 @@ def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[
         rows: the tensors.
         kept: those whose gradients are to be kept, which are not put with others.
     """
-    buffers = (*setup.direction.buffers, "gradient", "trace", *("lr",) * setup.elements)
+    buffers = (*setup.direction.buffers, "gradient", "trace", "rest", *("lr",) * setup.elements)
     apart = setup.elements or (setup.scope == "tensor" and not setup.lists)  # each has numbers of its own
     marks = ("applied",) if setup.lists else ("applied", *setup.direction.counts)
     found: dict[Any, Bundle] = {}

@@ -88,10 +88,10 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def make_buffer(state: dict[str, Any], key: str, like: Tensor, value: Any = 0.0) -> None:
+def make_buffer(state: dict[str, Any], key: str, like: Tensor, value: Any = 0.0, dtype: torch.dtype | None = None) -> None:
     """Fill ``state[key]`` with a tensor of one value, shaped as ``like``, where there is none."""
     if state.get(key) is None:  # torch.optim.SGD's checkpoints hold None for a buffer not yet used
-        state[key] = torch.zeros_like(like, memory_format=torch.preserve_format)
+        state[key] = torch.zeros_like(like, memory_format=torch.preserve_format, dtype=dtype)
         if isinstance(value, Tensor) or value:
             there = local(real(state[key]))
             there.copy_(value) if isinstance(value, Tensor) else there.fill_(value)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .average import follow, go_back, interpolate, interpolated
+from .average import HALVES, follow, go_back, interpolate, interpolated, joined, part
 from .columns import Device
 from .dials import Dials, State
 from .direction import Direction
@@ -150,9 +150,10 @@ def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, fades: Any, groups: 
         own["applied"] = False if stays is None or applied is False else stays if applied is True else stays * applied
         if arrives and "trace" in own and p not in given:
             fade = fades if single(fades) else fades[k]
-            local(real(own["trace"])).mul_(1 - fade if isinstance(fade, float) else (1 - fade).to(real(p).dtype))
+            z = local(real(own["trace"]))
+            z.mul_(1 - fade if isinstance(fade, float) else (1 - fade).to(z.dtype))
         if back is not False and "trace" in own and p.requires_grad:
-            go_back(local(real(p)), local(real(own["trace"])), None if back is True else back.to(real(p).dtype))
+            go_back(local(real(p)), own, None if back is True else back.to(real(own["trace"]).dtype))
 
 
 def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: Counter[int]) -> None:
@@ -160,11 +161,12 @@ def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: 
     direction, group, first = setup.direction, bundle.group, bundle.states[0]
     keeps = kept_gradient(direction, list(setup.adapted), group)
     wants = () if bundle.params[0] in plan.kept else direction.wants(group)
-    wants += ("gradient",) * keeps + ("trace",) * setup.traces + ("lr",) * setup.elements
+    half = bundle.params[0].dtype if setup.rule.averages and bundle.params[0].dtype in HALVES else None
+    wants += ("gradient",) * keeps + ("trace",) * setup.traces + ("rest",) * (half is not None) + ("lr",) * setup.elements
     missing = [name for name in wants if first.get(name) is None]
     for name in missing:
         value = plan.found["alpha"][plan.dials.index[bundle.rows[0]]] if name == "lr" else 0.0
-        make_buffers(bundle.states, name, bundle.params, value)
+        make_buffers(bundle.states, name, bundle.params, value, torch.float32 if half and name == "trace" else None)
     goes = numbers.get("goes")
     now = {**first, **count(setup, bundle, goes, plan.ok, shared), "first": "momentum_buffer" in missing}
     tensors = bundle.split()
@@ -174,7 +176,7 @@ def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: 
     coefficients = direction.objective(group) | direction.numbers(now, group, goes) | numbers
     if goes is not None and (direction.stored or keeps or setup.elements):
         coefficients["stays"] = 1 - goes
-    setup.run(move, tensors, coefficients, direction, keeps, setup.traces, setup.rule.averages, writes=True)
+    setup.run(move, tensors, coefficients, direction, keeps, setup.traces, setup.rule.averages, half, writes=True)
 
 
 def count(setup: Setup, bundle: Bundle, goes: Any, ok: Any, shared: Counter[int]) -> Numbers:
@@ -227,8 +229,19 @@ def remember(setup: Setup, plan: Plan, groups: Sequence[Group], alpha: Any, goes
         torch._foreach_copy_(before, now)
 
 
-def move(piece: Mapping[str, Any], numbers: Numbers, direction: Direction, keeps: bool, trace: bool, averages: bool) -> list[Tensor]:
-    """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs: the gradient where it ``keeps`` it, and the trace."""
+def move(
+    piece: Mapping[str, Any],
+    numbers: Numbers,
+    direction: Direction,
+    keeps: bool,
+    trace: bool,
+    averages: bool,
+    half: torch.dtype | None,
+) -> list[Tensor]:
+    """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs: the gradient where it ``keeps`` it, and the trace.
+
+    Parameters of 16 bits that are averaged are of the dtype ``half``, and go together with their rest.
+    """
     theta = piece["p"]
     g = direction.gradient(piece["g"], theta, numbers)
     if "goes" in numbers:
@@ -238,7 +251,10 @@ def move(piece: Mapping[str, Any], numbers: Numbers, direction: Direction, keeps
         replace(piece["gradient"], g, numbers)
     del g  # a copy of a list's gradients need not be held any longer
     if averages:
-        interpolate(theta, piece["trace"], d, numbers)
+        exact = theta if half is None else joined(theta, piece["rest"])
+        interpolate(exact, piece["trace"], d, numbers)
+        if half is not None:
+            part(exact, theta, piece["rest"], half)
         return []
     alpha = applied(piece["lr"], numbers) if "lr" in piece else numbers["alpha"]
     if "goes" in numbers or isinstance(alpha, list):

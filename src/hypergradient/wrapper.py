@@ -35,7 +35,7 @@ class Hypergradient(HypergradientOptimizer):
 
     State:
         one buffer of the parameters' size beside the base's own; one more under ``TuningFree`` or a horizon above 1. In float16 and
-        bfloat16 d is rounded as the parameters are.
+        bfloat16 d is rounded as the parameters are; there ``TuningFree`` keeps 6 bytes instead of 2.
 
     Raises:
         ValueError: the base's step is not linear in lr (ASGD, Rprop, Adafactor, LBFGS); it adapts its learning rate already, or keeps state

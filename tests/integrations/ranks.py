@@ -128,12 +128,13 @@ def compare(name: str, spread: str) -> dict[str, float]:
     options = {"process_group": dist.group.WORLD} if told else {}
     alone = Model()
     expected = torch.tensor(train(alone, OPTIMIZERS[name](alone.parameters()), 0, 1))
-    result = {}
+    result = {"edited": 0.0}
     for lost in (None, 7):
         model = place(Model())
         opt = OPTIMIZERS[name](model.parameters(), **options)
         found = train(model, opt, rank, over, lost=lost, end=STEPS if lost is None else 12)
         result[f"apart {lost}"] = apart(found)
+        result["edited"] += len(opt.edits.places)
         if lost is None:
             result["off"] = float(((torch.tensor(found) - expected) / expected).abs().max())
         else:
@@ -195,6 +196,8 @@ def others(name: str, spread: str) -> dict[str, float]:
             for _ in range(3):
                 opt.adapt(model(batch(0)[0]).square().mean())
         return {"told": float(sum("the gradients of this rank alone" in str(warning.message) for warning in said))}
+    if name == "clamped":
+        return clamped(rank, world)
     alone = Model()
     expected = torch.tensor(train(alone, AdamHD(alone.parameters()), 0, 1))
     if name == "meta":
@@ -218,6 +221,26 @@ def others(name: str, spread: str) -> dict[str, float]:
             return {"refused": 0.0}
     found = train(model, opt, rank, world)
     return {"apart": apart(found), "off": float(((torch.tensor(found) - expected) / expected).abs().max())}
+
+
+def clamped(rank: int, world: int) -> dict[str, float]:
+    """Shards in bfloat16 that are clamped after each step: how far their average is outside, and how many tensors have a copy."""
+    model = in_parts(Model().bfloat16())
+    opt = AdamHD(model.parameters())
+    alphas = []
+    for t in range(60):
+        x, y = (z.bfloat16()[rank::world] for z in batch(t))
+        opt.zero_grad()
+        (model(x) - y).square().mean().backward()
+        opt.step()
+        alphas.append(float(opt.param_groups[0]["alpha"]))
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.dim() > 1:
+                    p.clamp_(-0.0625, 0.0625)
+    with opt.averaged():
+        outside = max(float(p.detach().full_tensor().abs().max()) for p in model.parameters() if p.dim() > 1)
+    return {"apart": apart(alphas), "outside": outside, "edited": float(len(opt.edits.places)), "alpha": alphas[-1]}
 
 
 def work(rank: int, world: int, store: str, job: str, names: list[str], spread: str, out: str) -> None:

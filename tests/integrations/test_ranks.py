@@ -12,6 +12,7 @@ def test_ranks_move_as_one_process(spread: str) -> None:
     found = ranks.run(ranks.SPREADS[spread][0], "compare", list(ranks.OPTIMIZERS), spread)
     assert {name: (own["apart None"], own["apart 7"], own["skipped"]) for name, own in found.items()} == dict.fromkeys(found, (0, 0, 1))
     assert {name: own["off"] for name, own in found.items() if not own["off"] < 1e-6} == {}
+    assert not any(own["edited"] for own in found.values()), "what spreads parameters does not look like an edit"
 
 
 @pytest.mark.parametrize("name", ["tensor", "group"])
@@ -32,9 +33,13 @@ def test_checkpoint_of_2_ranks_goes_on(name: str, tmp_path: Path, monkeypatch: p
 
 
 def test_what_else_people_do() -> None:
-    found = ranks.run(2, "others", ["meta", "compiled", "refused", "adapt"])
+    found = ranks.run(2, "others", ["meta", "compiled", "refused", "adapt", "clamped"])
     assert found["refused"] == {"refused": 1}
     assert found["adapt"] == {"told": 1}
+    clamped = found["clamped"]
+    assert (clamped["apart"], clamped["edited"]) == (0, 3)
+    assert clamped["outside"] <= 0.0625
+    assert clamped["alpha"] < 1
     for name in ("meta", "compiled"):
         assert found[name]["apart"] == 0
         assert found[name]["off"] < 1e-6
