@@ -41,8 +41,10 @@ def transcription(gradient: Any, theta: np.ndarray, steps: int, lr: float, b: fl
             before, sudden = sudden, c < 0 and g_norm > 4 * math.sqrt(usual)
             away = (sudden and (not turned or t < turned + 50 or before)) or m < -0.9
             ends = not turned and m < 0 and t > 10
-            q = min(1, max(-1, s + 0.15))
-            change = (q if q > 0 else q / 2) / max(10, t) if turned else min(0.15, 0.7 / math.sqrt(t)) * s
+            far, long = 0.25 * (1 + np.linalg.norm(theta)), np.linalg.norm(way)
+            room = (far - long) / (far + long)
+            q = min(1, max(-1, s + room))
+            change = (q if q > 0 else 2 * q) / max(10, t) if turned else min(0.15, 0.7 / math.sqrt(t)) * (s + min(0, room))
         if away or ends:
             alpha, m, turned = alpha / 2, 0.0, turned or t
         else:
@@ -393,7 +395,7 @@ def test_a_slow_runaway_halves_the_learning_rate() -> None:
     memory = rule.fresh() | {"steps": 1_000.0, "turned": 100.0, "usual": 1.0}
     back = []
     for t in range(40):
-        move = rule.move(memory, alpha, rule.beta, h=(g := 1.05**t), g_norm=g, d_norm=1.0)
+        move = rule.move(memory | {"size": 1.0}, alpha, rule.beta, h=(g := 1.05**t), g_norm=g, d_norm=1.0)
         back.append(move.back)
         if move.back:
             assert move.alpha == alpha / 2
@@ -403,11 +405,12 @@ def test_a_slow_runaway_halves_the_learning_rate() -> None:
 
 def test_one_odd_minibatch_changes_nothing() -> None:
     """A gradient ten times the usual that points back to the average: once it is let be, twice in succession it is a runaway."""
-    rule = TuningFree()
+    rule, size = TuningFree(), {"size": 1.0}
     memory = rule.fresh() | {"steps": 1_000.0, "turned": 100.0, "usual": 1.0, "signals": 500.0, "power": 0.01}
-    once = rule.move(memory, 1.0, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0)
+    once = rule.move(memory | size, 1.0, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0)
     assert not once.back
-    calm = rule.move(once.memory, once.alpha, rule.beta, h=0.2, g_norm=1.0, d_norm=1.0)
-    assert not rule.move(calm.memory, calm.alpha, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).back
-    assert rule.move(once.memory, once.alpha, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).back
-    assert rule.move(memory | {"steps": 120.0}, 1.0, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).back, "soon after the climb once is enough"
+    calm = rule.move(once.memory | size, once.alpha, rule.beta, h=0.2, g_norm=1.0, d_norm=1.0)
+    assert not rule.move(calm.memory | size, calm.alpha, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).back
+    assert rule.move(once.memory | size, once.alpha, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).back
+    soon = memory | size | {"steps": 120.0}
+    assert rule.move(soon, 1.0, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).back, "soon after the climb once is enough"

@@ -29,8 +29,8 @@ class Host:
 
     on_device = False
 
-    #: What the dot products of a step are by name: g · x, and for rules that read norms g · g and x · x.
-    SUMS = ("gx", "gg", "xx")
+    #: What the dot products of a step are by name: g · x, for rules that read norms g · g and x · x, and for those that average θ · θ.
+    SUMS = ("gx", "gg", "xx", "pp")
 
     def columns(self, rows: Sequence[Sequence[Any]]) -> list[list[float]]:
         return [list(map(float, row)) for row in rows]
@@ -75,7 +75,7 @@ class Device:
     on_device = True
 
     #: Here their roots.
-    SUMS = ("gx", "g_norm", "d_norm")
+    SUMS = ("gx", "g_norm", "d_norm", "size")
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.dtype = device, wide(device)

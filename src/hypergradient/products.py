@@ -144,7 +144,7 @@ def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[
 
 
 class Term(NamedTuple):
-    """What some tensors, by their numbers, add to a hypergradient: g · x, and the squared norms where the rule reads them.
+    """What some tensors, by their numbers, add to a hypergradient: g · x, and the squared norms of g, x and θ where the rule reads them.
 
     They are tensor by tensor, or piece by piece. ∂θ/∂φ is −w k x: the scale k is the part of a derivative that is one number, and w what
     the tensors have moved by for each unit.
@@ -179,10 +179,11 @@ def terms(setup: Setup, bundle: Bundle, own: bool, adapts: bool) -> Iterator[tup
     ready = "trace" in tensors or direction.stored  # no work but dot products of tensors that there are
     light = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not moved)
     fixed = direction, own, moved, tuple((name, norms[name]) for name in ("lr", *names))
-    parts = setup.run(meet, tensors, now | last, *fixed, light=light, live=13 if names else 4)
+    sized = moved and setup.rule.averages
+    parts = setup.run(meet, tensors, now | last, *fixed, sized, light=light, live=13 if names else 4)
     first_of = 0
     for name in ("lr", *names):
-        count = 1 + norms[name] * (2 if moved else 1)
+        count = 1 + norms[name] * (2 if moved else 1) + (sized and name == "lr")
         scale = 1.0 if name == "lr" else last[f"scale of {name}"]
         yield name, Term(bundle.rows, bundle.spec, scale, [(rows, scalars[first_of : first_of + count]) for rows, scalars in parts])
         first_of += count
@@ -195,6 +196,7 @@ def meet(
     own: bool,
     moved: bool,
     rules: tuple[tuple[str, bool], ...],
+    sized: bool,
 ) -> list[Any]:
     """The products of a gradient with what the last step has left of one tensor, or of each of a list.
 
@@ -205,6 +207,7 @@ def meet(
         own: whether "g" is the gradient of the step, rather than one that ``adapt()`` was given.
         moved: whether there is a last direction.
         rules: the hyperparameters, the learning rate first, each with whether its rule reads norms.
+        sized: whether that of the learning rate reads the parameters' size, too.
     """
     g = objective(piece, numbers, direction, own)
     (_, norms), *others = rules
@@ -215,6 +218,8 @@ def meet(
 
     def pairs() -> Iterator[tuple[Any, Any, bool]]:
         yield g, d, norms
+        if sized:
+            yield piece["p"], piece["p"], False
         for name, reads in others:
             # What weight decay is to minimise is the loss without the penalty that it makes.
             loss = signed(piece["g"], numbers) if name == "weight_decay" and own else g

@@ -54,7 +54,8 @@ class Rule(ABC):
     #: Whether the rule reads ``g_norm`` and ``d_norm``; they are not computed where it does not.
     reads_norms: ClassVar[bool] = False
 
-    #: Whether the hypergradient is that of log α along the way to the average of the iterates, which the optimizer keeps then.
+    #: Whether the hypergradient is that of log α along the way from the iterate to its average, which the optimizer keeps then; ``move`` is
+    #: handed the norm of the parameters as "size", too, beside what it keeps.
     averages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

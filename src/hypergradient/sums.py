@@ -19,6 +19,9 @@ from .ranks import Spec, local
 from .setup import Setup
 from .tensors import Norms, dot, real
 
+#: The most products of a tensor that a rule reads: g · x, g · g, x · x and θ · θ.
+KINDS = 4
+
 
 @dataclass(frozen=True)
 class Weighed:
@@ -32,10 +35,10 @@ class Weighed:
 def hypergradient_sums(
     setup: Setup, found: Sequence[Bundle], dials: Dials, groups: Sequence[Group], own: bool, adapts: bool
 ) -> tuple[dict[str, list[Any]], Any]:
-    """For each hyperparameter the columns Σ w g·x, Σ g·g and Σ w² x·x, of dials or of param groups; and whether all are finite.
+    """For each hyperparameter the columns Σ w g·x, Σ g·g, Σ w² x·x and Σ θ·θ, of dials or of param groups; and whether all are finite.
 
     A tensor counts with what it has moved by for each unit: the ratio to its dial, the learning rate for other hyperparameters. On a device
-    the last two are roots.
+    the last three are roots. Columns that nobody reads are 0.
     """
     group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
     sizes = {name: dials.size if name == "lr" else len(groups) for name in setup.rules}
@@ -44,8 +47,10 @@ def hypergradient_sums(
     for bundle in found:
         applied = bundle.states[0].get("applied")  # where a device alone knows it, 1 or 0
         for name, term in terms(setup, bundle, own, adapts):
-            if name == "lr":  # the way to the average is that of the whole update already
-                index, weight = dials.index, 1.0 if dials.last is None or averages else dials.last[bundle.g]
+            if name == "lr" and averages:  # the way from the iterate to its average is that of the whole update already
+                index, weight = dials.index, 1 / (1 - setup.direction.share(bundle.group))
+            elif name == "lr":
+                index, weight = dials.index, 1.0 if dials.last is None else dials.last[bundle.g]
             else:
                 index, weight = group_of, bundle.last_factor if setup.elements else bundle.last_lr(setup)
             if isinstance(applied, Tensor) and "trace" not in bundle.states[0]:
@@ -82,19 +87,19 @@ def added(setup: Setup, rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[st
     if not isinstance(numbers, Device):
         sums = on_host(rows, sizes) if not ranks.many else None
         if sums is None:
-            flat = torch.zeros(3 * sum(sizes.values()), dtype=torch.float64, device=ranks.device)
+            flat = torch.zeros(KINDS * sum(sizes.values()), dtype=torch.float64, device=ranks.device)
             for spec in ranks.specs:
                 own = [x for columns in on_host(those_of(rows, spec), sizes).values() for column in columns for x in column]
                 flat += ranks.add_up(torch.tensor(own, dtype=torch.float64, device=ranks.device), spec)
             values = iter(flat.tolist())
-            sums = {name: [[next(values) for _ in range(size)] for _ in range(3)] for name, size in sizes.items()}
+            sums = {name: [[next(values) for _ in range(size)] for _ in range(KINDS)] for name, size in sizes.items()}
         return sums, all(math.isfinite(x) for columns in sums.values() for x in columns[0])
     if not ranks.many:
         found = on_device(rows, sizes, numbers, 1)
     else:
-        found = torch.stack([ranks.add_up(on_device(those_of(rows, spec), sizes, numbers, 3), spec) for spec in ranks.specs]).sum(0)
+        found = torch.stack([ranks.add_up(on_device(those_of(rows, spec), sizes, numbers, KINDS), spec) for spec in ranks.specs]).sum(0)
     found[1:].sqrt_()
-    zeros = {size: [numbers.constant((0.0,) * size)] * (3 - len(found)) for size in sizes.values()}
+    zeros = {size: [numbers.constant((0.0,) * size)] * (KINDS - len(found)) for size in sizes.values()}
     split = torch.split(found, list(sizes.values()), 1)
     return {name: [*x.unbind(), *zeros[size]] for (name, size), x in zip(sizes.items(), split, strict=True)}, True
 
@@ -114,18 +119,18 @@ def on_host(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int]) -> 
             tensors, _, scale, parts = row.term
             pieces = [[next(values) for kind in kinds for _ in kind] for _, kinds in parts]
             gx, *norms = map(total, zip(*pieces, strict=True))
-            gg, xx = (*norms, 0.0, 0.0)[:2]
+            gg, xx, pp = (*norms, 0.0, 0.0, 0.0)[: KINDS - 1]
             w = float(row.weight)
-            entries[row.entry[tensors[0]]].append((w * (scale * gx), gg, w**2 * (scale**2 * xx)))
-        columns = [[total(column) for column in zip(*entry, strict=True)] or [0.0] * 3 for entry in entries]
+            entries[row.entry[tensors[0]]].append((w * (scale * gx), gg, w**2 * (scale**2 * xx), pp))
+        columns = [[total(column) for column in zip(*entry, strict=True)] or [0.0] * KINDS for entry in entries]
         found[name] = [list(column) for column in zip(*columns, strict=True)]
     return found
 
 
 def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], numbers: Device, least: int) -> Tensor:
-    """A matrix with a row for each of the three, or of g · x alone, at ``least`` so many; everything is added up by one ``index_add``."""
-    norms = any(len(found) > 1 for own in rows.values() for row in own for _, found in row.term.parts)
-    flat: list[list[Tensor]] = [[] for _ in range(3 if norms else least)]
+    """A matrix with a row for each kind of product that there is, at ``least`` so many; everything is added up by one ``index_add``."""
+    most = max((len(found) for own in rows.values() for row in own for _, found in row.term.parts), default=1)
+    flat: list[list[Tensor]] = [[] for _ in range(max(most, least))]
     rooted = all(isinstance(x, Norms) for own in rows.values() for row in own for _, found in row.term.parts for x in found[1:])
     index, weights, start = list[int](), list[Any](), 0
     for name, size in sizes.items():
@@ -144,12 +149,12 @@ def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], n
         return torch.zeros(len(flat), start, dtype=numbers.dtype, device=numbers.device)
     sums = torch.stack([numbers.number(x) if x.device != numbers.device else x for column in flat for x in column])
     sums = sums.to(numbers.dtype).view(len(flat), -1)
-    if rooted and norms:
+    if rooted and most > 1:
         sums[1:].square_()
     if any(isinstance(w, Tensor) or w != 1.0 for w in weights):
         w = numbers.vector(weights)
         sums[0].mul_(w)
-        if norms:
+        if len(flat) > 2:
             sums[2].mul_(w * w)
     if start == 1:
         sums = sums.sum(1, keepdim=True)

@@ -15,17 +15,19 @@ class TuningFree(Rule):
 
     Three sequences of parameters are at work. The iterate ζ steps along d, which has no momentum; θ̄ averages it over the last
     ``max(10, t/5)`` steps; and gradients are taken between both, at θ = (1 − b) ζ + b θ̄ with momentum b, without a buffer (average.py).
-    The derivative of the loss by log α, over the last steps, is g_t · ∂ζ/∂log α = −g_t · z_{t-1}, where z is the way from ζ to θ̄. So one
+    The derivative of the loss by log α, over the last steps, is g_t · ∂ζ/∂log α = −g_t · w_{t-1}, where w is the way from ζ to θ̄. So one
     buffer serves three times: for the hypergradient, for momentum, and for the average that is evaluated (``opt.eval()``). The rule sees
-    the cosine c of gradient and way, which no scale of loss or parameters changes:
+    the cosine c of gradient and way, which no scale of loss or parameters changes, and how long the way is:
 
-        c_t = g_t · z_{t-1} / (‖g_t‖ ‖z_{t-1}‖),    m ← 0.9 m + 0.1 c,    v ← 0.99 v + 0.01 c²,    s = m̂ / √v̂
+        c_t = g_t · w_{t-1} / (‖g_t‖ ‖w_{t-1}‖),    m ← 0.9 m + 0.1 c,    v ← 0.99 v + 0.01 c²,    s = m̂ / √v̂
+        r_t = (f − ‖w_{t-1}‖) / (f + ‖w_{t-1}‖),    f = 0.25 (1 + ‖θ_{t-1}‖)
 
-        climbing:      log α += min(0.15, 0.7/√t) s    until m < 0 after step 10: α is halved
-        from then on:  log α += β q / max(10, t),    q = min(1, s + 0.15), half of that where it is negative
+        climbing:      log α += min(0.15, 0.7/√t) (s + min(0, r))    until m < 0 after step 10: α is halved
+        from then on:  log α += β q / max(10, t),    q = s + r in [−1, 1], twice that where it is negative
 
-    s is the signal over its noise; 0.15 of it is given to the learning rate, since it is the average that is evaluated, and that bears the
-    noise of a larger one. So, but for the returns below, α falls no faster than t^(−β/2), and rises no faster than t^β.
+    s, the signal over its noise, tells too small a learning rate from others, but hardly a good one from one ten times too large, since
+    gradients are taken near the average. The room r does: where the signal is weak, α stands still when the iterate is a quarter of the
+    parameters' size from its average. So, but for the returns below, α falls no faster than t^(−2β), and rises no faster than t^β.
 
     A step is shortened where its gradient is more than 1.5 times the usual, the root mean square of the last hundred. A gradient that
     points back to the average and is suddenly large (four times the usual, during the climb and for 50 steps after it; later in two steps
@@ -37,8 +39,8 @@ class TuningFree(Rule):
     0.03 (1 + ‖θ_0‖): a larger first step may do damage that nothing undoes, such as dead ReLUs.
 
     Args:
-        beta: β ≥ 0, the power of the time that the learning rate rises by at most after the climb; it falls by half of that. 0 keeps what
-            the climb found. Default 1.
+        beta: β ≥ 0, the power of the time that the learning rate rises by at most after the climb; it falls by twice that at most. 0 keeps
+            what the climb found. Default 1.
 
     Raises:
         ValueError: ``beta`` is negative or not finite.
@@ -74,10 +76,10 @@ class TuningFree(Rule):
     #: Of the first step, over 1 + ‖θ_0‖: where no lr is given, and at most.
     FIRST: ClassVar = (1e-2, 0.03)
 
-    #: The largest step of log α in the climb; what of its noise is added to the signal; how much slower α falls than it rises.
+    #: The largest step of log α in the climb; and how far, over the size of the parameters, the iterate is from its average where a signal of
+    #: 0 leaves α as it is.
     CLIMB: ClassVar = 0.15
-    BIAS: ClassVar = 0.15
-    FALL: ClassVar = 0.5
+    FAR: ClassVar = 0.25
 
     #: How many times the usual gradient is suddenly large, and how many times it a gradient is of which a whole step is taken.
     SUDDEN: ClassVar = 4.0
@@ -106,7 +108,8 @@ class TuningFree(Rule):
 
         signals_at_least_1 = xp.clamp(signals, min=1.0)
         s = m / (1 - 0.9**signals_at_least_1) / (xp.sqrt(v / (1 - 0.99**signals_at_least_1)) + 1e-8)
-        change = self._change(s, steps, climbs, beta, xp)  # none where there is no signal, since nothing has moved yet, or again
+        far = self.FAR * (1 + memory["size"])
+        change = self._change(s, (far - d_norm) / (far + d_norm), steps, climbs, beta, xp)  # none where nothing has moved yet, or again
         factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), turns | (lost & (memory["lost"] == 1)), 0.5)
         factor = factor * (1 + (known & (memory["lost"] == 2)))  # what a run of gradients that were not finite took
 
@@ -134,11 +137,11 @@ class TuningFree(Rule):
             "climbing": float(memory["turned"] == 0),
         }
 
-    def _change(self, s: Any, steps: Any, climbs: Any, beta: Any, xp: Any) -> Any:
-        """What log α moves by at a signal s."""
-        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.CLIMB) * s
-        q = xp.clamp(s + self.BIAS, -1.0, 1.0)
-        return xp.where(climbs, climb, beta * xp.maximum(q, self.FALL * q) / xp.clamp(steps, min=10.0))
+    def _change(self, s: Any, room: Any, steps: Any, climbs: Any, beta: Any, xp: Any) -> Any:
+        """What log α moves by at a signal s, with room from 1, the iterate is close to its average, to -1, it is far."""
+        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.CLIMB) * (s + xp.clamp(room, max=0.0))
+        q = xp.clamp(s + room, -1.0, 1.0)
+        return xp.where(climbs, climb, beta * (q + xp.clamp(q, max=0.0)) / xp.clamp(steps, min=10.0))
 
     def _window(self, steps: Any, xp: Any) -> Any:
         """How many steps the average looks over."""

@@ -27,14 +27,17 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
         kept: the names of what the rule keeps, with those they have in ``x``; None where learning rates are those of elements, so that
             these are only their mean.
         xp: the functions of such numbers (see rules.py).
-        x: "alpha", "beta", "low", "high", "memory.NAME"; the sums "gx", and "gg", "xx" where the rule reads norms; "start.NAME", what a
-            safe first learning rate is computed from, while the rule may start; "factor", that of a scheduler in the last step.
+        x: "alpha", "beta", "low", "high", "memory.NAME"; the sums "gx", "gg", "xx" where the rule reads norms, and "pp" where it averages;
+            "start.NAME", what a safe first learning rate is computed from, while the rule may start; "factor", that of a scheduler in the
+            last step.
     """
     h, before = 0.0 - x["gx"], x["alpha"]
     if kept is None:
         return {"alpha": before, "h": h, "fine": h - h == 0}
     g_norm, d_norm = norms_of(x, xp)
     memory = {name: x[key] for name, key in kept.items()}
+    if rule.averages:
+        memory["size"] = x["size"] if "size" in x else xp.sqrt(x["pp"])
     alpha, waits = before, None
     if "start.gg" in x:
         alpha, waits = safe_start(xp, before, (memory["steps"] == 0) & (abs(h) < math.inf), x["start.gg"], x["start.pp"], x["start.dd"])
