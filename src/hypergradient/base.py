@@ -30,7 +30,7 @@ NOT_LINEAR = {
 COUPLED = ("SGD", "Adam", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax")
 
 #: What the loop keeps of a tensor, in the state that it shares with the base.
-OURS = {"direction", "lr", "applied", "trace", "rest", "iterate", "hypergrad_lr"}
+OURS = {"direction", "lr", "applied", "trace", "rest", "iterate", "late", "still", "hypergrad_lr"}
 
 #: What it keeps in a param group, where a base must not have an option of the name.
 OURS_IN_GROUPS = {

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .average import forget_average
+from .average import forget_average, is_average, put_average, put_iterate
 from .dials import State
 from .ranks import local
 from .tensors import integers, real
@@ -64,6 +64,27 @@ class Edits:
             place.copy_(local(real(p)))
         self.versions = versions(params)
         self.sums = checksums(params) if sums and (self.steps <= FIRST or self.steps % OFTEN == 0) else []
+
+
+def note(opt: Any) -> None:
+    """Remember where the parameters of an optimizer are, to see what others make of them."""
+    opt.edits.note(opt.params, sums=not opt.setup.numbers.on_device)
+
+
+def to_average(opt: Any) -> None:
+    """The average instead of the iterate, if it is not there."""
+    if not is_average(opt.state):
+        opt.edits.take_in(opt.params, opt.state)
+        put_average(opt.state)
+
+
+def to_iterate(opt: Any) -> int:
+    """The iterate again; how many parameters somebody has written meanwhile."""
+    if not is_average(opt.state):
+        return 0
+    written = put_iterate(opt.state)
+    note(opt)
+    return written
 
 
 def shorten(theta: Tensor, place: Tensor, own: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import others
 from .dials import Dials
+from .edits import note
 from .products import Row, bundles, with_gradients
 from .sums import hypergradient_sums, start_sums
 from .turn import all_finite, every, turn, turn_elements, undo, write_elements
@@ -46,7 +47,7 @@ def step(opt: Any) -> None:
         update(opt.setup, plan, opt.kept, opt.param_groups, opt.state)
         write(opt, plan, moved=True)
     if opt.setup.rule.averages:
-        opt.note_params()
+        note(opt)
 
 
 def adapt(opt: Any, given: Mapping[Tensor, Tensor]) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import checkpoint, loop
-from .average import is_average, put_average, put_iterate
+from .average import is_average
 from .checks import Bounds
 from .dials import ScopeName
 from .direction import Direction
 from .directions import SGD, Adam
-from .edits import Edits
+from .edits import Edits, to_average, to_iterate
 from .factors import Group
 from .graph import enter, step_in_graph
 from .kept import KeptGradients
@@ -208,9 +208,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         Other rules have no average, and nothing happens. Statistics of batch norm are those of the iterates; after ``eval()``
         ``torch.optim.swa_utils.update_bn(batches, model)`` gives the model the average's.
         """
-        if self.setup.rule.averages and not is_average(self.state):
-            self.edits.take_in(self.params, self.state)
-            put_average(self.state)
+        if self.setup.rule.averages:
+            to_average(self)
 
     @torch.no_grad()
     def train(self) -> None:
@@ -219,19 +218,12 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         What somebody has written into them meanwhile, such as the best weights so far, is not thrown away: training goes on from there, and
         a warning says so.
         """
-        if not is_average(self.state):
-            return
-        written = put_iterate(self.state)
-        self.note_params()
+        written = to_iterate(self)
         if written:
             warnings.warn(
                 f"{written} parameters were written while they were the average: training goes on from them, and so does the average",
                 stacklevel=3,
             )
-
-    def note_params(self) -> None:
-        """Remember where the parameters are, to see what others make of them before the next step."""
-        self.edits.note(self.params, sums=not self.setup.numbers.on_device)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -126,7 +126,7 @@ def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[
     """
     buffers = (*setup.direction.buffers, "gradient", "trace", "rest", *("lr",) * setup.elements)
     apart = setup.elements or (setup.scope == "tensor" and not setup.lists)  # each has numbers of its own
-    marks = ("applied",) if setup.lists else ("applied", *setup.direction.counts)
+    marks = ("applied",) if setup.lists else ("applied", *setup.direction.counts, *("late",) * setup.rule.averages)
     found: dict[Any, Bundle] = {}
     for i, g, group, p, grad, state, spec in rows:
         alike: Any = p

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import late
 from .average import HALVES, follow, go_back, interpolate, interpolated, joined, part
 from .columns import Device
 from .dials import Dials, State
@@ -71,6 +72,8 @@ def update(setup: Setup, plan: Plan, kept: KeptGradients, groups: Sequence[Group
     if sum(len(bundle.params) for bundle in moving) < len(plan.dials.index):
         leave(plan, moving, columns.get("back", backs), columns.get("fade"), groups, state)
     shared = Counter(id(own.get(name)) for own in state.values() if isinstance(own, dict) for name in setup.direction.counts)
+    for bundle in moving if setup.rule.averages and not setup.numbers.on_device else ():
+        late.begin(bundle.states, plan.dials.columns["memory.steps"][plan.dials.index[bundle.rows[0]]])
     for bundle in reversed(moving):
         advance(setup, plan, bundle, of_bundle(setup, plan.dials, columns, bundle), shared)
         for p, own in zip(bundle.params, bundle.states, strict=True) if bundle.params[0] in plan.kept else ():
@@ -120,6 +123,7 @@ def of_bundle(setup: Setup, dials: Dials, columns: Mapping[str, Any], bundle: Bu
         if setup.rule.averages and isinstance(ratio, Tensor):
             found["fade"] = torch.where(ratio == 0, 0.0, found["fade"])
     if setup.rule.averages:
+        found = late.shortened(bundle.states[0], found)
         found |= interpolated(found["alpha"], found.pop("fade"), setup.direction.share(bundle.group), found.get("back"))
     return found
 
@@ -152,6 +156,8 @@ def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, fades: Any, groups: 
             fade = fades if single(fades) else fades[k]
             z = local(real(own["trace"]))
             z.mul_(1 - fade if isinstance(fade, float) else (1 - fade).to(z.dtype))
+            if isinstance(fade, float):
+                late.lie_still(own)
         if back is not False and "trace" in own and p.requires_grad:
             go_back(local(real(p)), own, None if back is True else back.to(real(own["trace"]).dtype))
 
