@@ -82,7 +82,7 @@ def _batch(rule: Level, names: list[str], bounds: Any, groups: Sequence[Group], 
     rows |= {"lowest": [low for low, _ in ends], "highest": [high for _, high in ends]}
     rows |= {f"memory.{key}": [group["adapted"][f"{name}.{key}"] for name, group in pairs] for key in rule.fresh()}
     columns = dict(zip(rows, numbers.columns(list(rows.values())), strict=True))
-    for kind, key in enumerate(numbers.SUMS if rule.reads_norms else ("gx",)):
+    for kind, key in enumerate(numbers.SUMS[:3] if rule.reads_norms else ("gx",)):
         parts = [sums[name][kind] for name in names]
         columns[key] = torch.cat(parts) if numbers.on_device else [x for part in parts for x in part]
     return Batch(rule, names, columns, numbers.each(partial(turn, rule), columns, len(pairs)))

@@ -155,7 +155,7 @@ def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], n
         w = numbers.vector(weights)
         sums[0].mul_(w)
         if len(flat) > 2:
-            sums[2].mul_(w * w)
+            sums[2].mul_(w * w if any(isinstance(w, Tensor) for w in weights) else numbers.vector([w**2 for w in weights]))
     if start == 1:
         sums = sums.sum(1, keepdim=True)
     elif index != list(range(start)):

@@ -76,8 +76,8 @@ class TuningFree(Rule):
     #: Of the first step, over 1 + ‖θ_0‖: where no lr is given, and at most.
     FIRST: ClassVar = (1e-2, 0.03)
 
-    #: The largest step of log α in the climb; and how far, over the size of the parameters, the iterate is from its average where a signal of
-    #: 0 leaves α as it is.
+    #: The largest step of log α in the climb; and how far the iterate is from its average, over the size of the parameters, where a signal
+    #: of 0 leaves α as it is.
     CLIMB: ClassVar = 0.15
     FAR: ClassVar = 0.25
 
