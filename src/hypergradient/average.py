@@ -40,7 +40,7 @@ def follow(z: Any, d: Any, numbers: Numbers) -> None:
 
 
 def decayed(fade: Any, factor: Any) -> Any:
-    """1/n under a scheduler that has come down to a factor: the average looks over so much less, ten steps at least, since a decay ends it."""
+    """1/n under a scheduler that has come down to a factor: the average is shorter by as much, since a decay ends it, down to ten steps."""
     if isinstance(factor, Tensor):
         shorter = torch.maximum(fade, torch.clamp(fade / factor, max=0.1))
         return torch.where(factor == 0, 0.0, shorter)
