@@ -2,14 +2,17 @@
 
     python -m benchmarks.ablation --mnist ../shared/data/mnist --cifar10 ../shared/data/cifar10
 
-Trains the workloads of ``hypergradient compare`` that the rule was made on without a learning rate, seed 1, and divides final losses by
-those of the whole rule. Writes docs/results/ablation.json and docs/images/ablation.png; a second start does what is missing.
+Trains the workloads of ``hypergradient compare`` that the rule was made on without a learning rate, with seeds 1 to 3, and divides the
+means of final losses by those of the whole rule. Writes docs/results/ablation.json and docs/images/ablation.png; a second start does what
+is missing.
 """
 
 import argparse
 import json
 import math
 import statistics
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hypergradient import TuningFree
+from hypergradient.directions import SGD, Adam
 from hypergradient.lab import plots
 from hypergradient.lab.compare.command import data_files
 from hypergradient.lab.compare.runs import Job, attempt
@@ -28,38 +32,57 @@ from hypergradient.lab.engine import flush_denormals
 from hypergradient.lab.workloads import WORKLOADS
 from hypergradient.optimizer import HypergradientOptimizer
 
-#: What is changed: constants of the rule; for the second part, opt.eval().
+#: The seeds, of whose losses the mean is taken.
+SEEDS = (1, 2, 3)
+
+
+def without_room(rule: TuningFree, s: Any, _: Any, *rest: Any) -> Any:
+    return CHANGE(rule, s, 0.0, *rest)
+
+
+#: What is changed: of the rule, but for ``eval`` of the optimizer and ``left_to_average`` of its direction.
+CHANGE = TuningFree._change
 PARTS: dict[str, dict[str, Any]] = {
     "the whole rule": {},
-    "the iterate is evaluated, not the average": {},
-    "average from the start (window t)": {"SHARE": 1.0},
+    "the iterate is evaluated, not the average": {"eval": lambda _: None},
+    "gradients at the iterate, with classical momentum": {"left_to_average": lambda direction: direction},
+    "signal alone: q = s": {"_change": without_room},
     "window of 10 steps": {"SHARE": 0.0},
-    "no bias: q = s": {"BIAS": 0.0},
-    "α rises as slowly as it falls": {"RISE": 1.0},
-    "climb by doubling": {"CLIMB": 0.7},
-    "no return from sudden gradients": {"SUDDEN": (math.inf, math.inf)},
-    "first step of 1e-4": {"FIRST": (1e-4, 0.03)},
-    "first step of 1e-2": {"FIRST": (1e-2, 0.03)},
+    "no return from sudden gradients": {"SUDDEN": math.inf},
+    "no steps shortened": {"SPIKE": math.inf},
+    "first step of 1e-3": {"FIRST": (1e-3, 0.03)},
 }
+OWNERS = {"eval": (HypergradientOptimizer,), "left_to_average": (SGD, Adam)}
 MADE = [name for name, workload in WORKLOADS.items() if not workload.judged]
 
-#: By part, then by workload and base: final training and validation loss.
-Losses = dict[str, dict[str, list[float]]]
+#: By part, then by workload and base, then by seed: final training and validation loss.
+Losses = dict[str, dict[str, dict[str, list[float]]]]
 
 
-def losses(name: str, base: str, part: str, data: Path | None) -> list[float]:
-    """Final training and validation loss of one run."""
-    iterate = part == "the iterate is evaluated, not the average"
-    change = patch.object(HypergradientOptimizer, "eval", lambda _: None) if iterate else patch.dict({})
-    with patch.multiple(TuningFree, **PARTS[part]) if PARTS[part] else change:
-        found = attempt(Job(name, base, "ours", None, 1), data)
+def losses(work: tuple[str, str, str, int, Path | None]) -> list[float]:
+    """Final training and validation loss of one run: of a part, workload, base and seed."""
+    part, name, base, seed, data = work
+    with ExitStack() as stack:
+        for attribute, value in PARTS[part].items():
+            for owner in OWNERS.get(attribute, (TuningFree,)):
+                stack.enter_context(patch.object(owner, attribute, value))
+        found = attempt(Job(name, base, "ours", None, seed), data)
     return [found.train, found.valid]
+
+
+def begin() -> None:
+    flush_denormals()
+    torch.set_num_threads(1)
+
+
+def mean(results: Losses, part: str, work: str, i: int) -> float:
+    return statistics.fmean(pair[i] for pair in results[part][work].values())
 
 
 def ratios(results: Losses, part: str, i: int) -> dict[str, float]:
     """Losses over those of the whole rule, inside of what is drawn."""
-    whole = results["the whole rule"]
-    return {work: min(max(pair[i] / whole[work][i], 0.2), 10.0) for work, pair in results[part].items() if math.isfinite(whole[work][i])}
+    whole = {work: mean(results, "the whole rule", work, i) for work in results[part]}
+    return {work: min(max(mean(results, part, work, i) / x, 0.2), 10.0) for work, x in whole.items() if math.isfinite(x)}
 
 
 def figure(results: Losses) -> Figure:
@@ -91,22 +114,24 @@ def main() -> None:
     parser.add_argument("--mnist", required=True, help="a folder in the Hugging Face Parquet layout, or a Hub id")
     parser.add_argument("--cifar10", required=True, help="the same")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="where results and images are written")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
     options = parser.parse_args()
-    flush_denormals()
-    torch.set_num_threads(1)
     file = options.output / "results" / "ablation.json"
-    works = [(name, base) for name in MADE for base in WORKLOADS[name].bases]
-    before: Losses = json.loads(file.read_text()) if file.exists() else {}
-    results: Losses = {part: {f"{name}, {base}": [] for name, base in works} for part in PARTS}
-    with TemporaryDirectory() as side:
+    results: Losses = json.loads(file.read_text()) if file.exists() else {}
+    with TemporaryDirectory() as side, get_context("spawn").Pool(options.processes, begin) as pool:
         files = data_files(MADE, {"mnist": options.mnist, "cifar10": options.cifar10}, Path(side))
-        for name, base in works:
-            for part, own in results.items():
-                key = f"{name}, {base}"
-                own[key] = before.get(part, {}).get(key) or losses(name, base, part, files.get(WORKLOADS[name].data or ""))
-                known = {part: {key: pair for key, pair in own.items() if pair} for part, own in results.items()}
-                file.write_text(json.dumps(known, indent=1) + "\n")
-                print(part, key, *own[key], flush=True)
+        works = [
+            (part, name, base, seed, files.get(WORKLOADS[name].data or ""))
+            for part in PARTS
+            for name in MADE
+            for base in WORKLOADS[name].bases
+            for seed in SEEDS
+            if str(seed) not in results.setdefault(part, {}).setdefault(f"{name}, {base}", {})
+        ]
+        for (part, name, base, seed, _), found in zip(works, pool.imap(losses, works), strict=True):
+            results[part][f"{name}, {base}"][str(seed)] = found
+            file.write_text(json.dumps(results, indent=1) + "\n")
+            print(part, name, base, seed, *found, flush=True)
     figure(results).savefig(options.output / "images" / "ablation.png", dpi=130)
     for part in PARTS:
         print(f"{part}: {' / '.join(f'{statistics.median(ratios(results, part, i).values()):.2f}' for i in (0, 1))}")
