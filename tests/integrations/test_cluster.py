@@ -22,7 +22,7 @@ from hypergradient.lab.data import load
 from hypergradient.lab.sweep import finished, folder_of, sweep
 from test_sweep import histories
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.filterwarnings("error")]
+pytestmark = pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 BASE = Config("digits", "logreg", "sgd-hd", epochs=150, threshold=0.2)
 GRID = [replace(BASE, lr=lr, hypergrad_lr=beta) for lr in (1e-3, 1e-1, 1e20) for beta in (1e-4, 1e-2)]
