@@ -10,8 +10,8 @@ demo: .venv/lab ## Six optimizers on two models, figure and tables in runs/demo
 test: .venv/dev ## Tests, docstring examples, and the code in README.md and docs/
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
-integrations: .venv/dev ## Beside other packages and on several ranks: trainers, torch's own checks, every scheduler, each file of examples/
-	$(BIN)/pytest -n auto --dist worksteal tests/integrations src/hypergradient/integrations
+integrations: .venv/dev ## Beside other packages, processes and data: trainers, ranks, Ray, MNIST, torch's own checks, every scheduler, examples/
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder tests/integrations src/hypergradient/integrations
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -49,8 +49,8 @@ def noise() -> Iterator[dict[str | None, Data | None]]:
     draw = torch.Generator().manual_seed(0)
     found: dict[str | None, Data | None] = {None: None}
     for name, shape in (("mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))):
-        x, y = torch.randn(3500, *shape, generator=draw), torch.randint(10, (3500,), generator=draw)
-        found[name] = Data(x[:3000], y[:3000], x[3000:], y[3000:], 10)
+        x, y = torch.randn(1200, *shape, generator=draw), torch.randint(10, (1200,), generator=draw)
+        found[name] = Data(x[:1000], y[:1000], x[1000:], y[1000:], 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fine_tuning, "pretrain", lambda problem, steps: None)
         yield found

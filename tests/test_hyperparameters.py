@@ -212,7 +212,7 @@ def read(opt: Any, name: str) -> float:
 def test_agrees_with_autograd_through_the_unrolled_update(row: Row, held_out: bool) -> None:
     problem = Problem()
     opt = row.ours(problem.parameters(), **row.options, adapt=row.adapt)
-    for t, (theta, expected, slopes) in enumerate(islice(unrolled(*row, held_out), 40)):
+    for t, (theta, expected, slopes) in enumerate(islice(unrolled(*row, held_out), 20)):
         if held_out:
             opt.adapt(problem.loss(t + 7))
         problem.train(opt, 1, start=t)

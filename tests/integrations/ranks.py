@@ -21,6 +21,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Decay, Hypergradient, Multiplicative, TuningFree
 
+#: What takes seconds to import, which one process does for all that are forked from it. It does not find this file.
+IMPORTED = ["hypergradient", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"]
+
 STEPS, BATCH = 30, 12
 BETAS = (Multiplicative(0.02), Multiplicative(0.02))
 
@@ -164,15 +167,15 @@ def zero(name: str, spread: str) -> dict[str, float]:
 
 
 def checkpoint(name: str, spread: str) -> dict[str, float]:
-    """Saved after 10 steps by two ranks, or gone on with by however many there are."""
-    folder = os.environ["CHECKPOINT"]
+    """Saved after 10 steps by two ranks, or gone on with by however many there are; the spread is "save" or "load", and where."""
+    what, folder = spread.split(maxsplit=1)
     alone = Model()
     expected = torch.tensor(train(alone, OPTIMIZERS[name](alone.parameters()), 0, 1))
     world = dist.get_world_size()
     model = in_parts(Model())
     opt = OPTIMIZERS[name](model.parameters())
     options = StateDictOptions()
-    if spread == "save":
+    if what == "save":
         train(model, opt, dist.get_rank(), world, end=10)
         weights, states = get_state_dict(model, opt, options=options)
         dcp.save({"model": weights, "optimizer": states}, checkpoint_id=folder)
@@ -260,6 +263,8 @@ def run(world: int, job: str, names: list[str], spread: str = "") -> dict[str, d
     """What rank 0 of so many processes found, by name."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found"
-        multiprocessing.spawn(work, (world, str(Path(folder) / "store"), job, names, spread, str(out)), nprocs=world)
+        multiprocessing.set_forkserver_preload(IMPORTED)
+        args = (world, str(Path(folder) / "store"), job, names, spread, str(out))
+        multiprocessing.start_processes(work, args, nprocs=world, start_method="forkserver")
         found: dict[str, dict[str, float]] = json.loads(out.read_text())
         return found

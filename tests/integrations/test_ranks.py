@@ -23,11 +23,10 @@ def test_zero_redundancy_optimizer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["AdamHD", "SGDHD-nesterov", "AdamWHD-adapt"])
-def test_checkpoint_of_2_ranks_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHECKPOINT", str(tmp_path))
-    ranks.run(2, "checkpoint", [name], "save")
+def test_checkpoint_of_2_ranks_goes_on(name: str, tmp_path: Path) -> None:
+    ranks.run(2, "checkpoint", [name], f"save {tmp_path}")
     for world in (1, 2, 3):
-        found = ranks.run(world, "checkpoint", [name], "load")[name]
+        found = ranks.run(world, "checkpoint", [name], f"load {tmp_path}")[name]
         assert found["apart"] == 0
         assert found["off"] < 1e-6
 

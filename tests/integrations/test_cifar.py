@@ -10,11 +10,11 @@ from hypergradient.lab.data import Data, load
 from hypergradient.lab.store import Folder
 from hypergradient.lab.train import train
 
-CIFAR = Path(__file__).parents[2] / "shared/data/cifar10"
+CIFAR = Path(__file__).parents[3] / "shared/data/cifar10"
 
 pytestmark = [
     pytest.mark.skipif(not CIFAR.is_dir(), reason="needs ../shared/data/cifar10"),
-    pytest.mark.xdist_group("cifar"),
+    pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 

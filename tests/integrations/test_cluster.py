@@ -1,4 +1,4 @@
-"""Sweeps on a real Ray: a local cluster that is started for them, and one that is there; workers and the driver are killed."""
+"""Sweeps on a real Ray: a local cluster that is started for them, and one that is there; its workers and the driver are killed."""
 
 import json
 import multiprocessing
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -21,16 +22,39 @@ from hypergradient.lab.data import load
 from hypergradient.lab.sweep import finished, folder_of, sweep
 from test_sweep import histories
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 BASE = Config("digits", "logreg", "sgd-hd", epochs=150, threshold=0.2)
 GRID = [replace(BASE, lr=lr, hypergrad_lr=beta) for lr in (1e-3, 1e-1, 1e20) for beta in (1e-4, 1e-2)]
 GRID.append(Config("digits", "cnn", "adam", epochs=8, limit=600))
 
 
+class Cluster(NamedTuple):
+    """One that is there: its address, and the process that all of its own descend from."""
+
+    address: str
+    pid: int
+
+    def workers(self) -> set[int]:
+        """Its processes that work on a sweep; those of another cluster are not touched."""
+        parents, working = dict[int, int](), set[int]()
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if (entry / "cmdline").read_bytes().startswith(b"ray::work_on"):
+                    working.add(int(entry.name))
+            except OSError:  # it has ended
+                continue
+
+        def is_own(pid: int) -> bool:
+            return pid == self.pid or (pid in parents and is_own(parents[pid]))
+
+        return set(filter(is_own, working))
+
+
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A cluster of two processors, with a token of its own."""
+def cluster() -> Iterator[Cluster]:
+    """Two processors, with a token of its own."""
     with pytest.MonkeyPatch.context() as patch, socket.socket() as free:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -38,13 +62,13 @@ def address() -> Iterator[str]:
         port = free.getsockname()[1]
         free.close()
         options = [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--block"]
-        cluster = subprocess.Popen([Path(sys.executable).with_name("ray"), "start", "--head", *options], stdout=subprocess.DEVNULL)
+        head = subprocess.Popen([Path(sys.executable).with_name("ray"), "start", "--head", *options], stdout=subprocess.DEVNULL)
         try:
             assert until(lambda: is_open(port))
-            yield f"127.0.0.1:{port}"
+            yield Cluster(f"127.0.0.1:{port}", head.pid)
         finally:
-            cluster.terminate()
-            cluster.wait(30)
+            head.terminate()
+            head.wait(30)
 
 
 def is_open(port: int) -> bool:
@@ -64,18 +88,6 @@ def start(root: Path, address: str) -> multiprocessing.process.BaseProcess:
     return child
 
 
-def processes(word: str) -> set[int]:
-    """Processes whose command line begins with ``word``."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and (entry / "cmdline").read_bytes().decode(errors="replace").startswith(word):
-                found.add(int(entry.name))
-        except OSError:  # it has ended
-            continue
-    return found
-
-
 def until(true, seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -86,10 +98,10 @@ def until(true, seconds: float = 60) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, address: str) -> Path:
+def whole(tmp_path_factory, cluster: Cluster) -> Path:
     """The sweep on Ray, not interrupted."""
     root = tmp_path_factory.mktemp("whole")
-    child = start(root, address)
+    child = start(root, cluster.address)
     child.join(120)
     assert child.exitcode == 0
     return root
@@ -114,11 +126,11 @@ def test_equals_one_process(whole: Path, tmp_path: Path) -> None:
             assert summary.alpha == pytest.approx(other.alpha, rel=1e-3)
 
 
-def test_killed_workers_are_replaced(whole: Path, address: str, tmp_path: Path) -> None:
-    child, killed = start(tmp_path, address), 0
-    while killed < 2 and until(lambda: processes("ray::work_on") or not child.is_alive()) and child.is_alive():
+def test_killed_workers_are_replaced(whole: Path, cluster: Cluster, tmp_path: Path) -> None:
+    child, killed = start(tmp_path, cluster.address), 0
+    while killed < 2 and until(lambda: cluster.workers() or not child.is_alive()) and child.is_alive():
         time.sleep(0.3)
-        for pid in processes("ray::work_on"):
+        for pid in cluster.workers():
             os.kill(pid, signal.SIGKILL)
             killed += 1
     child.join(120)
@@ -127,24 +139,24 @@ def test_killed_workers_are_replaced(whole: Path, address: str, tmp_path: Path) 
     same(tmp_path, whole)
 
 
-def test_killed_driver_goes_on(whole: Path, address: str, tmp_path: Path) -> None:
+def test_killed_driver_goes_on(whole: Path, cluster: Cluster, tmp_path: Path) -> None:
     chance, kept, killed = random.Random(0), {}, 0
     for _ in range(3):
-        child = start(tmp_path, address)
-        assert until(lambda: processes("ray::work_on") or not child.is_alive())  # noqa: B023
+        child = start(tmp_path, cluster.address)
+        assert until(lambda: cluster.workers() or not child.is_alive())  # noqa: B023
         child.join(chance.uniform(0.05, 0.25))
         if child.exitcode is None:
             os.kill(child.pid or 0, signal.SIGKILL)
             child.join()
             killed += 1
-        assert until(lambda: not processes("ray::work_on"))
+        assert until(lambda: not cluster.workers())
         for config in GRID:
             file = folder_of(tmp_path, config).path / "status.json"
             if file.exists():
                 kept.setdefault(file, file.stat().st_mtime_ns)
     assert killed == 3
     assert finished(tmp_path, GRID[-1]) is None  # the kills left work to do
-    child = start(tmp_path, address)
+    child = start(tmp_path, cluster.address)
     child.join(120)
     assert child.exitcode == 0
     assert {file: file.stat().st_mtime_ns for file in kept} == kept

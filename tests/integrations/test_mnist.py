@@ -10,10 +10,10 @@ from hypergradient.lab.data import Data, load
 from hypergradient.lab.store import Folder
 from hypergradient.lab.train import train
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 pytestmark = [
     pytest.mark.skipif(not (SHARED / "data/mnist").is_dir(), reason="needs ../shared/data/mnist"),
-    pytest.mark.xdist_group("mnist"),  # one worker decodes it, once
+    pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
