@@ -172,3 +172,37 @@ def test_elements_under_a_schedule_are_tensors_of_one_number(rule: Any, capturab
     lrs = torch.tensor([float(other.state[p]["lr"]) for p in parts], dtype=torch.float64)
     torch.testing.assert_close(one.state[whole]["lr"], lrs, rtol=1e-10, atol=0)
     assert lrs.std() > 1e-4
+
+
+@pytest.mark.parametrize("lr", [None, 1e-3])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_warm_up_is_what_the_rule_makes_itself(lr: float | None, capturable: bool) -> None:
+    """While the factor rises the run is that without it; then a fall is one, and so is what comes back after it."""
+    one, other = Problem(), Problem()
+    opt = AdamHD(one.parameters(), lr=lr, capturable=capturable)
+    twin = AdamHD(other.parameters(), lr=lr and lr / 40, capturable=capturable)
+    factors = [*(i / 40 for i in range(1, 41)), 0.5, 0.5, 1.0]
+    scheduler = schedulers.LambdaLR(opt, lambda t: factors[min(t, len(factors) - 1)])
+    found = []
+    for t in range(len(factors)):
+        one.train(opt, 1, start=t)
+        found.append(float(opt.param_groups[0]["alpha"]))
+        scheduler.step()
+        if t < 40:
+            other.train(twin, 1, start=t)
+            assert found[-1] == pytest.approx(float(twin.param_groups[0]["alpha"]), rel=1e-6), t
+            torch.testing.assert_close(flat(one.parameters()), flat(other.parameters()), rtol=0, atol=1e-9)
+    assert found[-3] < 0.7 * found[-4]
+    assert found[-1] > 1.5 * found[-2]
+
+
+def test_a_warm_up_from_0_starts_where_the_rule_does() -> None:
+    """The step of 0 moves nothing; the next is as long as a first one."""
+    one, other = Problem(), Problem()
+    opt, twin = AdamHD(one.parameters()), AdamHD(other.parameters())
+    scheduler = schedulers.LambdaLR(opt, lambda t: min(t / 100, 1.0))
+    one.train(opt, 1)
+    scheduler.step()
+    one.train(opt, 1, start=1)
+    other.train(twin, 1)
+    assert float(opt.param_groups[0]["alpha"]) == pytest.approx(float(twin.param_groups[0]["alpha"]), rel=0.5)

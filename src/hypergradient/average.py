@@ -39,14 +39,6 @@ def follow(z: Any, d: Any, numbers: Numbers) -> None:
         z.mul_(numbers["kept"]).add_(d)
 
 
-def decayed(fade: Any, factor: Any) -> Any:
-    """1/n under a scheduler that has come down to a factor: the average is shorter by as much, since a decay ends it, down to ten steps."""
-    if isinstance(factor, Tensor):
-        shorter = torch.maximum(fade, torch.clamp(fade / factor, max=0.1))
-        return torch.where(factor == 0, 0.0, shorter)
-    return max(fade, min(0.1, fade / factor)) if factor else fade
-
-
 def interpolated(alpha: Any, fade: Any, b: Any, back: Any = None) -> Numbers:
     """The numbers of ``interpolate`` for momentum b: α, k, 1 − b k, 1 − b and −(1 − k) b / (1 − b).
 

@@ -86,7 +86,7 @@ class TuningFree(Rule):
     SPIKE: ClassVar = 1.5
 
     def fresh(self) -> Memory:
-        return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned", "lost"), 0.0) | {"usual": math.inf}
+        return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned", "lost", "peak"), 0.0) | {"usual": math.inf}
 
     def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
         steps, turned, usual = memory["steps"], memory["turned"], memory["usual"]
@@ -124,6 +124,7 @@ class TuningFree(Rule):
             "usual": xp.where(back | lost | (g_norm == 0), usual, grown),
             "lost": xp.masked_fill(xp.clamp(memory["lost"] + 1, max=2.0), known, 0.0),
             "sudden": xp.where(moved, sudden, memory["sudden"]),
+            "peak": memory["peak"],
             "turned": xp.where(turns & climbs, steps, turned),
         }
         part = xp.masked_fill(xp.clamp(self.SPIKE / xp.clamp(times, min=1e-30), max=1.0), lost, 1.0)

@@ -40,15 +40,19 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
         memory["size"] = x["size"] if "size" in x else xp.sqrt(x["pp"])
     alpha, waits = before, None
     if "start.gg" in x:
-        alpha, waits = safe_start(xp, before, (memory["steps"] == 0) & (abs(h) < math.inf), x["start.gg"], x["start.pp"], x["start.dd"])
+        begins = (memory["steps"] == 0) & (abs(h) < math.inf)
+        alpha = xp.where(begins, before * x["factor now"], before) if "factor" in x else before
+        alpha, waits = safe_start(xp, alpha, begins, x["start.gg"], x["start.pp"], x["start.dd"])
     move = rule.move(memory, alpha, x["beta"], h, g_norm, d_norm, xp)
     found = {"alpha": move.alpha}
     for name, key in kept.items():
         found[key] = move.memory[name]
     if move.beta is not None:
         found["beta"] = move.beta
+    window = move.window
     if rule.averages and "factor" in x:
         found = scheduled(found, x, xp)
+        window = shorter(window, x["factor now"], found["memory.peak"], xp)
     if waits is not None:  # there was no gradient yet
         found = {name: xp.where(waits, x.get(name, value), value) for name, value in found.items()}
     alpha = found["alpha"]
@@ -60,7 +64,7 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
         back = move.back if waits is None else move.back & xp.logical_not(waits)
         if "factor" in x:  # a step of 0 moves nothing, but for what is not finite
             back = back & xp.logical_or((x["factor"] != 0) & (x["factor now"] != 0), xp.logical_not(abs(h) < math.inf))
-        return found | {"h": h, "fine": fine, "window": move.window, "back": back, "part": move.part}
+        return found | {"h": h, "fine": fine, "window": window, "back": back, "part": move.part}
     rest = [value - value for name, value in found.items() if name != "alpha"]
     return found | {"h": h, "fine": fine & (sum(rest) == 0) if rest else fine}
 
@@ -68,16 +72,20 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
 def scheduled(found: dict[str, Any], x: Mapping[str, Any], xp: Any) -> dict[str, Any]:
     """What a rule that averages makes of a step whose learning rate was α times the factor of a scheduler.
 
-    A factor of 0 teaches it nothing. Where its climb ends while the factor is small, as in a warm-up, it is the product that was too large.
+    A factor of 0 teaches it nothing. A warm-up is what the rule makes itself: where a factor is larger than ever, what it rises by is taken
+    from α, so that their product goes as the rule has it.
     """
-    factor, turned = x["factor"], "memory.turned"
-    rises = xp.clamp(xp.div(x["factor now"], factor), min=1.0)
-    before, alpha = x["alpha"], found["alpha"]
-    found["alpha"] = xp.where((alpha > before) & (before > 0), xp.maximum(alpha / rises, before), alpha)
-    if turned in found:
-        ends = (x[turned] == 0) & (found[turned] != 0)
-        found["alpha"] = xp.where(ends, found["alpha"] * xp.clamp(factor, max=1.0), found["alpha"])
-    return {name: xp.where(factor == 0, x.get(name, value), value) for name, value in found.items()}
+    factor, now, peak = x["factor"], x["factor now"], x["memory.peak"]
+    first = xp.masked_fill(now, now == 0, 1.0)  # the learning rate that the rule starts from is the product
+    found = {name: xp.where(factor == 0, x.get(name, value), value) for name, value in found.items()}
+    found["alpha"] = found["alpha"] / xp.where(peak > 0, xp.clamp(xp.div(now, peak), min=1.0), first)
+    return found | {"memory.peak": xp.maximum(peak, now)}
+
+
+def shorter(window: Any, factor: Any, peak: Any, xp: Any) -> Any:
+    """The window of an average under a factor that has come down from its peak: a decay ends the average, but for ten steps."""
+    part = xp.where(factor < peak, xp.div(factor, peak), 1.0)
+    return xp.maximum(window * part, xp.clamp(window, max=10.0))
 
 
 def undo(found: dict[str, Any], before: Mapping[str, Any], ok: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import late
-from .average import HALVES, decayed, follow, go_back, interpolate, interpolated, joined, part
+from .average import HALVES, follow, go_back, interpolate, interpolated, joined, part
 from .columns import Device
 from .dials import Dials, State
 from .direction import Direction
@@ -120,8 +120,8 @@ def of_bundle(setup: Setup, dials: Dials, columns: Mapping[str, Any], bundle: Bu
         found["alpha"] = ratio * found["alpha"]
         if setup.elements:
             found["factor"] = ratio
-        if setup.rule.averages:
-            found["fade"] = decayed(found["fade"], ratio)
+        if setup.rule.averages and isinstance(ratio, Tensor):
+            found["fade"] = torch.where(ratio == 0, 0.0, found["fade"])
     if setup.rule.averages:
         found = late.shortened(bundle.states[0], found)
         found |= interpolated(found["alpha"], found.pop("fade"), setup.direction.share(bundle.group), found.get("back"))
