@@ -3,6 +3,7 @@
     hypergradient compare --data mnist=../shared/data/mnist,cifar10=../shared/data/cifar10
     python -m benchmarks.compare runs/compare
 
+docs/results/compare-runs.jsonl has the runs of all methods but HD: as runs/compare/runs.jsonl, the first command goes on from them.
 Writes docs/results/compare.md, compare.csv and compare-rho.png, compare-lr.png, compare-alpha.png beside it.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from hypergradient.lab.compare import table
 from hypergradient.lab.compare.command import drawn
 from hypergradient.lab.compare.runs import Result, results_of
+from hypergradient.lab.config import PEERS
 from hypergradient.lab.store import Folder
 
 from .report import machine
@@ -36,13 +38,16 @@ def page(results: Sequence[Result], rows: Sequence[table.Row]) -> str:
     assert __doc__
     commands = textwrap.dedent(__doc__.split("\n\n")[1]).replace("\n", "\n    ")
     seeds = max(found.job.seed for found in results)
+    alone = {method: max((x.job.seed for x in results if x.job.method == method), default=0) == 1 for method in PEERS}
+    once = ", ".join(PEERS[method] for method, it_is in alone.items() if it_is)
     return f"""# Without a learning rate, beside tuned ones and the optimizers of others
 
     {commands}
 
 {len(results):,} runs on {len({row.workload for row in rows})} workloads, in two sets: those that the rule was *made on*, and those that
-*judge* it, on which no part of it was chosen. [What the workloads are](../lab.md#hypergradient-compare). Final training / validation
-loss, once, at the end, in evaluation mode; medians of the seeds 1 to {seeds}.
+*judge* it, on which no part of it was chosen. `compare-runs.jsonl` has those of all methods but HD: as `runs/compare/runs.jsonl`, the first
+command goes on from them. [What the workloads are](../lab.md#hypergradient-compare). Final training / validation
+loss, once, at the end, in evaluation mode; medians of the seeds 1 to {seeds}{f", but of seed 1 alone for {once}" if once else ""}.
 
 - **Tuned**: the base, torch's Adam, AdamW or SGD with Nesterov momentum of 0.9, with the best of learning rates that lie three a decade,
   a constant one (ρ is over its loss) and one with 5 % warm-up and cosine decay to zero (ρ_cos). The best is found for each loss by itself:

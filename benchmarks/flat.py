@@ -43,16 +43,17 @@ def figure(losses: dict[str, float]) -> Figure:
         none = losses[key(work, "ours", None)]
         axis.axhline(none, color="black", linestyle=plots.DASHED, linewidth=1, label="AdamHD, no learning rate")
         axis.set_xscale("log")
-        axis.set_yscale("log")
         finite = [losses[key(work, "constant", lr)] for lr in LRS if math.isfinite(losses[key(work, "constant", lr)])]
         lowest = min(none, *finite, *(losses[key(work, "given", lr)] for lr in LRS))
-        axis.set_ylim(lowest / 1.1, min(max(finite), 30 * lowest) * 1.2)
+        highest = min(max(finite), 30 * lowest)
+        axis.set_yscale("log" if highest > 3 * lowest else "linear")
+        axis.set_ylim(lowest / 1.1, highest * 1.2)
         plots.fix_ticks(axis)
         axis.grid(alpha=0.3)
         axis.set_title(f"{WORKLOADS[work].title}{' (AdamW)' if base == 'adamw' else ''}", fontsize=10)
     fig.supxlabel("learning rate given", fontsize=10)
     fig.supylabel("final validation loss", fontsize=10)
-    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig
 
 
