@@ -24,7 +24,7 @@ OURS = [
 def transcription(gradient: Any, theta: np.ndarray, steps: int, lr: float, b: float) -> Any:
     """docs/tuning-free.md for SGD, with iterate and average kept as such: yields θ, θ̄ and α of each step."""
     iterate, average, alpha, m, v, usual = theta.copy(), theta.copy(), lr, 0.0, 0.0, 0.0
-    signals, turned, sudden = 0, 0, False
+    signals, turned, sudden, most = 0, 0, False, 0.0
     for t in range(steps):
         theta = (1 - b) * iterate + b * average
         g = gradient(theta, t)
@@ -40,11 +40,13 @@ def transcription(gradient: Any, theta: np.ndarray, steps: int, lr: float, b: fl
             s = m / (1 - 0.9**signals) / (math.sqrt(v / (1 - 0.99**signals)) + 1e-8)
             before, sudden = sudden, c < 0 and g_norm > 4 * math.sqrt(usual)
             away = (sudden and (not turned or t < turned + 50 or before)) or m < -0.9
-            ends = not turned and m < 0 and t > 10
             far, long = 0.25 * (1 + np.linalg.norm(theta)), np.linalg.norm(way)
+            ends = not turned and ((m < 0 and t > 10) or (long > far and g_norm > 3 * math.sqrt(usual)))
             room = (far - long) / (far + long)
             q = min(1, max(-1, s + room))
             change = (q if q > 0 else 2 * q) / max(10, t) if turned else min(0.15, 0.7 / math.sqrt(t)) * (s + min(0, room))
+            most = max(most, math.sqrt(usual))
+            change *= min(1, g_norm / (0.01 * most)) if change > 0 else 1
         if away or ends:
             alpha, m, turned = alpha / 2, 0.0, turned or t
         else:

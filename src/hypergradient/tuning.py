@@ -22,12 +22,15 @@ class TuningFree(Rule):
         c_t = g_t · w_{t-1} / (‖g_t‖ ‖w_{t-1}‖),    m ← 0.9 m + 0.1 c,    v ← 0.99 v + 0.01 c²,    s = m̂ / √v̂
         r_t = (f − ‖w_{t-1}‖) / (f + ‖w_{t-1}‖),    f = 0.25 (1 + ‖θ_{t-1}‖)
 
-        climbing:      log α += min(0.15, 0.7/√t) (s + min(0, r))    until m < 0 after step 10: α is halved
+        climbing:      log α += min(0.15, 0.7/√t) (s + min(0, r))    until m < 0 after step 10, or r < 0 and ‖g_t‖
+                                                                     is three times the usual: α is halved
         from then on:  log α += β q / max(10, t),    q = s + r in [−1, 1], twice that where it is negative
 
     s, the signal over its noise, tells too small a learning rate from others, but hardly a good one from one ten times too large, since
     gradients are taken near the average. The room r does: where the signal is weak, α stands still when the iterate is a quarter of the
-    parameters' size from its average. So, but for the returns below, α falls no faster than t^(−2β), and rises no faster than t^β.
+    parameters' size from its average. Where the gradient is less than a hundredth of the largest usual one, α rises by as much less: there
+    is nothing left to learn, and what comes next may be another task. So, but for the returns below, α falls no faster than t^(−2β), and
+    rises no faster than t^β.
 
     A step is shortened where its gradient is more than 1.5 times the usual, the root mean square of the last hundred. A gradient that
     points back to the average and is suddenly large (four times the usual, during the climb and for 50 steps after it; later in two steps
@@ -81,12 +84,16 @@ class TuningFree(Rule):
     CLIMB: ClassVar = 0.15
     FAR: ClassVar = 0.25
 
+    #: How many times the usual gradient ends the climb of an iterate that is so far; below what part of the largest usual one α rises less.
+    LARGE: ClassVar = 3.0
+    FADED: ClassVar = 0.01
+
     #: How many times the usual gradient is suddenly large, and how many times it a gradient is of which a whole step is taken.
     SUDDEN: ClassVar = 4.0
     SPIKE: ClassVar = 1.5
 
     def fresh(self) -> Memory:
-        return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned", "lost", "peak"), 0.0) | {"usual": math.inf}
+        return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned", "lost", "peak", "most"), 0.0) | {"usual": math.inf}
 
     def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
         steps, turned, usual = memory["steps"], memory["turned"], memory["usual"]
@@ -102,14 +109,16 @@ class TuningFree(Rule):
         sudden = (cosine < 0) & (times > self.SUDDEN)
         soon = climbs | (steps - turned < 50)
         away = moved & ((sudden & xp.logical_or(soon, memory["sudden"])) | (m < -0.9))
-        turns = away | (moved & climbs & (m < 0) & (steps > 10))
+        far = self.FAR * (1 + memory["size"])
+        turns = away | (moved & climbs & (((m < 0) & (steps > 10)) | ((d_norm > far) & (times > self.LARGE))))
         lost = xp.logical_not(known)
         back = away | (lost & (memory["lost"] > 0))
 
         signals_at_least_1 = xp.clamp(signals, min=1.0)
         s = m / (1 - 0.9**signals_at_least_1) / (xp.sqrt(v / (1 - 0.99**signals_at_least_1)) + 1e-8)
-        far = self.FAR * (1 + memory["size"])
         change = self._change(s, (far - d_norm) / (far + d_norm), steps, climbs, beta, xp)  # none where nothing has moved yet, or again
+        most = xp.maximum(memory["most"], xp.masked_fill(xp.sqrt(usual), usual == math.inf, 0.0))
+        change = change - xp.clamp(change, min=0.0) * xp.clamp(1 - xp.div(g_norm, self.FADED * most), min=0.0)
         factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), turns | (lost & (memory["lost"] == 1)), 0.5)
         factor = factor * (1 + (known & (memory["lost"] == 2)))  # what a run of gradients that were not finite took
 
@@ -122,6 +131,7 @@ class TuningFree(Rule):
             "signal": xp.where(moved, xp.masked_fill(m, turns, 0.0), memory["signal"]),
             "power": xp.where(moved, v, memory["power"]),
             "usual": xp.where(back | lost | (g_norm == 0), usual, grown),
+            "most": most,
             "lost": xp.masked_fill(xp.clamp(memory["lost"] + 1, max=2.0), known, 0.0),
             "sudden": xp.where(moved, sudden, memory["sudden"]),
             "peak": memory["peak"],
