@@ -35,6 +35,10 @@ def maximum(x: float, y: float) -> float:
     return y if y > x else x
 
 
+def minimum(x: float, y: float) -> float:
+    return y if y < x else x
+
+
 def lerp(x: float, y: float, weight: float) -> float:
     return (1 - weight) * x + weight * y
 

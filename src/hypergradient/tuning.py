@@ -105,7 +105,8 @@ class TuningFree(Rule):
         m = xp.lerp(memory["signal"], cosine, 0.1)
         v = xp.lerp(memory["power"], cosine**2, 0.01)
         climbs = turned == 0
-        times = g_norm / xp.sqrt(usual)  # 0 before the first
+        root = xp.sqrt(usual)
+        times = g_norm / root  # 0 before the first
         sudden = (cosine < 0) & (times > self.SUDDEN)
         soon = climbs | (steps - turned < 50)
         away = moved & ((sudden & xp.logical_or(soon, memory["sudden"])) | (m < -0.9))
@@ -117,8 +118,8 @@ class TuningFree(Rule):
         signals_at_least_1 = xp.clamp(signals, min=1.0)
         s = m / (1 - 0.9**signals_at_least_1) / (xp.sqrt(v / (1 - 0.99**signals_at_least_1)) + 1e-8)
         change = self._change(s, (far - d_norm) / (far + d_norm), steps, climbs, beta, xp)  # none where nothing has moved yet, or again
-        most = xp.maximum(memory["most"], xp.masked_fill(xp.sqrt(usual), usual == math.inf, 0.0))
-        change = change - xp.clamp(change, min=0.0) * xp.clamp(1 - xp.div(g_norm, self.FADED * most), min=0.0)
+        most = xp.maximum(memory["most"], xp.masked_fill(root, root == math.inf, 0.0))
+        change = xp.minimum(change, change * xp.clamp(xp.div(g_norm, self.FADED * most), max=1.0))
         factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), turns | (lost & (memory["lost"] == 1)), 0.5)
         factor = factor * (1 + (known & (memory["lost"] == 2)))  # what a run of gradients that were not finite took
 
