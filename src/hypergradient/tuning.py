@@ -101,9 +101,7 @@ class TuningFree(Rule):
         known = (h - h) + bound < math.inf
         moved = known & started & (bound > 0)
         cosine = xp.masked_fill(xp.clamp(xp.div(xp.div(-h, g_norm), d_norm), -1.0, 1.0), xp.logical_not(moved), 0.0)
-        signals = memory["signals"] + moved
-        m = xp.lerp(memory["signal"], cosine, 0.1)
-        v = xp.lerp(memory["power"], cosine**2, 0.01)
+        signals, m, v, s = self._signal(memory, cosine, moved, xp)
         climbs = turned == 0
         root = xp.sqrt(usual)
         times = g_norm / root  # 0 before the first
@@ -115,8 +113,6 @@ class TuningFree(Rule):
         lost = xp.logical_not(known)
         back = away | (lost & (memory["lost"] > 0))
 
-        signals_at_least_1 = xp.clamp(signals, min=1.0)
-        s = m / (1 - 0.9**signals_at_least_1) / (xp.sqrt(v / (1 - 0.99**signals_at_least_1)) + 1e-8)
         change = self._change(s, (far - d_norm) / (far + d_norm), steps, climbs, beta, xp)  # none where nothing has moved yet, or again
         most = xp.maximum(memory["most"], xp.masked_fill(root, root == math.inf, 0.0))
         change = xp.minimum(change, change * xp.clamp(xp.div(g_norm, self.FADED * most), max=1.0))
@@ -148,6 +144,14 @@ class TuningFree(Rule):
             "horizon": self._window(memory["steps"], host),
             "climbing": float(memory["turned"] == 0),
         }
+
+    def _signal(self, memory: Memory, cosine: Any, moved: Any, xp: Any) -> tuple[Any, Any, Any, Any]:
+        """How many cosines there were, the means of them and of their squares, and s, the signal over its noise."""
+        signals = memory["signals"] + moved
+        m = xp.lerp(memory["signal"], cosine, 0.1)
+        v = xp.lerp(memory["power"], cosine**2, 0.01)
+        count = xp.clamp(signals, min=1.0)
+        return signals, m, v, m / (1 - 0.9**count) / (xp.sqrt(v / (1 - 0.99**count)) + 1e-8)
 
     def _change(self, s: Any, room: Any, steps: Any, climbs: Any, beta: Any, xp: Any) -> Any:
         """What log α moves by at a signal s, with room from 1, the iterate is close to its average, to -1, it is far."""
