@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from cases import Problem, flat, pairs
 from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Decay, Multiplicative, TuningFree
+from hypergradient.rules import Move, Rule
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step", "ignore:weight_decay is adapted")
 
@@ -206,3 +207,47 @@ def test_a_warm_up_from_0_starts_where_the_rule_does() -> None:
     one.train(opt, 1, start=1)
     other.train(twin, 1)
     assert float(opt.param_groups[0]["alpha"]) == pytest.approx(float(twin.param_groups[0]["alpha"]), rel=0.5)
+
+
+@pytest.mark.parametrize("scope", ["group", "tensor"])
+def test_a_checkpoint_without_a_peak_goes_on_from_its_last_factor(scope: Any) -> None:
+    """As those of when it was not kept: else what is adapted would be divided by a decay's factor."""
+    problem, other = Problem(), Problem()
+    opt, twin = AdamHD(problem.parameters(), scope=scope), AdamHD(other.parameters(), scope=scope)
+    scheduler = schedulers.LambdaLR(opt, lambda t: 1.0 if t < 20 else 0.1)
+    for t in range(25):
+        problem.train(opt, 1, start=t)
+        scheduler.step()
+    saved = copy.deepcopy(opt.state_dict())
+    for holder in (*saved["state"].values(), *(group["memory"] for group in saved["param_groups"])):
+        holder.pop("memory_peak", None)
+        holder.pop("peak", None)
+    other.model.load_state_dict(problem.model.state_dict())
+    twin.load_state_dict(saved)
+    problem.train(opt, 1, start=25)
+    other.train(twin, 1, start=25)
+    for one, two in zip(opt.summary(), twin.summary(), strict=True):
+        assert float(one["lr"]) == pytest.approx(float(two["lr"]), rel=1e-12)
+
+
+def test_a_rule_of_ones_own_that_averages_goes_with_a_schedule() -> None:
+    """It need not know of the schedule's peak."""
+
+    class Constant(Rule):
+        averages = reads_norms = True
+
+        def move(self, memory: Any, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = None) -> Move:
+            return Move(alpha, {"steps": memory["steps"] + 1}, window=10.0)
+
+        def fresh(self) -> Any:
+            return {"steps": 0.0}
+
+    problem = Problem()
+    opt = AdamHD(problem.parameters(), lr=0.01, rule=Constant(0.0))
+    scheduler = schedulers.LambdaLR(opt, lambda t: 0.5**t)
+    found = []
+    for t in range(3):
+        problem.train(opt, 1, start=t)
+        found.append(float(opt.param_groups[0]["alpha"]))
+        scheduler.step()
+    assert found[1:] == pytest.approx([found[0] / 2, found[0] / 4])

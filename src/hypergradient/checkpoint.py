@@ -42,7 +42,7 @@ def complete(opt: Any) -> None:
             group.setdefault(name, value.clone() if isinstance(value, Tensor) else value)
         group.setdefault("step_adapts", True)
         group.setdefault("lr_free", False)
-        for name, fresh in (("memory", setup.rule.fresh()), ("adapted", others.fresh(setup.adapted))):
+        for name, fresh in (("memory", setup.fresh(group)), ("adapted", others.fresh(setup.adapted))):
             if fresh:
                 group[name] = {key: numbers.cast(group.get(name, {}).get(key, value)) for key, value in fresh.items()}
         if "last" in group:  # that of the wrapper's checkpoint remembers nothing

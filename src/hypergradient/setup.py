@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 from .columns import Device, Host
 from .dials import ScopeName
@@ -49,8 +49,15 @@ class Setup:
 
     @cached_property
     def memory(self) -> dict[str, str]:
-        """What the rule keeps, by name, with the name of its column."""
-        return {name: f"memory.{name}" for name in self.rule.fresh()}
+        """What is kept of a learning rate, by name, with the name of its column."""
+        return {name: f"memory.{name}" for name in self.fresh({})}
+
+    def fresh(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept of a learning rate before its first step: by the rule, and where it averages the largest factor of a scheduler.
+
+        A checkpoint of when that was not kept goes on from its last factor.
+        """
+        return self.rule.fresh() | ({"peak": group.get("last", {}).get("factor", 0.0)} if self.rule.averages else {})
 
     @property
     def elements(self) -> bool:

@@ -93,7 +93,7 @@ class TuningFree(Rule):
     SPIKE: ClassVar = 1.5
 
     def fresh(self) -> Memory:
-        return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned", "lost", "peak", "most"), 0.0) | {"usual": math.inf}
+        return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned", "lost", "most"), 0.0) | {"usual": math.inf}
 
     def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
         steps, turned, usual = memory["steps"], memory["turned"], memory["usual"]
@@ -131,7 +131,6 @@ class TuningFree(Rule):
             "most": most,
             "lost": xp.masked_fill(xp.clamp(memory["lost"] + 1, max=2.0), known, 0.0),
             "sudden": xp.where(moved, sudden, memory["sudden"]),
-            "peak": memory["peak"],
             "turned": xp.where(turns & climbs, steps, turned),
         }
         part = xp.masked_fill(xp.clamp(self.SPIKE / xp.clamp(times, min=1e-30), max=1.0), lost, 1.0)
@@ -165,7 +164,7 @@ class TuningFree(Rule):
 
 
 def safe_start(xp: Any, alpha: Any, begins: Any, gg: Any, pp: Any, dd: Any) -> tuple[Any, Any]:
-    """The learning rate of a first step: one that moves a scope by 1e-3 (1 + ‖θ_0‖) to 0.03 (1 + ‖θ_0‖), where it ``begins``.
+    """The learning rate of a first step: one that moves a scope by 1e-2 (1 + ‖θ_0‖) to 0.03 (1 + ‖θ_0‖), where it ``begins``.
 
     Args:
         xp: the functions of such numbers.

@@ -15,7 +15,7 @@ from .products import Bundle, last_direction, objective
 from .ranks import local
 from .rules import Rule, clipped, norms_of
 from .tensors import finite_zero, real
-from .tuning import safe_start
+from .tuning import TuningFree, safe_start
 
 
 def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: Any, x: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
     move = rule.move(memory, alpha, x["beta"], h, g_norm, d_norm, xp)
     found = {"alpha": move.alpha}
     for name, key in kept.items():
-        found[key] = move.memory[name]
+        found[key] = move.memory.get(name, x[key])
     if move.beta is not None:
         found["beta"] = move.beta
     window = move.window
@@ -85,7 +85,7 @@ def scheduled(found: dict[str, Any], x: Mapping[str, Any], xp: Any) -> dict[str,
 def shorter(window: Any, factor: Any, peak: Any, xp: Any) -> Any:
     """The window of an average under a factor that has come down from its peak: a decay ends the average, but for ten steps."""
     part = xp.where(factor < peak, xp.div(factor, peak), 1.0)
-    return xp.maximum(window * part, xp.clamp(window, max=10.0))
+    return xp.maximum(window * part, xp.clamp(window, max=TuningFree.SHORTEST))
 
 
 def undo(found: dict[str, Any], before: Mapping[str, Any], ok: Tensor) -> None:
