@@ -22,11 +22,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
-from hypergradient.lab.compare.runs import KINDS, RUNS, TUNED, Job, cosine, state_bytes
+from hypergradient.lab.compare.runs import RUNS, TUNED, Job, decay_groups, make_optimizer, state_bytes
 from hypergradient.lab.compare.table import markdown, number, pair_of, title_of
-from hypergradient.lab.config import PEERS, LabError, first_line
+from hypergradient.lab.config import LabError, first_line
 from hypergradient.lab.data import Data
-from hypergradient.lab.peers import make_peer, step_of
+from hypergradient.lab.peers import step_of
 from hypergradient.lab.store import Folder
 from hypergradient.lab.workloads.problem import Order, seeded
 
@@ -43,15 +43,8 @@ KEY = ("workload", "base", "method", "lr", "seed", "steps")
 def optimizer_of(part: Part, job: Job, model: nn.Module) -> tuple[Any, LambdaLR | None]:
     """The method's optimizer, and its scheduler."""
     params = list(model.parameters())
-    groups: list[dict[str, Any]] = [{"params": params, "weight_decay": part.weight_decay}]
-    if part.base == "adamw":
-        groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": part.weight_decay}]
-        groups.append({"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0})
-    torchs, ours, options = KINDS[part.base]
-    if job.method in PEERS:
-        return make_peer(job.method, model, 0.0, part.weight_decay, groups), None
-    opt = (torchs if job.method in TUNED else ours)(groups, lr=job.lr, **options)
-    return opt, LambdaLR(opt, lambda i: cosine(i, part.steps)) if job.method == "cosine" else None
+    groups = decay_groups(params, part.weight_decay) if part.base == "adamw" else [{"params": params, "weight_decay": part.weight_decay}]
+    return make_optimizer(job, model, groups, part.weight_decay, part.steps)
 
 
 def seconds(device: torch.device) -> float:

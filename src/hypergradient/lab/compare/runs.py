@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -167,16 +167,20 @@ def train(job: Job, workload: Workload, data: Data | None) -> Result:
 
 def optimizer_of(job: Job, workload: Workload, model: nn.Module) -> tuple[Any, LambdaLR | None]:
     """The method's optimizer over all parameters, those that are frozen too, and its scheduler."""
-    groups = groups_of(workload, job.base, model)
+    weight_decay = workload.weight_decay if job.base == "adamw" else 0.0
+    return make_optimizer(job, model, groups_of(workload, job.base, model), weight_decay, workload.steps)
+
+
+def make_optimizer(
+    job: Job, model: nn.Module, groups: list[dict[str, Any]], weight_decay: float, steps: int
+) -> tuple[Any, LambdaLR | None]:
+    """The method's optimizer over param groups, of which the peers are told their weight decay, and its scheduler over so many steps."""
     torchs, ours, options = KINDS[job.base]
     if job.method in PEERS:
-        weight_decay = workload.weight_decay if job.base == "adamw" else 0.0
         opt: Any = make_peer(job.method, model, 0.0, weight_decay, groups)
-    elif job.method in TUNED:
-        opt = torchs(groups, lr=job.lr, **options)
     else:
-        opt = ours(groups, lr=job.lr, **options)
-    scheduler = LambdaLR(opt, lambda i: cosine(i, workload.steps)) if job.method in ("cosine", "ours-cosine") else None
+        opt = (torchs if job.method in TUNED else ours)(groups, lr=job.lr, **options)
+    scheduler = LambdaLR(opt, lambda i: cosine(i, steps)) if job.method in ("cosine", "ours-cosine") else None
     return opt, scheduler
 
 
@@ -193,6 +197,11 @@ def groups_of(workload: Workload, base: str, model: nn.Module) -> list[dict[str,
         return [{"params": parameters}]
     if workload.one_group:
         return [{"params": parameters, "weight_decay": decay}]
+    return decay_groups(parameters, decay)
+
+
+def decay_groups(parameters: Sequence[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Two param groups: matrices, which decay, and all else."""
     parts = [([p for p in parameters if p.dim() >= 2], decay), ([p for p in parameters if p.dim() < 2], 0.0)]
     return [{"params": own, "weight_decay": weight_decay} for own, weight_decay in parts if own]
 
