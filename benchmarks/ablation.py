@@ -44,7 +44,7 @@ def without_room(rule: TuningFree, s: Any, _: Any, *rest: Any) -> Any:
 CHANGE = TuningFree._change
 PARTS: dict[str, dict[str, Any]] = {
     "the whole rule": {},
-    "the iterate is evaluated, not the average": {"eval": lambda _: None},
+    "the parameters are evaluated, not their average": {"eval": lambda _: None},
     "gradients at the iterate, with classical momentum": {"left_to_average": lambda direction: direction},
     "signal alone: q = s": {"_change": without_room},
     "window of 10 steps": {"SHARE": 0.0},

@@ -38,8 +38,7 @@ def page(results: Sequence[Result], rows: Sequence[table.Row]) -> str:
     assert __doc__
     commands = textwrap.dedent(__doc__.split("\n\n")[1]).replace("\n", "\n    ")
     seeds = max(found.job.seed for found in results)
-    alone = {method: max((x.job.seed for x in results if x.job.method == method), default=0) == 1 for method in PEERS}
-    once = ", ".join(PEERS[method] for method, it_is in alone.items() if it_is)
+    once = ", ".join(name for method, name in PEERS.items() if {x.job.seed for x in results if x.job.method == method} == {1})
     return f"""# Without a learning rate, beside tuned ones and the optimizers of others
 
     {commands}

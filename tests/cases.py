@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import reference
-from hypergradient import SGDHD, AdamHD, AdamWHD
+from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient
 
 
 class Case(NamedTuple):
@@ -48,6 +48,15 @@ CASES = [
     ADAMW(weight_decay=0.1),
 ]
 
+
+#: Classes and scopes without a learning rate.
+TUNING_FREE = [
+    pytest.param(SGDHD, id="SGDHD"),
+    pytest.param(partial(SGDHD, momentum=0.9, scope="global"), id="SGDHD-momentum-global"),
+    pytest.param(AdamHD, id="AdamHD"),
+    pytest.param(partial(AdamWHD, scope="tensor"), id="AdamWHD-tensor"),
+    pytest.param(lambda params: Hypergradient(torch.optim.Adam(params)), id="Hypergradient"),
+]
 
 PARAM = type(pytest.param())
 

@@ -10,16 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import Problem, flat, joined, turns
-from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Hypergradient, Multiplicative
+from cases import TUNING_FREE, Problem, flat, joined, turns
+from hypergradient import SGDHD, AdamHD, Additive, Multiplicative
 
-MAKE = [
-    pytest.param(SGDHD, id="SGDHD"),
-    pytest.param(partial(SGDHD, momentum=0.9, scope="global"), id="SGDHD-momentum-global"),
-    pytest.param(AdamHD, id="AdamHD"),
-    pytest.param(partial(AdamWHD, scope="tensor"), id="AdamWHD-tensor"),
-    pytest.param(lambda params: Hypergradient(torch.optim.Adam(params)), id="Hypergradient"),
-]
 CAPTURABLE = pytest.param(partial(AdamHD, capturable=True), id="AdamHD-capturable")
 MASKS = {extent: torch.rand(extent, generator=torch.Generator().manual_seed(5)) < 0.4 for extent in ((32, 20), (3, 32))}
 
@@ -74,7 +67,7 @@ def mean_log_lr(opt: Any) -> float:
 
 @pytest.mark.parametrize(
     ("make", "constraint", "way"),
-    [*turns(turns(MAKE, list(CONSTRAINTS), 2), ["in place", "data"]), joined(CAPTURABLE, "clamp", "in place")],
+    [*turns(turns(TUNING_FREE, list(CONSTRAINTS), 2), ["in place", "data"]), joined(CAPTURABLE, "clamp", "in place")],
 )
 def test_a_constraint_after_each_step(make: Any, constraint: str, way: str) -> None:
     """Beside the net that has it inside. The average keeps to it; before, α was 5 to 30,000 times that, and the loss 5 to 1e9."""
@@ -94,7 +87,7 @@ def test_a_constraint_after_each_step(make: Any, constraint: str, way: str) -> N
             torch.testing.assert_close(CONSTRAINTS[constraint](w), w, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("make", "way"), turns(MAKE, list(WAYS)))
+@pytest.mark.parametrize(("make", "way"), turns(TUNING_FREE, list(WAYS)))
 def test_a_mask_that_comes_late(make: Any, way: str) -> None:
     net = Net()
     opt = make(net.parameters())
@@ -113,7 +106,7 @@ def test_a_mask_that_comes_late(make: Any, way: str) -> None:
         assert all(torch.equal(CONSTRAINTS["mask"](w), w) for w in net.weights)
 
 
-@pytest.mark.parametrize("make", [*MAKE, CAPTURABLE])
+@pytest.mark.parametrize("make", [*TUNING_FREE, CAPTURABLE])
 def test_rows_that_are_put_back(make: Any) -> None:
     """As an embedding's that is given by hand, and is to stay: its average does."""
     torch.manual_seed(0)
@@ -135,7 +128,7 @@ def test_rows_that_are_put_back(make: Any) -> None:
         torch.testing.assert_close(table[:4], given, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", MAKE)
+@pytest.mark.parametrize("make", TUNING_FREE)
 def test_averages_of_clients(make: Any) -> None:
     """Two that each train alone, and are given the mean of both every 20 steps, beside one that is trained alone.
 
@@ -181,7 +174,7 @@ def test_what_is_loaded_takes_its_average_along(dtype: torch.dtype) -> None:
     assert torch.equal(opt.state[p]["trace"], torch.where(z > 0, 0, z))
 
 
-@pytest.mark.parametrize("make", [*MAKE, CAPTURABLE])
+@pytest.mark.parametrize("make", [*TUNING_FREE, CAPTURABLE])
 def test_what_nobody_writes_has_no_copy(make: Any) -> None:
     """Nor do evaluation, checkpoints, another optimizer's step and gradients that are not finite look like an edit."""
     problem, own = Problem(), nn.Linear(3, 3)

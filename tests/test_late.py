@@ -2,23 +2,14 @@
 
 import copy
 import math
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from cases import Problem, flat
-from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient, Multiplicative, late
-
-MAKE = [
-    pytest.param(SGDHD, id="SGDHD"),
-    pytest.param(partial(SGDHD, momentum=0.9, scope="tensor"), id="SGDHD-momentum-tensor"),
-    pytest.param(AdamHD, id="AdamHD"),
-    pytest.param(partial(AdamWHD, scope="global"), id="AdamWHD-global"),
-    pytest.param(lambda params: Hypergradient(torch.optim.Adam(params)), id="Hypergradient"),
-]
+from cases import TUNING_FREE, Problem, flat
+from hypergradient import SGDHD, AdamHD, Multiplicative, late
 
 
 def train(problem: Problem, opt: Any, start: int, end: int, without: bool) -> None:
@@ -31,7 +22,7 @@ def train(problem: Problem, opt: Any, start: int, end: int, without: bool) -> No
         opt.step()
 
 
-@pytest.mark.parametrize("make", MAKE)
+@pytest.mark.parametrize("make", TUNING_FREE)
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
 def test_a_thawed_tensor_steps_carefully(make: Any, again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """exp(-4.5) of the step that it took before: that of an α that others have raised."""
@@ -73,7 +64,7 @@ def test_it_climbs_to_the_learning_rate_and_averages_its_own_steps() -> None:
     assert (opt.state[v]["late"], "late" in opt.state[w]) == (100, False)
 
 
-@pytest.mark.parametrize("make", MAKE)
+@pytest.mark.parametrize("make", TUNING_FREE)
 def test_short_breaks_and_new_groups_are_nothing_of_the_kind(make: Any) -> None:
     problem, other = Problem(), nn.Linear(3, 2).double()
     opt = make(problem.parameters())
@@ -98,7 +89,7 @@ def test_devices_and_other_rules_know_no_such_tensors(options: dict) -> None:
     assert not any({"late", "still"} & own.keys() for own in opt.state.values())
 
 
-@pytest.mark.parametrize("make", MAKE)
+@pytest.mark.parametrize("make", TUNING_FREE)
 def test_resumed_while_it_climbs(make: Any) -> None:
     problem, other = Problem(), Problem()
     opt, twin = make(problem.parameters()), make(other.parameters())
