@@ -131,7 +131,8 @@ def composed(  # type: ignore[no-untyped-def]
     """Any learner on any signal around any base.
 
     Z_t = γ [(1 − α λ) Z_{t-1} − α C Z_{t-1}] + w d_t, h_t = −g_t · Z_{t-1}, over N where ``norms`` says of which entries. ``others`` are
-    the base's hyperparameters by name, each (φ_0 a group, learner, log, bounds): h = −g_t · α_{t-1} ∂d_{t-1}/∂φ.
+    the base's hyperparameters by name, each (φ_0 a group, learner, log, bounds): h = −g_t · α_{t-1} ∂d_{t-1}/∂φ. A ``delayed`` step is
+    taken with the learning rate of before.
     """
     others, shares = others or {}, (parts != 0).astype(float)
     Z = Z1 = np.zeros_like(theta)  # noqa: N806
@@ -173,7 +174,7 @@ def composed(  # type: ignore[no-untyped-def]
             norm = (norms @ (g * g) + 1e-12) @ norms
         if held_out is not None:
             adapt(held_out(theta, t))
-        yield theta, alpha, used, phi
+        yield theta, (used if delayed else alpha), phi
 
 
 # The published methods.
@@ -213,13 +214,14 @@ def metaoptimize(theta, gradient, alpha0, parts, base, meta, *, gamma=0.9999, we
     while True:
         t += 1
         g = gradient(theta, t)
-        alpha = np.exp(beta) @ parts
+        rates = np.exp(beta)
+        alpha = rates @ parts
         HtT_gradft = parts @ (H * g)  # noqa: N806
         delta = alpha * base.direction(g, theta)
         theta = theta - delta
         H = gamma * (1 - weight_decay * alpha) * H - delta  # noqa: N806
         beta = meta(beta, HtT_gradft)
-        yield theta, np.exp(beta), alpha
+        yield theta, rates
 
 
 def metaoptimize_class(  # type: ignore[no-untyped-def]
@@ -230,7 +232,8 @@ def metaoptimize_class(  # type: ignore[no-untyped-def]
     while True:
         t += 1
         g = gradient(theta, t)
-        alpha = np.exp(beta) @ parts
+        rates = np.exp(beta)
+        alpha = rates @ parts
         _b1_, _b2_ = (1 - b1) / (1 - b1**t), (1 - b2) / (1 - b2**t)
         m = (1 - _b1_) * m + _b1_ * g
         v = (1 - _b2_) * v + _b2_ * g**2
@@ -240,7 +243,7 @@ def metaoptimize_class(  # type: ignore[no-untyped-def]
         h = gamma * (1 - alpha * weight_decay) * h + alpha * g / (np.sqrt(v) + 1e-8)
         meta_momentum = meta_b1 * meta_momentum + (1 - meta_b1) * meta_grad
         beta = beta + meta_stepsize * np.sign(meta_c1 * meta_momentum + (1 - meta_c1) * meta_grad)
-        yield theta, np.exp(beta), alpha
+        yield theta, rates
 
 
 def marthe(  # type: ignore[no-untyped-def]
