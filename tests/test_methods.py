@@ -277,8 +277,8 @@ def test_references_are_compositions(reference: str) -> None:
 HDMS = [
     pytest.param({"hypergrad_lr": 0.1}, {"eta": 0.1}, id="defaults"),
     pytest.param(
-        {"hypergrad_lr": 0.5, "momentum": 0.5, "momentum_lr": 10.0, "lr": 0.01},
-        {"eta": 0.5, "beta": 0.5, "eta_beta": 10.0, "start": 0.01},
+        {"hypergrad_lr": 1.0, "momentum": 0.9, "momentum_lr": 2.0, "lr": 0.01},
+        {"eta": 1.0, "beta": 0.9, "eta_beta": 2.0, "start": 0.01},
         id="bold",
     ),
     pytest.param({"lr_bounds": (None, None), "momentum": 0.9}, {"low": -np.inf, "beta": 0.9}, id="free"),
