@@ -627,7 +627,7 @@ def test_composition(learner: Learner, source: Source, base: Base, scope: str, g
     theirs |= {"norms": np.ones_like(of_groups[:1]) if scope == "global" else of_groups} if source.normalized else {}
     move = Online(learner.speed(), learner.beta_at(base.lr))
     reference = composed(twin.start, twin.gradient, start, parts, base.theirs(), move, log=learner.log, **theirs)
-    compare(opt, problem, source.way, reference, parts, scope, steps=20)
+    compare(opt, problem, source.way, reference, parts, scope, steps=15)
 
 
 # Other hyperparameters by the new learners.
@@ -666,7 +666,7 @@ def value_of(group: dict, name: str) -> float:
 def test_others_by_the_learners(other: Other, rule: tuple, log: bool | None, source: Source, scope: str, grouped: Any) -> None:
     problem, twin = small(), Twin(small())
     name, make, *_ = rule
-    beta = (other.scale if log is False else 0.05) * (200 if make is Additive else 1)
+    beta = (other.scale if log is False else 0.05) * (400 if make is Additive else 1)
     adapt = {"lr": AdaGradRule(0.02, log=True), **other.option(make(beta, log=log))}
     opt = other.base.ours(grouped(problem), lr=other.base.lr, adapt=adapt, signal=source.ours(), scope=scope, **other.base.options)
     parts, groups, alpha0 = masks(opt.param_groups, scope)
@@ -676,7 +676,7 @@ def test_others_by_the_learners(other: Other, rule: tuple, log: bool | None, sou
     theirs["others"] = {other.name: (np.full(len(groups), other.start), moves, log is None, other.bounds)}
     reference = composed(twin.start, twin.gradient, alpha0, parts, other.base.theirs(), Online(methods.adagrad(), 0.02), log=True, **theirs)
     seen = []
-    for _, _, phi in follow(opt, problem, source.way, reference, parts, scope, steps=20):
+    for _, _, phi in follow(opt, problem, source.way, reference, parts, scope, steps=15):
         agree([value_of(group, other.name) for group in opt.param_groups], phi[other.name], other.name)
         seen.append(phi[other.name])
     assert np.ptp(np.array(seen) / (1 - np.array(seen)), axis=0).max() > 0.02 * other.start / (1 - other.start)
@@ -715,7 +715,7 @@ def test_towers_of_the_learners(rule: Any, move: Any, source: Source, scope: str
     theirs["norms"] = None if not source.normalized else np.ones_like(groups[:1]) if scope == "global" else groups
     online, betas = move(), []
     reference = composed(twin.start, twin.gradient, alpha0, parts, Sgd(), online, log=rule.log is True, **theirs)
-    for _ in follow(opt, problem, source.way, reference, parts, scope, steps=30):
+    for _ in follow(opt, problem, source.way, reference, parts, scope, steps=24):
         betas.append(online.beta + np.zeros(len(parts)))
         agree(found_in(opt, scope, "hypergrad_lr"), betas[-1], "β")
     assert np.ptp(betas, axis=0).max() > 0.02 * np.abs(betas).max()
@@ -817,7 +817,7 @@ def test_resumed_equals_never_stopped(run: Run, scope: str, more: dict) -> None:
 def test_device_equals_the_host(run: Run, scope: str) -> None:
     problem, host = run.start(scope)
     other, opt = run.start(scope, capturable=True)
-    for t in range(15):
+    for t in range(10):
         run.way(host, problem, t)
         run.way(opt, other, t)
         agree(flat(other.parameters()), flat(problem.parameters()), f"θ of step {t + 1}")
