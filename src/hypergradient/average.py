@@ -1,7 +1,7 @@
-"""The trace of past directions, and the running average of the parameters: what is kept of a step beside the optimizer's own buffers.
+"""The running average of the parameters, under a rule that averages: what is kept of a step beside the optimizer's own buffers.
 
-``state[p]["trace"]`` is z: a sum of directions over a horizon, z_t = (1 − 1/n) z_{t-1} + d_t; or, under a rule that averages, the way from
-the parameters to the average of the iterates, z_t = θ̄_t − θ_t. With ζ for the iterate and momentum b,
+``state[p]["trace"]`` is z, the way from the parameters to the average of the iterates, z_t = θ̄_t − θ_t; under other rules a trace of past
+directions (see signal.py). With ζ for the iterate and momentum b,
 
     ζ_t = ζ_{t-1} − α_t d_t,    θ̄_t = θ̄_{t-1} + (ζ_t − θ̄_{t-1}) / n,    θ_t = (1 − b) ζ_t + b θ̄_t
 
@@ -29,14 +29,6 @@ from .tensors import add_scaled, is_zero, real
 
 #: Parameters that are kept in two parts, θ and rest.
 HALVES = (torch.bfloat16, torch.float16)
-
-
-def follow(z: Any, d: Any, numbers: Numbers) -> None:
-    """z_t, a sum of directions, of z_{t-1}, written in place; ``numbers`` are "kept", 1 − 1/n, and on a device "goes", 1 or 0."""
-    if "goes" in numbers:
-        add_scaled(z.mul_(numbers["kept"]), numbers["goes"], d, out=z)
-    else:
-        z.mul_(numbers["kept"]).add_(d)
 
 
 def interpolated(alpha: Any, fade: Any, b: Any, back: Any = None) -> Numbers:

@@ -30,7 +30,7 @@ NOT_LINEAR = {
 COUPLED = ("SGD", "Adam", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax")
 
 #: What the loop keeps of a tensor, in the state that it shares with the base.
-OURS = {"direction", "lr", "applied", "trace", "rest", "iterate", "late", "still", "hypergrad_lr"}
+OURS = {"direction", "lr", "applied", "trace", "trace_momentum", "gradient", "rest", "iterate", "late", "still", "hypergrad_lr"}
 
 #: What it keeps in a param group, where a base must not have an option of the name.
 OURS_IN_GROUPS = {
@@ -71,6 +71,10 @@ class BaseStep(Direction):
 
     def share(self, group: Mapping[str, Any]) -> Any:
         return momentum_of(group)[0] if self.between else 0.0
+
+    def shrinks(self, group: Mapping[str, Any]) -> Any:
+        coupled = self.coupled and not group.get("decoupled_weight_decay", False)
+        return 0.0 if coupled and type(self.base).__name__ != "SGD" else group.get("weight_decay", 0.0)
 
     def check(self, group: Mapping[str, Any]) -> None:
         """The base has checked its options when it was made."""

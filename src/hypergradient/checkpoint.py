@@ -48,7 +48,7 @@ def complete(opt: Any) -> None:
         if "last" in group:  # that of the wrapper's checkpoint remembers nothing
             group["last"] = {name: group[name] for name in setup.direction.remembers} | group["last"]
         for holder in (group, group.get("last", {})):
-            own = ("lr", "factor", "adapted_lr") if numbers.on_device else ("lr",) * (holder is not group) + HOST
+            own = ("lr", "factor", "adapted_lr", "square") if numbers.on_device else ("lr", "square") * (holder is not group) + HOST
             for name in (*own, setup.applied):
                 if name in holder:
                     holder[name] = numbers.cast(holder[name])
@@ -83,12 +83,13 @@ def brief(value: Any) -> str:
 
 
 def buffers_of(opt: Any) -> tuple[str, ...]:
-    return (*opt.setup.direction.buffers, "gradient", "trace", "rest", "lr", "iterate")
+    return (*opt.setup.direction.buffers, "gradient", "trace", "trace_momentum", "rest", "lr", "iterate", *opt.setup.keeps_element)
 
 
 def is_number(opt: Any, name: str) -> bool:
     """Whether it is a number that the loop keeps of a tensor."""
-    return name in ("lr", "hypergrad_lr", "applied", *opt.setup.direction.counts) or name.startswith("memory_")
+    own = name.startswith("memory_") and name not in opt.setup.keeps_element
+    return own or name in ("lr", "hypergrad_lr", "applied", *opt.setup.direction.counts)
 
 
 def restore(opt: Any, state_dict: Mapping[str, Any]) -> None:
@@ -101,7 +102,9 @@ def restore(opt: Any, state_dict: Mapping[str, Any]) -> None:
                 opt.state[p][name] = bool(opt.state[p][name])  # as it was loaded: the wrapper forgets some
             elif name == "trace" and setup.rule.averages and p.dtype in HALVES:
                 opt.state[p][name] = value.to(p.device, torch.float32)
-            elif name == "rest" and p.dtype not in HALVES:
+            elif name in setup.keeps_element and isinstance(value, Tensor) and value.shape == p.shape:
+                opt.state[p][name] = value.to(p.device)  # as wide as it was
+            elif name in setup.keeps_element or (name == "rest" and p.dtype not in HALVES):
                 del opt.state[p][name]
             elif is_number(opt, name) and not (isinstance(value, Tensor) and value.dim()):
                 if not setup.numbers.on_device:

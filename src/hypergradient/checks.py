@@ -17,6 +17,13 @@ def check_number(name: str, value: Any, *, low: float = 0.0) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
+def check_pair(name: str, value: Any) -> None:
+    """Raise ValueError where ``value`` is not two numbers in [0, 1)."""
+    pair = isinstance(value, tuple | list) and len(value) == 2
+    if not pair or not all(isinstance(x, Real) and 0 <= float(x) < 1 for x in value):
+        raise ValueError(f"{name} must be two numbers in [0, 1), got {value!r}")
+
+
 def check_bounds(bounds: Any, name: str = "lr_bounds") -> Bounds:
     """``bounds`` as a tuple; ValueError where it is not a pair (low, high) with low <= high, None for no bound."""
     if isinstance(bounds, tuple | list) and len(bounds) == 2 and all(bound is None or isinstance(bound, Real) for bound in bounds):

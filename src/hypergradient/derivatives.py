@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .direction import Direction
-from .directions import SGD, Adam, adam_root, applied, pair_of, what_decay_leaves
+from .directions import SGD, Adam, HeavyBall, adam_root, applied, pair_of, what_decay_leaves
 from .execute import Numbers
 from .tensors import Some, add_product, add_quotient, add_scaled, is_zero
 
@@ -47,6 +47,12 @@ class LastStep(ABC):
     #: The options of a param group that have such a method, by their names in ``adapt``.
     has: tuple[str, ...]
 
+    #: Those of them whose derivative is known where they are 0, too.
+    at_zero: tuple[str, ...] = ("weight_decay",)
+
+    #: Whether the step has d times the learning rate; otherwise the methods give −∂θ_{t-1}/∂φ itself.
+    by_lr = True
+
     def __init__(self, p: Some, state: Mapping[str, Any], numbers: Numbers) -> None:
         self.p, self.state, self.n = p, state, numbers
 
@@ -78,7 +84,7 @@ class LastStep(ABC):
     def by(self, name: str) -> Any:
         """∂d_{t-1}/∂φ over its scale, times the learning rates where each element has its own."""
         x = getattr(self, name)()
-        return x.mul(self.state["lr"]) if "lr" in self.state else x
+        return x.mul(self.state["lr"]) if "lr" in self.state and self.by_lr else x
 
 
 @final
@@ -112,6 +118,30 @@ class LastSGD(LastStep):
     def weight_decay(self) -> Any:
         """∂d/∂λ = θ_{t-1}, since g = ∇f + λ θ_{t-1}; with Nesterov momentum (1 + μ) θ_{t-1}."""
         return add_scaled(self.p, self.alpha, self.d)
+
+
+@final
+class LastHeavyBall(LastStep):
+    """That of the heavy ball, θ_t = θ_{t-1} − α g_t + μ (θ_{t-1} − θ_{t-2})."""
+
+    has = at_zero = ("momentum",)
+    by_lr = False
+
+    @staticmethod
+    def keeps(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
+        return False
+
+    @staticmethod
+    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        return {"scale of momentum": -1.0, "lr": state["lr"]}
+
+    @property
+    def d(self) -> Any:
+        return self.state["direction"]
+
+    def momentum(self) -> Any:
+        """∂θ_t/∂μ = θ_{t-1} − θ_{t-2}."""
+        return self.state["momentum_buffer"]
 
 
 @final
@@ -206,4 +236,4 @@ class LastAdam(LastStep):
         return add_product(x, self.n["decay"], self.g.mul(self.by_w).div_(self.root), self.theta, out=x)
 
 
-LAST_STEPS: dict[type[Direction], type[LastStep]] = {SGD: LastSGD, Adam: LastAdam}
+LAST_STEPS: dict[type[Direction], type[LastStep]] = {SGD: LastSGD, HeavyBall: LastHeavyBall, Adam: LastAdam}

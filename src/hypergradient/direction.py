@@ -21,11 +21,17 @@ class Direction(ABC):
     buffers: tuple[str, ...]
     counts: tuple[str, ...] = ()
 
+    #: Those of the buffers that start as the parameter itself.
+    copies: tuple[str, ...] = ()
+
     #: Whether ``previous`` is one of the buffers, rather than computed from them.
     stored = False
 
     #: Whether it must be known, and so waited for, that a step is taken, since nothing can undo it.
     asks = False
+
+    #: Whether a step that has not lowered the loss is taken back, and the next is made from where it began.
+    monotone = False
 
     #: Whether it leaves momentum to the average, between which and the iterate gradients are taken (see average.py).
     between = False
@@ -36,6 +42,10 @@ class Direction(ABC):
 
     def share(self, group: Mapping[str, Any]) -> Any:
         """How far from the iterate to its average gradients are taken, in [0, 1): momentum, where it is left to that."""
+        return 0.0
+
+    def shrinks(self, group: Mapping[str, Any]) -> Any:
+        """λ of a step that is θ − α (λ θ + ...), but for momentum: 0 where it decays otherwise, or not."""
         return 0.0
 
     @abstractmethod
@@ -101,6 +111,10 @@ class Direction(ABC):
     @abstractmethod
     def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
         """d_t, with the buffers moved on to step t; not to be written to. Elementwise, so that it may be done in pieces."""
+
+    def of_gradient(self, g: Any, state: Mapping[str, Any], numbers: Numbers) -> Any:
+        """What ``advance`` has given, as it would be by the gradient of this step alone, without momentum and decoupled decay."""
+        return g
 
 
 def signed(g: Any, numbers: Numbers) -> Any:

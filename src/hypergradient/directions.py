@@ -17,14 +17,13 @@ Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam,
 import functools
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .checks import check_number, check_switch
+from .checks import check_number, check_pair, check_switch
 from .direction import Direction, decayed, signed
 from .execute import Columns, Numbers
 from .tensors import Some, add_product, add_scaled, changed, copy_all, dense, is_zero, mix, replace
@@ -59,6 +58,9 @@ class SGD(Direction):
 
     def share(self, group: Mapping[str, Any]) -> Any:
         return group["momentum"] if self.between else 0.0
+
+    def shrinks(self, group: Mapping[str, Any]) -> Any:
+        return group["weight_decay"]
 
     def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         if self.between:
@@ -117,6 +119,58 @@ class SGD(Direction):
 
 
 @final
+class HeavyBall(Direction):
+    """Gradient descent with momentum in the displacement: θ_t = θ_{t-1} − α_t g_t + μ_t (θ_{t-1} − θ_{t-2}), where d_t = g_t.
+
+    So α_t turns the gradient alone, and the derivative by μ_t is the displacement. Of a step that is taken back ("null") gradient and
+    parameters are those that it began from, and there is no displacement.
+    """
+
+    remembers = ("momentum",)
+    buffers = ("direction", "momentum_buffer", "before")
+    copies = ("before",)
+    stored = True
+
+    def __init__(self, *, monotone: bool = False) -> None:
+        self.monotone = self.asks = monotone
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        for name in ("momentum", "weight_decay"):
+            check_number(name, group[name])
+        check_switch("maximize", group["maximize"])
+
+    def shrinks(self, group: Mapping[str, Any]) -> Any:
+        return group["weight_decay"]
+
+    def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return self.buffers
+
+    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
+        return {"momentum": group["momentum"] if goes is None else goes * group["momentum"]}
+
+    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+        return {}
+
+    def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:
+        return decayed(g, p, numbers)
+
+    def previous(self, p: Some | None, state: Mapping[str, Any], numbers: Numbers) -> Any:
+        return state["direction"]
+
+    def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
+        d, before, displacement = state["direction"], state["before"], state["momentum_buffer"]
+        if numbers.get("null"):
+            p.copy_(before)
+            displacement.mul_(0.0)
+        else:
+            replace(displacement, p.sub(before), numbers)
+            replace(before, p, numbers)
+            replace(d, g, numbers)
+        add_scaled(p, numbers["momentum"], displacement, out=p)
+        return d
+
+
+@final
 class Adam(Direction):
     """Adam with weight decay coupled into the gradient, or AdamW, which decays the parameters themselves."""
 
@@ -131,16 +185,16 @@ class Adam(Direction):
         for name in ("eps", "weight_decay"):
             check_number(name, group[name])
         check_switch("maximize", group["maximize"])
-        betas = group["betas"]
-        pair = isinstance(betas, tuple | list) and len(betas) == 2
-        if not pair or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+        check_pair("betas", group["betas"])
 
     def left_to_average(self) -> Direction:
         return Adam(decoupled=self.decoupled, between=True)
 
     def share(self, group: Mapping[str, Any]) -> Any:
         return group["betas"][0] if self.between else 0.0
+
+    def shrinks(self, group: Mapping[str, Any]) -> Any:
+        return group["weight_decay"] if self.decoupled else 0.0
 
     def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return self.buffers[self.between :]
@@ -202,6 +256,9 @@ class Adam(Direction):
         d = adam(m, s, numbers)
         return add_scaled(d, numbers["weight_decay"], p, out=d) if self.decoupled else d
 
+    def of_gradient(self, g: Any, state: Mapping[str, Any], numbers: Numbers) -> Any:
+        return adam(g.mul(numbers["c1"]), state["exp_avg_sq"], numbers)
+
 
 def suits_kernels(tensors: Columns) -> bool:
     """Whether torch's own kernels take the tensors: without gaps, on a CPU or a CUDA device; in bfloat16 torch 2.13's SGD is wrong."""
@@ -219,9 +276,9 @@ def adam_numbers(step: Any, betas: tuple[Any, Any], eps: Any) -> Numbers:
     """W = c1 (√ŝ + ε) = "root" √s + "eps", where c1 = 1 − β1^t, c2 = 1 − β2^t and ŝ = s/c2; of t = 1 before the first step."""
     if isinstance(step, Tensor):
         c1, c2 = (1 - pair_of(betas, step) ** step.clamp(min=1)).unbind()
-        return {"root": c1 / c2.sqrt(), "eps": c1 * eps}
+        return {"root": c1 / c2.sqrt(), "eps": c1 * eps, "c1": c1}
     c1, c2 = (1 - beta ** max(step, 1) for beta in betas)
-    return {"root": c1 / c2**0.5, "eps": c1 * eps}
+    return {"root": c1 / c2**0.5, "eps": c1 * eps, "c1": c1}
 
 
 def pair_of(pair: tuple[Any, Any], like: Tensor) -> Tensor:

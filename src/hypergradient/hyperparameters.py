@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, final
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from . import host
 from .checks import Bounds, check_bounds, ends
 from .derivatives import LAST_STEPS
 from .direction import Direction
-from .rules import Level, Memory, Move, check_level, clipped
+from .rules import Learner, Level, Memory, Move, check_level, clipped
 
 
 @final
@@ -19,7 +20,8 @@ from .rules import Level, Memory, Move, check_level, clipped
 class Hyperparameter:
     """Where a hyperparameter stands in a param group, and how a rule moves it.
 
-    An additive rule moves log φ, or log φ/(1−φ) where φ lies in (0, 1); a rule that scales moves φ itself, or the odds φ/(1−φ).
+    A rule that adds moves log φ, or log φ/(1−φ) where φ lies in (0, 1); a rule that scales moves φ itself, or the odds φ/(1−φ). One that is
+    told to (``log=False``) moves φ as it is, which may reach 0 then.
 
     Args:
         option: the key in the param group.
@@ -44,15 +46,23 @@ class Hyperparameter:
             pair[self.index] = value
             group[self.option] = tuple(pair)
 
-    def inside(self, value: float) -> bool:
-        """Whether a coordinate can leave it."""
-        return 0 < value < (1 if self.unit else math.inf)
+    def inside(self, value: float, itself: bool = False) -> bool:
+        """Whether a coordinate can leave it, or a rule that moves the value ``itself``."""
+        return (value > 0 or (itself and value == 0)) and value < (1 if self.unit else math.inf)
 
 
 def ends_of(rule: Level, unit: bool, bounds: tuple[float, float]) -> list[float]:
     """The bounds of a hyperparameter's coordinate."""
+    if rule.of_value:
+        return list(bounds)
     odds = [bound / (1 - unit * bound) for bound in bounds]
     return odds if rule.scales else list(map(math.log, odds))
+
+
+@cache
+def adding(rule: Level) -> Level:
+    """A rule as it moves a coordinate that is a logarithm already."""
+    return replace(rule, log=None) if isinstance(rule, Learner) and rule.of_log else rule
 
 
 def move(rule: Level, memory: Memory, x: Mapping[str, Any], xp: Any = host) -> Move:
@@ -68,11 +78,15 @@ def move(rule: Level, memory: Memory, x: Mapping[str, Any], xp: Any = host) -> M
         xp: the functions of such numbers.
     """
     value, unit, low, high = x["value"], x["unit"], x["low"], x["high"]
+    if rule.of_value:
+        found = rule.move(memory, value, x["beta"], x["h"], x["g_norm"], x["d_norm"], xp)
+        inside = clipped(found.alpha, low, high, xp) + (found.alpha - found.alpha)
+        return replace(found, alpha=xp.where(found.alpha == value, value, inside))
     rest = 1 - unit * value
     stays = xp.logical_not((value > 0) & (rest > 0))
     odds, slope = xp.div(value, rest), value * rest  # ∂φ/∂log
     at, slope = (odds, xp.div(slope, odds)) if rule.scales else (xp.log(odds), slope)
-    found = rule.move(memory, at, x["beta"], x["h"] * slope, x["g_norm"], x["d_norm"] * abs(slope), xp)
+    found = adding(rule).move(memory, at, x["beta"], x["h"] * slope, x["g_norm"], x["d_norm"] * abs(slope), xp)
     y = clipped(found.alpha, x["lowest"], x["highest"], xp)
     y = y if rule.scales else xp.exp(y)
     moved = clipped(y / (1 + unit * y), low, high, xp) + (found.alpha - found.alpha)  # NaN where the rule has left the numbers
@@ -117,7 +131,7 @@ def spread(what: str, options: Mapping[str, Any], direction: Direction, optimize
     return {name: value for name, value in parts.items() if value is not None}
 
 
-def check_adapt(rules: Mapping[str, Level], bounds: Mapping[str, Bounds]) -> dict[str, tuple[float, float]]:
+def check_adapt(rules: Mapping[str, Level], bounds: Mapping[str, Bounds], direction: Direction) -> dict[str, tuple[float, float]]:
     """The bounds of each hyperparameter in ``rules``.
 
     Raises:
@@ -135,8 +149,9 @@ def check_adapt(rules: Mapping[str, Level], bounds: Mapping[str, Bounds]) -> dic
         own = HYPERPARAMETERS[name]
         low, high = ends(check_bounds(bounds[name], f"bounds[{name!r}]")) if name in bounds else own.bounds
         low, high = (low if low > -math.inf else own.bounds[0]), (high if high < math.inf else own.bounds[1])
-        if not (own.inside(low) and own.inside(high)):
-            where = "(0, 1)" if own.unit else "(0, inf)"
+        at_zero = rule.of_value and name in LAST_STEPS[type(direction)].at_zero
+        if not (own.inside(low, at_zero) and own.inside(high)):
+            where = f"{'[' if at_zero else '('}0, {'1' if own.unit else 'inf'})"
             raise ValueError(f"bounds[{name!r}] must lie in {where}, got {bounds[name]!r}")
         found[name] = low, high
     return found
@@ -164,7 +179,8 @@ def known(direction: Direction, names: Sequence[str], state: Mapping[str, Any], 
     if kept_gradient(direction, names, last) and "gradient" not in state:  # a checkpoint of a run that did not keep it
         return []
     values = {name: HYPERPARAMETERS[name].read(last) for name in names}
-    names = [name for name in names if isinstance(values[name], Tensor) or HYPERPARAMETERS[name].inside(values[name])]
+    at_zero = LAST_STEPS[type(direction)].at_zero if names else ()
+    names = [name for name in names if isinstance(values[name], Tensor) or HYPERPARAMETERS[name].inside(values[name], name in at_zero)]
     if (
         isinstance(state.get("step"), int) and state["step"] == 1
     ):  # bias correction takes the betas out of Adam's first step; what is left of them is rounding

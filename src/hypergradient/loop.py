@@ -5,8 +5,8 @@
 Nothing is written before all hyperparameters of the step are known. So all tensors of a scope move with one learning rate, and a step
 that cannot be made (a gradient that is not finite) leaves no trace.
 
-With a horizon the hypergradient is taken against a trace z of past directions instead of the last alone; under a rule that averages, z is
-the way from the parameters to their running average.
+With a horizon, or a ``Signal`` of several steps, the hypergradient is taken against a trace z of past directions instead of the last
+alone; under a rule that averages, z is the way from the parameters to their running average.
 """
 
 import math
@@ -23,7 +23,8 @@ from . import others
 from .dials import Dials
 from .edits import note
 from .products import Row, bundles, with_gradients
-from .sums import hypergradient_sums, start_sums
+from .signal import curvatures
+from .sums import hypergradient_sums, squares, start_sums
 from .turn import all_finite, every, turn, turn_elements, undo, write_elements
 from .updates import Plan, known, update
 
@@ -31,12 +32,14 @@ from .updates import Plan, known, update
 BEGINS = 3
 
 
-def step(opt: Any) -> None:
-    """Adapt the hyperparameters of an optimizer by the gradients of its parameters, and move these."""
+def step(opt: Any, loss: Any = None) -> None:
+    """Adapt the hyperparameters of an optimizer by the gradients of its parameters, and move these; the loss where that matters."""
     warn_of_writing(opt)
     if opt.setup.rule.averages:
         opt.edits.take_in(opt.params, opt.state)
     plan = make_plan(opt, None)
+    if opt.setup.direction.monotone:
+        plan = replace(plan, loss=float(loss), null=not float(loss) < opt.param_groups[0].get("last", {}).get("loss", math.inf))
     takes = accept(opt, plan, stacklevel=8)  # the caller, seen through step() and torch's two wrappers
     if takes:
         warn_of_decay(opt, plan)
@@ -55,8 +58,8 @@ def adapt(opt: Any, given: Mapping[Tensor, Tensor]) -> None:
     plan = make_plan(opt, given)
     if accept(opt, plan, stacklevel=6):
         opt.setup.numbers.put(others.write(plan.batches, opt.param_groups))
-        for p, lr in plan.elements.items():
-            write_elements(opt.state, p, lr, plan.ok)
+        for p, new in plan.elements.items():
+            write_elements(opt.state, p, new, plan.ok)
         write(opt, plan)
 
 
@@ -72,11 +75,14 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
     found = bundles(setup, rows, kept)
     opt.dials.begin(groups)
     dials = opt.dials.read(groups, opt.state)
+    bent = bends(opt, rows, dials) if own and setup.signal.curvature else {}
     sums, ok = hypergradient_sums(setup, found, dials, groups, own, adapts)
+    square = squares(setup, dials, groups, sums["lr"][1]) if own and setup.signal.normalized else []
     if not adapts:
         stay = {name: dials.columns[name] for name in ("alpha", *setup.memory.values())} | {"h": opt.hypergradients}
-        return Plan(found, kept, dials, stay, [], {}, ok)
-    columns = dials.columns | dict(zip(numbers.SUMS if rule.reads_norms else ("gx",), sums["lr"], strict=False))
+        return Plan(found, kept, dials, stay, [], {}, ok, bent, square)
+    columns = dials.columns | dict(zip(numbers.SUMS if setup.norms["lr"] else ("gx",), sums["lr"], strict=False))
+    columns |= {"slope": sums["slope"][0]} if rule.discounts else {}
     if rule.averages:
         columns |= starts(opt, rows, dials)
     largest = min((torch.finfo(bundle.params[0].dtype).max for bundle in found), default=math.inf)
@@ -84,15 +90,27 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
     own_turn = partial(turn, rule, None if unbounded else largest, None if setup.elements else setup.memory)
     turned = numbers.each(own_turn, columns, dials.size)
     moved = others.batches(setup.adapted, setup.bounds, groups, sums, numbers)
-    new = turn_elements(rule, setup.direction, found, own) if setup.elements else {}
-    for held in (every(turned["fine"]), *(every(batch.found["fine"]) for batch in moved), all_finite(new.values())):
+    new = turn_elements(setup, found, own, bent) if setup.elements else {}
+    for held in (
+        every(turned["fine"]),
+        *(every(batch.found["fine"]) for batch in moved),
+        all_finite(x for of in new.values() for x in of.values()),
+    ):
         ok = held if ok is True else ok if held is True else ok & held
     if setup.elements and setup.ranks.many:
         ok = setup.ranks.agree(ok)
     tentative = [(batch.found, batch.columns) for batch in moved] + [(turned, dials.columns)] * (not rule.averages)
     for after, before in tentative if numbers.on_device else ():
         undo(after, before, ok)
-    return Plan(found, kept, dials, turned, moved, new, ok)
+    return Plan(found, kept, dials, turned, moved, new, ok, bent, square)
+
+
+def bends(opt: Any, rows: Sequence[Row], dials: Dials) -> dict[Tensor, Tensor]:
+    """What the trace of each tensor is changed by, by what its learning rate has moved; of elements the diagonal."""
+    found: dict[int, list[Tensor]] = {}
+    for row in rows:
+        found.setdefault(dials.index[row.i], []).append(row.p)
+    return curvatures(opt.setup.signal, found.values(), opt.state)
 
 
 def starts(opt: Any, rows: Sequence[Row], dials: Dials) -> dict[str, Any]:

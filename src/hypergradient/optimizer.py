@@ -22,6 +22,7 @@ from .kept import KeptGradients
 from .options import check_param_group, resolve
 from .products import given_gradients
 from .rules import Rule
+from .signal import Signal
 
 
 class Shared(TypedDict, total=False):
@@ -32,6 +33,7 @@ class Shared(TypedDict, total=False):
     adapt: Mapping[str, Any] | None
     bounds: Mapping[str, Any] | None
     horizon: float | None
+    signal: Signal | None
     scope: ScopeName
     lr_bounds: Bounds
     fused: bool | None
@@ -63,6 +65,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         adapt: Mapping[str, Any] | None = None,
         bounds: Mapping[str, Any] | None = None,
         horizon: float | None = None,
+        signal: Signal | None = None,
         scope: ScopeName = "group",
         lr_bounds: Bounds = (None, None),
         fused: bool | None = None,
@@ -71,7 +74,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     ) -> None:
         params = params if isinstance(params, Tensor) else cast(ParamsT, list(params))
         given = {"hypergrad_lr": hypergrad_lr, "rule": rule, "adapt": adapt, "bounds": bounds, "horizon": horizon, "scope": scope}
-        self.given: Group | None = given | {"process_group": process_group}  # until it is made
+        self.given: Group | None = given | {"signal": signal, "process_group": process_group}  # until it is made
         given = self.given | {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr, "options": options}
         self.setup = resolve(type(self).__name__, params, direction, given)
         self.kept, self.edits, self.dials = KeptGradients(), Edits(), checkpoint.scope_of(self.setup)
@@ -99,7 +102,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
 
         Args:
             param_group: ``{"params": tensors, option: value, ...}``; any option of the constructor but ``rule``, ``adapt``,
-                ``bounds``, ``horizon``, ``scope``, ``fused``, ``capturable`` and ``process_group``.
+                ``bounds``, ``horizon``, ``signal``, ``scope``, ``fused``, ``capturable`` and ``process_group``.
 
         Raises:
             ValueError: an option is out of its range, or is one of those.
@@ -141,13 +144,15 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         """The step itself, with the hooks."""
         self._check_training()
+        if closure is None and self.setup.direction.monotone:
+            raise TypeError("monotone=True compares the loss of each step with the last: call step(closure), which returns the loss")
         checkpoint.look_where(self, stacklevel=6)
         checkpoint.leave_momentum(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        loop.step(self)
+        loop.step(self, loss)
         return loss
 
     @torch.no_grad()

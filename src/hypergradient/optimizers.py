@@ -8,13 +8,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import directions
+from .learners import AdaGradRule
 from .optimizer import HypergradientOptimizer, Shared
+from .signal import Signal
 
 #: What the optimizers' arguments have in common, where a docstring has the line ``{shared}``.
 SHARED = """maximize: ascend the loss. Default False.
         hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``.
-        rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)`` or
-            ``Multiplicative(beta)``. Default ``TuningFree()``.
+        rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)``,
+            ``Multiplicative(beta)``, or an online learner such as ``AdaGradRule(beta)`` (docs/methods.md). Default ``TuningFree()``.
         adapt: the hyperparameters that move, each with its rule, instead of ``rule``; what is not named stays. ``Additive`` moves the
             logarithm of φ/(1−φ) where φ lies in (0, 1), of φ otherwise, ``Multiplicative`` what these are the logarithms of. One value a
             param group, in ``group["momentum"]`` and so on. Default: the learning rate alone.
@@ -22,6 +24,7 @@ SHARED = """maximize: ascend the loss. Default False.
             (1e-3, 0.999999), eps (1e-16, 1), weight_decay (1e-8, 1).
         horizon: how many past directions the learning rate's hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default
             1, under ``TuningFree`` a fifth of the run so far.
+        signal: ``Signal(...)`` instead of ``horizon``: a discounted trace, with curvature or without, or normalized hypergradients.
         scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
             ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
@@ -38,7 +41,7 @@ LR = """lr: learning rate to start from, α_0 >= 0, a float or a tensor of one e
             ``hypergrad_lr`` or another rule."""
 
 PARAMS = """params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon``, ``scope``, ``fused``, ``capturable`` and ``process_group`` may differ by group."""
+            ``bounds``, ``horizon``, ``signal``, ``scope``, ``fused``, ``capturable`` and ``process_group`` may differ by group."""
 
 Class = TypeVar("Class", bound=Any)
 
@@ -115,6 +118,81 @@ class SGDHD(HypergradientOptimizer):
     ) -> None:
         options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
         super().__init__(params, {**options, "maximize": maximize}, directions.SGD(), default_hypergrad_lr=1e-6, **shared)
+
+
+@final
+@documented
+class HDM(HypergradientOptimizer):
+    """HDM: gradient descent with a learning rate an element and heavy-ball momentum, which AdaGrad moves by normalized hypergradients.
+
+        θ_t = θ_{t-1} − α_t g_t + μ_t (θ_{t-1} − θ_{t-2}),    N = ‖g_{t-1}‖²
+        α_t = α_{t-1} − η h_t / √Σ h²,    h_t = −g_t g_{t-1} / N;    μ_t = μ_{t-1} − η_μ r_t / √Σ r²,    r_t = g_t · (θ_{t-2} − θ_{t-3}) / N
+
+    for convex problems whose loss and gradient are exact; minibatches are not what it is made for. With ``monotone`` a step that has not
+    lowered the loss is a null step: α and μ move by it, and the next is made from where it began, without displacement. That is HDM-Best of
+    the paper's code, but for its guess of L.
+
+    Args:
+        {params}
+        lr: α_0 >= 0. Default 0.
+        momentum: μ_0 in [0, 0.9995]. Default 0.95.
+        weight_decay: coupled L2 penalty λ >= 0; λθ is part of g. Default 0.
+        monotone: take null steps; needs ``step(closure)``, whose loss counts, and whose gradients are those of all data. Default False.
+        momentum_lr: η_μ >= 0. Default 1.
+        {shared}
+
+    ``hypergrad_lr`` is η here, in units of lr, default 0.1; 10/L is the paper's for a convex loss with L-Lipschitz gradient. The default of
+    ``scope`` is ``"element"``, of ``lr_bounds`` (0, None), of ``signal`` ``Signal(normalized=True)``.
+
+    State:
+        three buffers of the parameters' size, and two more where each element has a learning rate.
+
+    Raises:
+        ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; the rule averages; no parameters.
+        TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse, or there is no closure under ``monotone``.
+
+    Examples:
+        >>> import torch
+        >>> from hypergradient import HDM
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> opt = HDM([w], hypergrad_lr=1.0, monotone=True)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (w**2 @ torch.tensor([1.0, 10.0])).sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> for _ in range(50):
+        ...     loss = opt.step(closure)
+        >>> loss.item() < 1e-4
+        True
+
+    References:
+        Chu, Gao, Ye, Udell, *Provable and Practical Online Learning Rate Adaptation with Hypergradient Descent*, ICML 2025,
+        https://arxiv.org/abs/2502.11229
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.0,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        monotone: bool = False,
+        momentum_lr: float = 1.0,
+        **shared: Unpack[Shared],
+    ) -> None:
+        if not ({"rule", "adapt"} & {name for name, value in shared.items() if value is not None}):
+            eta = shared.pop("hypergrad_lr", None)
+            shared["adapt"] = {"lr": AdaGradRule(0.1 if eta is None else eta), "momentum": AdaGradRule(momentum_lr, log=False)}
+            shared.setdefault("bounds", {"momentum": (0.0, 0.9995)})
+        own: Shared = {"signal": Signal(normalized=True), "scope": "element", "lr_bounds": (0.0, None)}
+        own.update(shared)
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, options, directions.HeavyBall(monotone=monotone), default_hypergrad_lr=0.1, **own)
+        if self.setup.rule.averages:
+            raise ValueError("HDM takes a rule that does not average: SGDHD has momentum that TuningFree can leave to the average")
 
 
 @final

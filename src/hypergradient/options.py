@@ -1,5 +1,6 @@
 """The options of an optimizer as a whole: what they must be, and what they mean together."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -15,12 +16,13 @@ from .execute import Runner
 from .factors import Group
 from .hyperparameters import check_adapt, check_values, spread
 from .ranks import Ranks
-from .rules import Additive, Level, Rule
+from .rules import Adapted, Additive, Level, Rule
 from .setup import Setup
+from .signal import Signal
 from .tuning import TuningFree
 
 #: What holds for all param groups.
-WHOLE = ("rule", "adapt", "bounds", "horizon", "scope", "process_group")
+WHOLE = ("rule", "adapt", "bounds", "horizon", "signal", "scope", "process_group")
 
 
 def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[str, Any]) -> Setup:
@@ -35,13 +37,18 @@ def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[st
     scope, horizon = given["scope"], given["horizon"]
     if not isinstance(scope, str) or scope not in SCOPES:
         raise ValueError(f'scope must be "group", "global", "tensor" or "element", got {scope!r}')
-    if scope == "element" and (not isinstance(rule, Level) or rule.fresh()):
-        raise ValueError(f'scope="element" takes Additive or Multiplicative with a constant beta, got {rule!r}')
+    if scope == "element" and (not isinstance(rule, Level) or isinstance(rule.beta, Adapted)):
+        raise ValueError(
+            f'scope="element" takes Additive or Multiplicative with a constant beta, got {rule!r}: or a learner such as AdaGradRule(0.1)'
+        )
     if horizon is not None:
         check_number("horizon", horizon, low=2 if rule.averages else 1)
+    signal = _signal(rule, direction, scope, given)
+    if signal.discount:
+        horizon = 1 / (1 - signal.discount) if signal.discount < 1 else math.inf
     for name in ("fused", "capturable"):
         check_switch(name, given[name], none=True)
-    bounds = check_adapt(rules, spread("bounds", {} if given["bounds"] is None else given["bounds"], direction, optimizer))
+    bounds = check_adapt(rules, spread("bounds", {} if given["bounds"] is None else given["bounds"], direction, optimizer), direction)
     device = device_of(params)
     stays = device.type != "cpu" if given["capturable"] is None else given["capturable"]
     numbers = Device(device) if stays else Host()
@@ -49,7 +56,28 @@ def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[st
         direction = direction.left_to_average()
     applied = "applied_lr" if "alpha" in given["options"] else "alpha"
     run, ranks = Runner(bool(given["fused"])), Ranks(given["process_group"])
-    return Setup(direction, rule, rules, bounds, cast(ScopeName, scope), horizon, numbers, run, ranks, applied)
+    return Setup(direction, rule, rules, bounds, cast(ScopeName, scope), horizon, signal, numbers, run, ranks, applied)
+
+
+def _signal(rule: Rule, direction: Direction, scope: str, given: Mapping[str, Any]) -> Signal:
+    """Where the hypergradient comes from, as far as rule, direction and scope have it."""
+    signal = Signal() if given["signal"] is None else given["signal"]
+    if not isinstance(signal, Signal):
+        raise TypeError(f"signal must be a Signal such as Signal(discount=0.99), got {signal!r}")
+    if given["signal"] is not None and given["horizon"] is not None:
+        raise ValueError(f"give horizon or signal, not both: got horizon={given['horizon']!r} and signal={signal!r}")
+    if given["signal"] is not None and rule.averages:
+        raise ValueError(f"{type(rule).__name__} has a signal of its own: leave signal out, or give another rule, got {signal!r}")
+    if signal.part == "gradient" and not isinstance(direction, SGD | Adam):
+        raise ValueError('part="gradient" takes SGDHD, AdamHD or AdamWHD, whose parts are known, got another optimizer: leave part out')
+    if signal.curvature == "hessian" and (not isinstance(direction, SGD) or scope == "element"):
+        raise ValueError('curvature="hessian" takes SGDHD, and learning rates of groups or tensors: give curvature=None, or "squares"')
+    if rule.caps and (scope != "element" or signal.curvature is None):
+        raise ValueError(
+            f'{type(rule).__name__} takes scope="element" and signal=Signal(1.0, curvature="squares"), or a function, got scope={scope!r} '
+            f"and {signal!r}"
+        )
+    return signal
 
 
 def _rule(params: Any, rules: dict[str, Any], given: Mapping[str, Any]) -> Rule:
@@ -117,4 +145,6 @@ def check_param_group(group: Group, defaults: Group, setup: Setup, given: Mappin
     if not (isinstance(options["lr"], Tensor) and options["lr"].is_meta):
         rule.check_lr(float(options["lr"]))
     setup.direction.check(options)
+    if setup.signal.curvature == "hessian" and (options["nesterov"] or options["dampening"]):
+        raise ValueError('curvature="hessian" takes plain momentum: leave nesterov and dampening out')
     check_values(setup.bounds, options)

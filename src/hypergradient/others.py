@@ -4,8 +4,8 @@ On a device ``group["momentum"]``, the entries of ``group["betas"]`` and so on a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -68,8 +68,14 @@ def alike(rules: Mapping[Any, Rule]) -> list[list[Any]]:
     """The keys of rules that differ in β alone, together."""
     found: dict[Any, list[Any]] = {}
     for key, rule in rules.items():
-        found.setdefault((type(rule), rule.beta.rule if isinstance(rule.beta, Adapted) else None), []).append(key)
+        found.setdefault(form(rule), []).append(key)
     return list(found.values())
+
+
+@cache
+def form(rule: Rule) -> Rule:
+    """A rule but for its β, or β_0."""
+    return replace(rule, beta=replace(rule.beta, value=1.0) if isinstance(rule.beta, Adapted) else 0.0)
 
 
 def _batch(rule: Level, names: list[str], bounds: Any, groups: Sequence[Group], sums: Any, numbers: Host | Device) -> Batch:

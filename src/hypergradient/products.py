@@ -124,7 +124,7 @@ def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[
         rows: the tensors.
         kept: those whose gradients are to be kept, which are not put with others.
     """
-    buffers = (*setup.direction.buffers, "gradient", "trace", "rest", *("lr",) * setup.elements)
+    buffers = (*setup.direction.buffers, "gradient", "trace", "trace_momentum", "rest", *("lr",) * setup.elements)
     apart = setup.elements or (setup.scope == "tensor" and not setup.lists)  # each has numbers of its own
     marks = ("applied",) if setup.lists else ("applied", *setup.direction.counts, *("late",) * setup.rule.averages)
     found: dict[Any, Bundle] = {}
@@ -175,10 +175,11 @@ def terms(setup: Setup, bundle: Bundle, own: bool, adapts: bool) -> Iterator[tup
         state = {name: bundle.number(name, setup.numbers) for name in direction.counts} | {"lr": bundle.last_lr(setup)}
         of = partial(LAST_STEPS[type(direction)].numbers, direction) if names else direction.last_numbers
         last = of(state, group["last"]) | (bundle.factor_of_elements if setup.elements else {})
-    norms = {name: rule.reads_norms for name, rule in setup.rules.items()}
+    norms = setup.norms
     ready = "trace" in tensors or direction.stored  # no work but dot products of tensors that there are
     light = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not moved)
-    fixed = direction, own, moved, tuple((name, norms[name]) for name in ("lr", *names))
+    slope = moved and setup.rule.discounts and "gradient" in tensors
+    fixed = direction, own, moved, tuple((name, norms[name]) for name in ("lr", *names)), slope
     sized = moved and setup.rule.averages
     parts = setup.run(meet, tensors, now | last, *fixed, sized, light=light, live=13 if names else 4)
     first_of = 0
@@ -187,6 +188,8 @@ def terms(setup: Setup, bundle: Bundle, own: bool, adapts: bool) -> Iterator[tup
         scale = 1.0 if name == "lr" else last[f"scale of {name}"]
         yield name, Term(bundle.rows, bundle.spec, scale, [(rows, scalars[first_of : first_of + count]) for rows, scalars in parts])
         first_of += count
+    if slope:
+        yield "slope", Term(bundle.rows, bundle.spec, 1.0, [(rows, scalars[first_of:]) for rows, scalars in parts])
 
 
 def meet(
@@ -196,6 +199,7 @@ def meet(
     own: bool,
     moved: bool,
     rules: tuple[tuple[str, bool], ...],
+    slope: bool,
     sized: bool,
 ) -> list[Any]:
     """The products of a gradient with what the last step has left of one tensor, or of each of a list.
@@ -206,7 +210,8 @@ def meet(
         direction: that of the optimizer.
         own: whether "g" is the gradient of the step, rather than one that ``adapt()`` was given.
         moved: whether there is a last direction.
-        rules: the hyperparameters, the learning rate first, each with whether its rule reads norms.
+        rules: the hyperparameters, the learning rate first, each with whether norms are asked for.
+        slope: whether the product with the last gradient is asked for.
         sized: whether that of the learning rate reads the parameters' size, too.
     """
     g = objective(piece, numbers, direction, own)
@@ -225,6 +230,8 @@ def meet(
             loss = signed(piece["g"], numbers) if name == "weight_decay" and own else g
             assert step is not None
             yield loss, step.by(name), reads
+        if slope:
+            yield g, piece["gradient"], False
 
     return inner(pairs())
 

@@ -8,13 +8,13 @@ of hyperparameters.py.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from . import host
-from .checks import check_number
+from .checks import check_number, check_switch
 
 Memory = dict[str, Any]
 """What a rule keeps of the steps so far, by name."""
@@ -58,8 +58,19 @@ class Rule(ABC):
     #: handed the norm of the parameters as "size", too, beside what it keeps.
     averages: ClassVar[bool] = False
 
+    #: Whether it makes the discount of the signal's trace, which it keeps as "discount"; ``move`` is handed "slope", too, g_t · g_{t-1}.
+    discounts: ClassVar[bool] = False
+
+    #: Whether ``move`` is handed "curvature" of each element, too, and no step is to go beyond what that allows: Σ α c ≤ 1.
+    caps: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         check_number("beta", self.beta)
+
+    @property
+    def of_log(self) -> bool:
+        """Whether the hypergradient that it is handed is to be that of log α."""
+        return False
 
     @property
     def first_beta(self) -> float:
@@ -94,17 +105,25 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Level(Rule):
-    """A rule that moves in proportion to its β: α_t = α_{t-1} − β s_t. Such rules can be stacked into towers (see ``Adapted``).
+    """A rule that moves in proportion to its β: y_t = y_{t-1} − β s_t, where y is the learning rate, or its logarithm.
 
-    s_t = −∂α_t/∂β is a function of this step alone, so such a rule keeps nothing but what the levels above it need.
+    s_t = −∂y_t/∂β does not depend on β, so such rules can be stacked into towers (see ``Adapted``).
     """
 
     #: Whether it moves by a factor, so that it can neither leave 0 nor change a sign.
     scales: ClassVar[bool] = False
 
+    #: What s_t is made of, beside this step: by name, with what each is before the first step.
+    keeps: ClassVar[Mapping[str, float]] = {}
+
+    @property
+    def of_value(self) -> bool:
+        """Whether it moves a hyperparameter of another kind itself, rather than a coordinate that keeps it in its range."""
+        return False
+
     @abstractmethod
-    def speed(self, alpha: Any, h: Any, bound: Any, xp: Any = host) -> Any:
-        """s_t, from α_{t-1}, h_t and the bound that the norms set to h_t: |h_t| ≤ ‖g_t‖ ‖∇αu_{t-1}‖."""
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+        """s_t and what it keeps, from that, α_{t-1}, h_t, and the bound that the norms set to that: |h_t| ≤ ‖g_t‖ ‖∇αu_{t-1}‖."""
 
     @abstractmethod
     def reach(self, alpha: Any, bound: Any) -> Any:
@@ -117,15 +136,16 @@ class Level(Rule):
             super().__post_init__()
 
     def __call__(self, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Any:
-        """α_t, where β stays."""
-        return alpha - beta * self.speed(alpha, h, g_norm * d_norm, xp)
+        """α_t, where β stays, of a first step."""
+        return self.move(self.fresh(), alpha, beta, h, g_norm, d_norm, xp).alpha
 
     def fresh(self) -> Memory:
-        rule, level, memory = self, 1, Memory()
+        rule, level, memory = self, 1, Memory(self.keeps)
         while isinstance(rule.beta, Adapted):
             memory |= {f"speed_{level}": 0.0, f"reach_{level}": 0.0}
             memory |= {f"hypergrad_lr_{level}": rule.beta.value} if level > 1 else {}  # the first is group["hypergrad_lr"]
             rule, level = rule.beta.rule, level + 1
+            memory |= {f"{name}_{level}": value for name, value in rule.keeps.items()}
         return memory
 
     def summary(self, memory: Memory) -> dict[str, float]:
@@ -141,28 +161,60 @@ class Level(Rule):
 
         H^(k+1)_t = −H^(k)_t s^(k)_{t-1}: the derivative of the loss by β, through the α_{t-1} that it has made.
         """
-        s = self.speed(alpha, h, bound, xp)
+        own = {name: f"{name}_{level}" for name in self.keeps} if level > 1 else {}
+        s, kept = self.speed(memory | {name: memory[key] for name, key in own.items()} if own else memory, alpha, h, bound, xp)
+        memory |= {own.get(name, name): value for name, value in kept.items()}
         if isinstance(self.beta, Adapted):
             speed, reach, name = f"speed_{level}", f"reach_{level}", f"hypergrad_lr_{level + 1}"
             above = self.beta.rule
-            own = memory.get(name, above.first_beta)
-            beta, own = above._climb(memory, level + 1, beta, own, -h * memory[speed], bound * memory[reach], xp)
-            memory |= {speed: s, reach: self.reach(alpha, bound)} | ({name: own} if name in memory else {})
-        return alpha - beta * s, beta
+            by = beta if above.of_log else 1.0
+            beta, next_beta = above._climb(
+                memory, level + 1, beta, memory.get(name, above.first_beta), -h * memory[speed] * by, bound * memory[reach] * abs(by), xp
+            )
+            memory |= {speed: s, reach: self.reach(alpha, bound)} | ({name: next_beta} if name in memory else {})
+        return (alpha * xp.exp(-beta * s) if self.of_log else alpha - beta * s), beta
+
+
+@dataclass(frozen=True)
+class Learner(Level):
+    """A level that may move the learning rate or its logarithm: y_t = y_{t-1} − β s_t, with y = α, or y = log α and h by that.
+
+    Of another hyperparameter φ it moves log φ, or log φ/(1−φ) where φ lies in (0, 1), unless ``log=False``: then φ itself.
+    """
+
+    log: bool | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_switch("log", self.log, none=True)
+
+    @property
+    def of_log(self) -> bool:
+        return self.log is True
+
+    @property
+    def of_value(self) -> bool:
+        return self.log is False
+
+    def check_lr(self, lr: float) -> None:
+        if self.of_log and lr == 0:
+            raise ValueError(f"{type(self).__name__} with log=True moves log lr, so it can never leave lr=0: start from lr > 0")
 
 
 @final
 @dataclass(frozen=True)
-class Additive(Level):
+class Additive(Learner):
     """The additive rule: α_t = α_{t-1} − β h_t.
 
-    The learning rate may fall below zero, as the paper observes; ``lr_bounds=(0, None)`` forbids it.
+    The learning rate may fall below zero, as the paper observes; ``lr_bounds=(0, None)`` forbids it, and ``log=True``, which moves its
+    logarithm: α_t = α_{t-1} exp(−β h_t), h_t = ∂f/∂log α.
 
     Args:
-        beta: β ≥ 0, in units of lr / (loss / lr); 0 keeps the learning rate. ``Adapted(β_0, rule)`` adapts it too.
+        beta: β ≥ 0, in units of lr / (loss / lr), under ``log`` of 1 / loss; 0 keeps the learning rate. ``Adapted(β_0, rule)`` adapts it.
+        log: True moves log α. Default: α; of another hyperparameter φ its logarithm, or that of φ/(1−φ), False moves φ itself.
 
     Raises:
-        ValueError: ``beta`` is negative or not finite.
+        ValueError: ``beta`` is negative or not finite; later, under ``log``, the optimizer's lr is 0.
 
     Examples:
         >>> from hypergradient import Additive
@@ -173,8 +225,8 @@ class Additive(Level):
         Baydin et al., *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018, Algorithms 4 to 6.
     """
 
-    def speed(self, alpha: Any, h: Any, bound: Any, xp: Any = host) -> Any:
-        return h
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+        return h, {}
 
     def reach(self, alpha: Any, bound: Any) -> Any:
         return bound
@@ -213,10 +265,10 @@ class Multiplicative(Level):
                 "start from lr > 0, or use Additive, which climbs from 0"
             )
 
-    def speed(self, alpha: Any, h: Any, bound: Any, xp: Any = host) -> Any:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
         unknown = xp.logical_not(bound > 0)  # no gradient, or no last direction; where norms are beyond the numbers the cosine is 0
         cosine = xp.clamp(xp.div(h, bound), -1.0, 1.0)  # beyond 1 by rounding alone
-        return alpha * xp.masked_fill(cosine, unknown, 0.0)
+        return alpha * xp.masked_fill(cosine, unknown, 0.0), {}
 
     def reach(self, alpha: Any, bound: Any) -> Any:
         return abs(alpha)
@@ -271,7 +323,7 @@ class Adapted:
 
 def check_level(name: str, rule: Any) -> None:
     """Raise TypeError where ``rule`` cannot adapt anything but a learning rate."""
-    if not isinstance(rule, Level):
+    if not isinstance(rule, Level) or rule.caps:
         raise TypeError(f"{name} takes a rule such as Additive(1e-6) or Multiplicative(0.01), got {rule!r}")
 
 

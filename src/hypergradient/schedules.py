@@ -33,6 +33,14 @@ class Schedule(Rule):
     def check_lr(self, lr: float) -> None:
         self.rule.check_lr(lr)
 
+    def used(self, before: Any, alpha: Any, t: Any, xp: Any = host) -> Any:
+        """The same, where the rule has made ``alpha`` of ``before`` in this step."""
+        return self.applied(alpha, t, xp)
+
+    @property
+    def of_log(self) -> bool:
+        return self.rule.of_log
+
     @property
     def _own(self) -> tuple[str, str, str]:
         """The names of its memory: how many steps, what is adapted, what was applied of it."""
@@ -51,7 +59,7 @@ class Schedule(Rule):
         alpha = xp.where((memory[steps] > 0) & near, memory[kept], alpha)
         move = self.rule.move(memory, alpha, beta, h, g_norm, d_norm, xp)
         t = memory[steps] + 1
-        found = self.applied(move.alpha, int(t) if xp is host else t, xp)
+        found = self.used(alpha, move.alpha, int(t) if xp is host else t, xp)
         return replace(move, alpha=found, memory={**move.memory, steps: t, kept: move.alpha, applied: found})
 
 
@@ -136,3 +144,35 @@ class Decay(Schedule):
 
     def applied(self, alpha: Any, t: Any, xp: Any = host) -> Any:
         return alpha * xp.clamp((self.total_steps + 1 - t) / (self.share * self.total_steps), 0.0, 1.0)
+
+
+@final
+@dataclass(frozen=True)
+class Delayed(Schedule):
+    """The step is taken with what the rule had made of the step before: a learning rate is applied before it moves by the same gradient.
+
+        γ_1 = α_0, γ_t = α_{t-1}
+
+    Baydin's algorithms move α_t by g_t, and step along g_t with it. MetaOptimize steps first.
+
+    Args:
+        rule: adapts α_t.
+
+    Raises:
+        TypeError: ``rule`` is no Rule.
+
+    Examples:
+        >>> from hypergradient import Delayed, LionRule
+        >>> rule = Delayed(LionRule(1e-3, log=True))
+        >>> rule.used(0.1, 0.2, t=7)
+        0.1
+
+    References:
+        Sharifnassab, Salehkaleybar, Sutton, *MetaOptimize: A Framework for Optimizing Step Sizes and Other Meta-parameters*, ICML 2025.
+    """
+
+    def applied(self, alpha: Any, t: Any, xp: Any = host) -> Any:
+        return alpha
+
+    def used(self, before: Any, alpha: Any, t: Any, xp: Any = host) -> Any:
+        return before

@@ -11,6 +11,7 @@ from .direction import Direction
 from .execute import Runner
 from .ranks import Ranks
 from .rules import Level, Rule
+from .signal import Signal
 
 
 @final
@@ -25,6 +26,7 @@ class Setup:
         bounds: what each of these is held inside.
         scope: how tensors share learning rates.
         horizon: over how many steps the trace looks, where the user says so.
+        signal: where the hypergradient of the learning rate comes from.
         numbers: where its numbers are.
         run: does the elementwise work.
         ranks: how the parameters are spread.
@@ -37,6 +39,7 @@ class Setup:
     bounds: Mapping[str, tuple[float, float]]
     scope: ScopeName
     horizon: float | None
+    signal: Signal
     numbers: Host | Device
     run: Runner
     ranks: Ranks
@@ -55,8 +58,12 @@ class Setup:
     def fresh(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept of a learning rate before its first step: by the rule, and where it averages the largest factor of a scheduler.
 
+        What is kept of the learning rate of an element lies beside that.
+
         A checkpoint of when that was not kept goes on from its last factor.
         """
+        if self.elements:
+            return {}
         return self.rule.fresh() | ({"peak": group.get("last", {}).get("factor", 0.0)} if self.rule.averages else {})
 
     @property
@@ -67,7 +74,17 @@ class Setup:
     @property
     def traces(self) -> bool:
         """Whether there is a trace: of past directions, or to the average."""
-        return self.rule.averages or self.horizon not in (None, 1)
+        return self.rule.averages or self.rule.discounts or self.horizon not in (None, 1)
+
+    @property
+    def norms(self) -> dict[str, bool]:
+        """Of which hyperparameters ‖g‖ and ‖∂θ/∂φ‖ are taken."""
+        return {name: rule.reads_norms or (name == "lr" and self.signal.normalized) for name, rule in self.rules.items()}
+
+    @property
+    def keeps_element(self) -> dict[str, float]:
+        """What is kept of the learning rate of each element, by its name in the state, with what it is at first."""
+        return {f"memory_{name}": value for name, value in self.rule.fresh().items()} if self.elements else {}
 
     @property
     def lists(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .columns import Device, to_floats, total
+from .derivatives import LAST_STEPS
 from .dials import Dials
 from .factors import Group
 from .products import Bundle, Row, Term, terms
@@ -41,8 +42,8 @@ def hypergradient_sums(
     the last three are roots. Columns that nobody reads are 0.
     """
     group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
-    sizes = {name: dials.size if name == "lr" else len(groups) for name in setup.rules}
-    rows: dict[str, list[Weighed]] = {name: [] for name in setup.rules}
+    sizes = {name: dials.size if name in ("lr", "slope") else len(groups) for name in (*setup.rules, *("slope",) * setup.rule.discounts)}
+    rows: dict[str, list[Weighed]] = {name: [] for name in sizes}
     averages = setup.rule.averages
     for bundle in found:
         applied = bundle.states[0].get("applied")  # where a device alone knows it, 1 or 0
@@ -50,9 +51,14 @@ def hypergradient_sums(
             if name == "lr" and averages:  # the way from the iterate to its average is that of the whole update already
                 index, weight = dials.index, 1 / (1 - setup.direction.share(bundle.group))
             elif name == "lr":
-                index, weight = dials.index, 1.0 if dials.last is None else dials.last[bundle.g]
+                index, weight = dials.index, weight_of_lr(setup, dials, bundle)
+            elif name == "slope":
+                index, weight = dials.index, 1.0
             else:
                 index, weight = group_of, bundle.last_factor if setup.elements else bundle.last_lr(setup)
+                weight = weight if LAST_STEPS[type(setup.direction)].by_lr else 1.0
+            if setup.signal.normalized:
+                weight = weight / bundle.group.get("last", {}).get("square", 1.0)
             if isinstance(applied, Tensor) and "trace" not in bundle.states[0]:
                 weight = weight * applied
             rows[name].append(Weighed(term, index, weight))
@@ -68,6 +74,24 @@ def hypergradient_sums(
     if dials.size > 1 or len(every) > 1:
         sums["lr"][0] = sums["lr"][0] + lost
     return sums, lost == 0
+
+
+def weight_of_lr(setup: Setup, dials: Dials, bundle: Bundle) -> Any:
+    """What tensors have moved by for each unit of their learning rate, or of its logarithm; in the trace of that it is contained."""
+    if not setup.rule.of_log or setup.elements or "last" not in bundle.group:
+        return 1.0 if dials.last is None else dials.last[bundle.g]
+    return 1.0 if setup.traces else bundle.last_lr(setup)
+
+
+def squares(setup: Setup, dials: Dials, groups: Sequence[Group], norms: Any) -> list[Any]:
+    """‖g‖² of each param group, or of all under scope="global", from what ``hypergradient_sums`` gives of the dials' gradients."""
+    column = norms * norms if isinstance(norms, Tensor) else norms
+    if setup.scope == "global":
+        return [column[0]] * len(groups)
+    if setup.scope == "group":
+        return list(column)
+    parts = iter(list(column))
+    return [sum(next(parts) for _ in group["params"]) for group in groups]
 
 
 def start_sums(setup: Setup, rows: Sequence[Row], dials: Dials) -> dict[str, Any]:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from .checks import ends
-from .dials import State
-from .direction import Direction
 from .execute import blocks
+from .factors import adapted
 from .products import Bundle, last_direction, objective
 from .ranks import local
 from .rules import Rule, clipped, norms_of
-from .tensors import finite_zero, real
+from .setup import Setup
+from .tensors import dot, finite_zero, make_buffer, real
 from .tuning import TuningFree, safe_start
 
 
@@ -36,6 +36,8 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
         return {"alpha": before, "h": h, "fine": h - h == 0}
     g_norm, d_norm = norms_of(x, xp)
     memory = {name: x[key] for name, key in kept.items()}
+    if rule.discounts:
+        memory["slope"] = x["slope"]
     if rule.averages:
         memory["size"] = x["size"] if "size" in x else xp.sqrt(x["pp"])
     alpha, waits = before, None
@@ -95,27 +97,67 @@ def undo(found: dict[str, Any], before: Mapping[str, Any], ok: Tensor) -> None:
             found[name] = torch.where(ok, value, before[name])
 
 
-def turn_elements(rule: Any, direction: Direction, bundles: Sequence[Bundle], own: bool) -> dict[Tensor, Tensor]:
-    """α of each element, of its own h = −g d: the product of two numbers, whose cosine is its sign."""
+def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapping[Tensor, Tensor]) -> dict[Tensor, dict[str, Tensor]]:
+    """α of each element and what its rule keeps, of its own h = −g d: the product of two numbers, whose cosine is its sign."""
     found = {}
     for bundle in bundles:
-        (p,), (state,), group = bundle.params, bundle.states, bundle.group
+        (p,), (state,) = bundle.params, bundle.states
         tensors = {name: x for name, (x,) in bundle.split().items()}
-        applied = state.get("applied", False)
-        if "trace" not in tensors and applied is False:
+        if "trace" not in tensors and state.get("applied", False) is False:
+            if setup.rule.caps:
+                found[p] = {"lr": torch.empty_like(tensors["p"]).fill_(adapted(bundle.group))}
             continue
-        found[p] = tensors["lr"].clone()
-        now = direction.objective(group) if own else {}
-        last = {} if "trace" in tensors else direction.last_numbers(state, group["last"]) | bundle.factor_of_elements
-        wide = torch.promote_types(found[p].dtype, torch.float32)  # in float16 g d is soon infinite, or 0
-        low, high = ends(group["lr_bounds"])
-        for piece in blocks(tensors | {"new": found[p]}):
-            h = -(objective(piece, now, direction, own).to(wide) * last_direction(piece, last, direction))
-            h = h * applied if isinstance(applied, Tensor) else h
-            h = h * bundle.last_factor if "factor" in group["last"] else h
-            moved = rule(piece["lr"].to(wide), group["hypergrad_lr"], h, abs(h), 1.0, torch)
-            piece["new"].copy_(moved.clamp(low, high))
+        new = {name: local(real(state[name])).clone() for name in ("lr", *setup.keeps_element)}
+        found[p] = new
+        if p in bent:
+            tensors["curvature"] = local(real(bent[p]))
+        for piece in blocks(tensors | {f"new {name}": x for name, x in new.items()}):
+            turn_piece(setup, bundle, piece, own)
+    if setup.rule.caps:
+        cap(setup, bundles, found, bent, own)
     return found
+
+
+def turn_piece(setup: Setup, bundle: Bundle, piece: Mapping[str, Tensor], own: bool) -> None:
+    """The same of a piece of one tensor: "new lr" and "new memory_NAME" are moved in place."""
+    direction, rule, group, (state,) = setup.direction, setup.rule, bundle.group, bundle.states
+    applied, traced = state.get("applied", False), "trace" in piece
+    now = direction.objective(group) if own else {}
+    last = {} if traced else direction.last_numbers(state, group["last"]) | bundle.factor_of_elements
+    wide = torch.promote_types(piece["lr"].dtype, torch.float32)  # in float16 g d is soon infinite, or 0
+    g, alpha = objective(piece, now, direction, own).to(wide), piece["lr"].to(wide)
+    h = -(g * last_direction(piece, last, direction))
+    h = h * applied if isinstance(applied, Tensor) else h
+    if not (traced and rule.of_log):  # whose trace is of what has moved
+        h = h * bundle.last_factor if "factor" in group["last"] else h
+        h = h * alpha if rule.of_log else h
+    h = h / group["last"]["square"] if setup.signal.normalized else h
+    memory = {name: piece[f"new memory_{name}"] for name in rule.fresh()}
+    if rule.caps:
+        memory["curvature"] = piece["curvature"] if "curvature" in piece else g * g
+    move = rule.move(memory, alpha, group["hypergrad_lr"], h, abs(h), 1.0, torch)
+    piece["new lr"].copy_(move.alpha.clamp(*ends(group["lr_bounds"])))
+    for name, value in move.memory.items():
+        if f"new memory_{name}" in piece:
+            piece[f"new memory_{name}"].copy_(value)
+
+
+def cap(
+    setup: Setup, bundles: Sequence[Bundle], found: Mapping[Tensor, Mapping[str, Tensor]], bent: Mapping[Tensor, Tensor], own: bool
+) -> None:
+    """α ← α / max(1, Σ α c) over the elements of each param group."""
+    parts: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for bundle in (bundle for bundle in bundles if bundle.params[0] in found):
+        (p,), now = bundle.params, setup.direction.objective(bundle.group) if own else {}
+        tensors = {name: x for name, (x,) in bundle.split().items()}
+        c = local(real(bent[p])) if p in bent else objective(tensors, now, setup.direction, own) ** 2
+        parts.setdefault(bundle.g, []).append((p, dot(found[p]["lr"], c)))
+    for rows in parts.values():
+        params, sums = [p for p, _ in rows], torch.stack([x for _, x in rows])
+        total = setup.ranks.total(sums[:, None], params)[0] if setup.ranks.many else sums.sum()
+        total = torch.where(total.isfinite(), total, 1.0)  # a step that is not taken leaves them as they are
+        for p in params:
+            found[p]["lr"].div_(total.clamp(min=1.0).to(found[p]["lr"].dtype))
 
 
 def every(column: Any) -> Any:
@@ -131,7 +173,9 @@ def all_finite(tensors: Iterable[Tensor]) -> Any:
     return (torch.stack([x.to(zeros[0].device, torch.float64) for x in zeros]) == 0).all() if zeros else True
 
 
-def write_elements(state: State, p: Tensor, lr: Tensor, ok: Any) -> None:
-    """Put the learning rates of a tensor's elements into its state."""
-    there = local(real(state[p]["lr"]))
-    there.copy_(torch.where(ok, lr, there) if isinstance(ok, Tensor) else lr)
+def write_elements(state: dict[Tensor, dict[str, Any]], p: Tensor, new: Mapping[str, Tensor], ok: Any) -> None:
+    """Put the learning rates of a tensor's elements, and what their rule keeps, into its state."""
+    for name, x in new.items():
+        make_buffer(state[p], name, p, x)
+        there = local(real(state[p][name]))
+        there.copy_(torch.where(ok, x, there) if isinstance(ok, Tensor) else x)

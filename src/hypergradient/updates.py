@@ -6,14 +6,14 @@ is not: see directions.py.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import late
-from .average import HALVES, follow, go_back, interpolate, interpolated, joined, part
+from .average import HALVES, go_back, interpolate, interpolated, joined, part
 from .columns import Device
 from .dials import Dials, State
 from .direction import Direction
@@ -26,8 +26,12 @@ from .others import Batch
 from .products import Bundle
 from .ranks import local
 from .setup import Setup
-from .tensors import add_scaled, only, real, replace
+from .signal import Signal, follow
+from .tensors import add_scaled, is_zero, only, real, replace
 from .turn import write_elements
+
+#: What is added to the squared norm that normalized hypergradients are divided by.
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,11 @@ class Plan:
         dials: the learning rates as they were found.
         found: columns of what they become: "alpha", "h", "beta", "memory.NAME", "window", "back" and "part" (see ``rules.Move``).
         batches: the other hyperparameters.
-        elements: the learning rates of elements, by their tensor.
+        elements: the learning rates of elements and what their rule keeps, by their tensor.
         ok: whether the step can be made: a bool, or a tensor of one.
+        curvature: what the trace is changed by (see ``signal.curvatures``).
+        squares: ‖g_t‖² of each param group, where hypergradients are normalized.
+        loss: that of the step, where one that does not lower it is taken back; whether it is, "null".
     """
 
     bundles: list[Bundle]
@@ -49,8 +56,12 @@ class Plan:
     dials: Dials
     found: dict[str, Any]
     batches: list[Batch]
-    elements: dict[Tensor, Tensor]
+    elements: dict[Tensor, dict[str, Tensor]]
     ok: Any
+    curvature: Mapping[Tensor, Tensor] = field(default_factory=dict)
+    squares: Sequence[Any] = ()
+    loss: float | None = None
+    null: bool = False
 
 
 def update(setup: Setup, plan: Plan, kept: KeptGradients, groups: Sequence[Group], state: State) -> None:
@@ -60,8 +71,8 @@ def update(setup: Setup, plan: Plan, kept: KeptGradients, groups: Sequence[Group
     moving = [bundle for bundle in plan.bundles if not (stays or (backs and backs[plan.dials.index[bundle.rows[0]]]))]
     if setup.direction.asks:
         setup.direction.begin({p: bundle.group for bundle in moving for p in bundle.params})
-    for p, lr in plan.elements.items():
-        write_elements(state, p, lr, plan.ok)
+    for p, new in plan.elements.items():
+        write_elements(state, p, new, plan.ok)
     for bundle in moving:
         if not all(bundle.states):
             bundle.states[:] = [own or state[p] for p, own in zip(bundle.params, bundle.states, strict=True)]
@@ -89,19 +100,20 @@ def moves(setup: Setup, plan: Plan) -> tuple[dict[str, Any], list[bool] | None]:
     """
     alpha, back, averages = plan.found["alpha"], plan.found.get("back"), setup.rule.averages
     n: Any = plan.found.get("window") if setup.horizon is None else setup.horizon
+    discount = plan.found["memory.discount"] if setup.rule.discounts else None
     if averages:
         part = plan.found["part"]
         alpha = [x * y for x, y in zip(alpha, part, strict=True)] if isinstance(alpha, list) else alpha * part
     if not isinstance(setup.numbers, Device) or setup.direction.asks:  # a step that is taken only where it is known to be
-        fade: Any = [1 / x for x in n] if isinstance(n, list) else 1 / n if setup.traces else None
-        kept = {} if fade is None else {"fade": fade} if averages else {"kept": 1 - fade}
+        fade: Any = [1 / x for x in n] if isinstance(n, list) else 1 / n if n is not None and setup.traces else None
+        kept = {"fade": fade} if averages else {"kept": discount} if discount is not None else {} if fade is None else {"kept": 1 - fade}
         return {"alpha": alpha} | kept, known(back) if isinstance(back, Tensor) else back
     goes = (plan.ok if back is None else plan.ok & ~back).to(setup.numbers.dtype)
     columns = {"alpha": alpha * goes, "goes": goes}
     if back is not None:
         columns |= {"fade": goes / n, "back": back.to(setup.numbers.dtype)}
     elif setup.traces:
-        columns |= {"kept": 1 - goes / n}
+        columns |= {"kept": 1 - goes / n if discount is None else 1 - goes * (1 - discount)}
     return columns, None
 
 
@@ -165,24 +177,34 @@ def leave(plan: Plan, moving: Sequence[Bundle], backs: Any, fades: Any, groups: 
 def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: Counter[int]) -> None:
     """θ_t = θ_{t-1} − α d_t of one bundle, with its buffers, which are made where there are none, and its trace."""
     direction, group, first = setup.direction, bundle.group, bundle.states[0]
-    keeps = kept_gradient(direction, list(setup.adapted), group)
+    keeps, signal = kept_gradient(direction, list(setup.adapted), group) or setup.rule.discounts, setup.signal
     wants = () if bundle.params[0] in plan.kept else direction.wants(group)
     half = bundle.params[0].dtype if setup.rule.averages and bundle.params[0].dtype in HALVES else None
     wants += ("gradient",) * keeps + ("trace",) * setup.traces + ("rest",) * (half is not None) + ("lr",) * setup.elements
+    wants += ("trace_momentum",) * (signal.curvature == "hessian" and not is_zero(group.get("momentum", 0.0)))
     missing = [name for name in wants if first.get(name) is None]
     for name in missing:
         value = plan.found["alpha"][plan.dials.index[bundle.rows[0]]] if name == "lr" else 0.0
         make_buffers(bundle.states, name, bundle.params, value, torch.float32 if half and name == "trace" else None)
+        for p, own in zip(bundle.params, bundle.states, strict=True) if name in direction.copies else ():
+            own[name].copy_(p)
+    for name, value in setup.keeps_element.items():
+        make_buffers(bundle.states, name, bundle.params, value, torch.promote_types(bundle.params[0].dtype, torch.float32))
     goes = numbers.get("goes")
     now = {**first, **count(setup, bundle, goes, plan.ok, shared), "first": "momentum_buffer" in missing}
     tensors = bundle.split()
     plain = isinstance(numbers["alpha"], float) and not (keeps or setup.elements or setup.traces)
     if plain and direction.step(tensors, now, group, numbers["alpha"]):
         return
-    coefficients = direction.objective(group) | direction.numbers(now, group, goes) | numbers
+    if plan.curvature and bundle.params[0] in plan.curvature:
+        tensors["curvature"] = [local(real(plan.curvature[p])) for p in bundle.params]
+    coefficients = direction.objective(group) | direction.numbers(now, group, goes) | numbers | ({"null": True} if plan.null else {})
+    if setup.traces and not setup.rule.averages:
+        coefficients |= {"weighted": setup.rule.of_log, "hessian": signal.curvature == "hessian"}
+        coefficients["shrink"] = direction.shrinks(group) if signal.discount else 0.0
     if goes is not None and (direction.stored or keeps or setup.elements):
         coefficients["stays"] = 1 - goes
-    setup.run(move, tensors, coefficients, direction, keeps, setup.traces, setup.rule.averages, half, writes=True)
+    setup.run(move, tensors, coefficients, direction, keeps, signal if setup.traces else None, setup.rule.averages, half, writes=True)
 
 
 def count(setup: Setup, bundle: Bundle, goes: Any, ok: Any, shared: Counter[int]) -> Numbers:
@@ -227,7 +249,10 @@ def remember(setup: Setup, plan: Plan, groups: Sequence[Group], alpha: Any, goes
             options["lr"] = alpha[k] if plan.dials.ratios is None else plan.dials.ratios[g] * alpha[k]
         if plan.dials.factors is not None:
             options["factor"] = plan.dials.factors[g]
+        options |= {"square": plan.squares[g] + TINY} if plan.squares else {}
+        options |= {"loss": plan.loss} if plan.loss is not None else {}
         last = group.get("last", {})
+        options |= {name: last[name] for name in ("square", "loss") if name in last} if plan.null else {}
         group["last"] = {name: latest(x, last.get(name)) for name, x in options.items()}
     if isinstance(goes, Tensor) and now and not setup.rule.averages:
         torch._foreach_lerp_(before, now, [goes] * len(now))  # exact at 0 and 1
@@ -240,11 +265,11 @@ def move(
     numbers: Numbers,
     direction: Direction,
     keeps: bool,
-    trace: bool,
+    signal: Signal | None,
     averages: bool,
     half: torch.dtype | None,
 ) -> list[Tensor]:
-    """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs: the gradient where it ``keeps`` it, and the trace.
+    """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs: the gradient where it ``keeps`` it, and the trace of the ``signal``.
 
     Parameters of 16 bits that are averaged are of the dtype ``half``, and go together with their rest.
     """
@@ -255,6 +280,8 @@ def move(
     d = direction.advance(g, theta, piece, numbers)
     if keeps:
         replace(piece["gradient"], g, numbers)
+    squares = g.mul(g) if signal is not None and signal.curvature == "squares" else None
+    part_of_d = direction.of_gradient(g, piece, numbers) if signal is not None and signal.part == "gradient" else d
     del g  # a copy of a list's gradients need not be held any longer
     if averages:
         exact = theta if half is None else joined(theta, piece["rest"])
@@ -270,6 +297,6 @@ def move(
         theta.addcmul_(d, alpha, value=-1)
     else:
         add_scaled(theta, -alpha, d, out=theta)
-    if trace:
-        follow(piece["trace"], d, numbers)
+    if signal is not None:
+        follow(piece, part_of_d, alpha, squares, numbers)
     return []

@@ -1,0 +1,130 @@
+"""The signal of a rule: what the gradient is multiplied by to make a hypergradient, the last direction or a trace of all of them.
+
+    z_t = γ (z_{t-1} − α_t C z_{t-1}) + w d_t,    h_t = −g_t · z_{t-1} / N
+
+is the derivative of −θ_t by a learning rate that all steps so far have had in common, C the curvature through which later steps see what an
+earlier one has moved; w = α_t where the rule moves log α, else 1. γ = 0 is the paper: z = d.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from .checks import check_switch
+from .direction import signed
+from .execute import Numbers
+from .tensors import add_scaled, is_zero, replace
+
+Curvature = Literal["hessian", "squares"] | Callable[[Tensor], Tensor] | None
+
+
+@final
+@dataclass(frozen=True)
+class Signal:
+    """Where the hypergradient of the learning rate comes from: the last step, or a discounted trace of all of them.
+
+        z_t = γ (1 − α_t (λ + C)) z_{t-1} + w d_t,    h_t = −g_t · z_{t-1},    w = α_t where the rule moves log α, else 1
+
+    λ is weight decay, where the step has it beside the gradient (AdamW, SGD). ``opt.adapt(loss)`` gives g_t of other data than the step's.
+
+    Args:
+        discount: γ in [0, 1]; 0 is the last direction alone, 1 forgets nothing. Default 0.
+        curvature: C, through which a step is changed by what earlier ones have moved: None, none; ``"hessian"``, the Hessian of the
+            step's loss, by one more backward pass for each learning rate, where gradients were made by
+            ``loss.backward(create_graph=True)``, for SGDHD without Nesterov momentum (with momentum one more buffer); a function that gives
+            a diagonal of a parameter's shape, as the squared inputs are in linear prediction; ``"squares"``, the squared
+            gradient as a stand-in for that. No diagonal takes more than all of z away. Default None.
+        part: ``"step"``, d_t is the direction with momentum and decay; ``"gradient"``, what it would be by this step's gradient alone.
+        normalized: divide hypergradients, also those of other hyperparameters, by N = ‖g_{t-1}‖² of the param group, of all under
+            scope="global". Default False: N = 1.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from hypergradient import AdamWHD, LionRule, Signal
+        >>> w = torch.nn.Parameter(torch.tensor([5.0, -3.0]))
+        >>> opt = AdamWHD([w], lr=1e-4, rule=LionRule(0.05, log=True), signal=Signal(0.999))
+        >>> for _ in range(50):
+        ...     opt.zero_grad()
+        ...     (w**2).sum().backward()
+        ...     opt.step()
+        >>> opt.param_groups[0]["lr"] > 1e-4
+        True
+
+    References:
+        Sharifnassab et al., *MetaOptimize*, ICML 2025 (γ, w = α); Franceschi et al., ICML 2017, Donini et al., IJCAI 2020 (RTHO, MARTHE: γ,
+        the Hessian); Sutton, *Adapting Bias by Gradient Descent*, AAAI 1992 (IDBD: a diagonal); Chu et al., ICML 2025 (HDM: N).
+    """
+
+    discount: float = 0.0
+    curvature: Curvature = None
+    part: Literal["step", "gradient"] = "step"
+    normalized: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.discount, bool) or not isinstance(self.discount, int | float) or not 0 <= self.discount <= 1:
+            raise ValueError(f"discount must lie in [0, 1], got {self.discount!r}")
+        if not (callable(self.curvature) or self.curvature in (None, "hessian", "squares")):
+            raise ValueError(f'curvature must be "hessian", "squares", None or a function of a parameter, got {self.curvature!r}')
+        if self.part not in ("step", "gradient"):
+            raise ValueError(f'part must be "step" or "gradient", got {self.part!r}')
+        check_switch("normalized", self.normalized)
+
+
+def curvatures(signal: Signal, dials: Iterable[Sequence[Tensor]], state: Mapping[Tensor, Mapping[str, Any]]) -> dict[Tensor, Tensor]:
+    """C z of each tensor where C is the Hessian, the diagonal where that is a function.
+
+    Args:
+        signal: says which.
+        dials: the tensors that have a gradient, those of one learning rate together, which alone their trace is of.
+        state: where the traces are.
+
+    Raises:
+        RuntimeError: the gradients have no graph.
+    """
+    if callable(signal.curvature):
+        return {p: signal.curvature(p) for own in dials for p in own}
+    found: dict[Tensor, Tensor] = {}
+    for own in ([p for p in dial if "trace" in state.get(p, ())] for dial in dials if signal.curvature == "hessian"):
+        grads = [p.grad for p in own if p.grad is not None and p.grad.requires_grad]
+        if len(grads) < len(own):
+            raise RuntimeError('curvature="hessian" needs gradients with a graph: call loss.backward(create_graph=True) before step()')
+        with torch.enable_grad():
+            traces = [state[p]["trace"] for p in own]
+            products = torch.autograd.grad(grads, own, traces, retain_graph=True, materialize_grads=True) if own else ()
+        found |= dict(zip(own, products, strict=True))
+    return found
+
+
+def follow(piece: Mapping[str, Any], d: Any, alpha: Any, squares: Any, numbers: Numbers) -> None:
+    """z_t of z_{t-1}, in place.
+
+    Args:
+        piece: "trace" z; "curvature" where there is one; "trace_momentum" the same of the momentum buffer, ∂v/∂α, beside a Hessian.
+        d: d_t, or its part.
+        alpha: α_t, 0 where a step does not go.
+        squares: g_t² where that stands for the curvature, else None.
+        numbers: "kept" γ; "shrink" λ; "weighted", whether w is α; "hessian"; on a device "goes", 1 or 0.
+    """
+    z, decay, c = piece["trace"], numbers.get("shrink", 0.0), piece.get("curvature", squares)
+    if c is None or numbers["hessian"]:
+        if not is_zero(decay) or c is not None:
+            bent = z.mul(decay) if c is None else add_scaled(signed(c, numbers), decay, z)
+            if "trace_momentum" in piece:
+                bent = add_scaled(bent, numbers["momentum"], piece["trace_momentum"])
+                replace(piece["trace_momentum"], bent.mul(numbers["kept"]), numbers)
+            z.sub_(bent.mul(alpha))
+    else:
+        z.mul_(c.mul(1.0).add_(decay).mul_(alpha).mul_(-1.0).add_(1.0).clamp_min_(0.0))
+    z.mul_(numbers["kept"])
+    if numbers["weighted"]:
+        z.add_(d.mul(alpha))
+    elif "goes" in numbers:
+        add_scaled(z, numbers["goes"], d, out=z)
+    else:
+        z.add_(d)
