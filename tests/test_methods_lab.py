@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import pytest
 import torch
@@ -26,7 +27,9 @@ EACH = [(name, base) for name, method in FIELD.items() for base in method.bases 
 @pytest.mark.parametrize(("name", "base"), EACH)
 def test_methods_learn(monkeypatch: pytest.MonkeyPatch, name: str, base: str) -> None:
     monkeypatch.setitem(WORKLOADS, "tiny", replace(TINY, bases=(base,)))
-    found = attempt(Job("tiny", base, name, FIELD[name].lr, 1), None)
+    with catch_warnings():
+        simplefilter("ignore")  # as in the processes of a comparison: torch's of graphs, by which one may lose memory
+        found = attempt(Job("tiny", base, name, FIELD[name].lr, 1), None)
     assert found.error is None
     assert found.train < WORKLOADS["digits"].make(1, None).evaluate()[0]
     assert found.pace is not None
@@ -39,9 +42,9 @@ def test_methods_learn(monkeypatch: pytest.MonkeyPatch, name: str, base: str) ->
 @pytest.mark.parametrize(("name", "base", "lr", "beta"), [("additive", "adam", 1e-3, 1e-7), ("additive", "sgdn", 1e-3, 1e-3)])
 def test_defaults_are_those_that_were_published(name: str, base: str, lr: float, beta: float) -> None:
     model = torch.nn.Linear(2, 1)
-    (group,) = make_optimizer(Job("digits", base, name, FIELD[name].lr, 1), model, [{"params": [*model.parameters()]}], 0.0, 9)[
-        0
-    ].param_groups
+    job = Job("digits", base, name, FIELD[name].lr, 1)
+    opt, _ = make_optimizer(job, model, [{"params": [*model.parameters()]}], 0.0, 9)
+    (group,) = opt.param_groups
     assert (group["lr"], group["hypergrad_lr"]) == (lr, beta)
 
 
@@ -58,11 +61,13 @@ def test_held_out_losses_are_of_later_minibatches_and_the_same_parameters(name: 
 
 
 def test_all_methods_run_from_where_they_start_and_from_given_learning_rates() -> None:
-    _, jobs = played(field("digits", "sgdn", 2), {lr: (1.0, 1.0) for lr in (None, *FIELD_GIVEN, *(method.lr for method in FIELD.values()))})
+    _, jobs = played(field("digits", "sgdn", 2), dict.fromkeys((None, *FIELD_GIVEN, *(method.lr for method in FIELD.values())), (1.0, 1.0)))
     assert len(jobs) == len(set(jobs))
     assert {(job.method, job.lr) for job in jobs if job.seed == 2} == {("ours", None), *((name, own.lr) for name, own in FIELD.items())}
     assert {job.method for job in jobs} == {"ours", "given", *FIELD}
-    assert {job.lr for job in jobs if job.method == "given"} == set(FIELD_GIVEN) == {job.lr for job in jobs if job.method == "additive"}
+    assert {job.lr for job in jobs if job.method == "given"} == set(FIELD_GIVEN)
+    assert {job.lr for job in jobs if job.method == "additive"} == {*FIELD_GIVEN, 1e-3}
+    assert {job.lr for job in jobs if job.method == "marthe"} == {*FIELD_GIVEN}  # from one of which it starts
     _, jobs = played(field("digits", "adam", 1), {job.lr: (1.0, 1.0) for job in jobs})
     assert {FIELD[job.method].bases for job in jobs if job.method in FIELD} == {("adam", "adamw", "sgdn")}
 
@@ -110,9 +115,8 @@ def test_what_is_worth_a_users_time_follows_from_the_figures() -> None:
     told = verdict.verdict([*lines.values()])
     assert told == (
         "Worth a user's time without tuning, within 10 % of the best constant learning rate and without a run that failed: HD, no lr (ρ "
-        "1.05 / 1.05 on 2 pairs, 0 of 4 runs failed, 0 ended beyond ρ = 2). As close to the best cosine decay: none. Not without tuning: "
-        "Additive rule (ρ 3.00 / 3.00 on 2 pairs, 0 of 4 runs failed, 2 ended beyond ρ = 2); Multiplicative rule (ρ ∞ / ∞ on 2 pairs, 2 "
-        "of 4 runs failed, 0 ended beyond ρ = 2)."
+        "1.05 / 1.05 on 2 pairs). As close to the best cosine decay: none. Not without tuning: Additive rule (ρ 3.00 / 3.00 on 2 pairs, 2 of "
+        "4 runs ended beyond 2); Multiplicative rule (ρ ∞ / ∞ on 2 pairs, 2 of 4 runs failed)."
     )
     page = verdict.page([*lines.values()], table)
     assert told in page
@@ -125,16 +129,17 @@ def test_what_is_worth_a_users_time_follows_from_the_figures() -> None:
 def test_command_writes_tables_figure_report_and_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     for name in [*FIELD][2:]:
         monkeypatch.delitem(FIELD, name)
-    for base in WORKLOADS["quadratic"].bases:  # which are there already, as after a comparison
-        drive([tuned("quadratic", base, 1)], {}, Fakes(1), lambda found, _: Folder(tmp_path).append_json(RUNS, found.as_dict()))
+    monkeypatch.setitem(WORKLOADS, "quadratic", replace(WORKLOADS["quadratic"], bases=("sgdn",)))
+    tuned_ones = tuned("quadratic", "sgdn", 1)  # which are there already, as after a comparison
+    drive([tuned_ones], {}, Fakes(1), lambda found, _: Folder(tmp_path).append_json(RUNS, found.as_dict()))
     Folder(tmp_path).append_json(RUNS, Result(Job("cancer", "adam", "ours", None, 1), 0.5, 0.5).as_dict())
     command = ("compare", "--methods", "--quick", "--workload", "quadratic", "--processes", "1", "--output", str(tmp_path), "--json")
     assert call(monkeypatch, *command) == 0
     out, err = capfd.readouterr()
     told = json.loads(out)
     assert "1 workloads, 1 with runs to make" in err
-    assert {line["method"]: line["runs"] for line in told["methods"]} == {"cosine": 0, "ours": 2, "additive": 2, "multiplicative": 2}
-    assert {(row["workload"], row["base"]) for row in told["rows"]} == {("quadratic", "adam"), ("quadratic", "sgdn")}
+    assert {line["method"]: line["runs"] for line in told["methods"]} == {"cosine": 0, "ours": 1, "additive": 1, "multiplicative": 1}
+    assert {(row["workload"], row["base"]) for row in told["rows"]} == {("quadratic", "sgdn")}
     assert all(Path(file).exists() for file in told["files"])
     for name in ("compare-methods.md", "report.html"):
         assert told["verdict"].split(" (")[0] in (tmp_path / name).read_text()

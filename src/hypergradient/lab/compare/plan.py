@@ -68,8 +68,7 @@ def field(workload: str, base: str, seeds: int) -> Plan:
     """The methods of the field from where they start, and ours; all from given learning rates too, with seed 1."""
     starts = {"ours": None} | {name: method.lr for name, method in FIELD.items() if base in method.bases}
     jobs = [Job(workload, base, name, lr, seed) for name, lr in starts.items() for seed in range(1, seeds + 1)]
-    names = ["given" if name == "ours" else name for name in starts if name == "ours" or FIELD[name].given]
-    jobs += [Job(workload, base, name, lr, 1) for name in names for lr in FIELD_GIVEN]
+    jobs += [Job(workload, base, "given" if name == "ours" else name, lr, 1) for name in starts for lr in FIELD_GIVEN]
     yield [*dict.fromkeys(jobs)]
 
 

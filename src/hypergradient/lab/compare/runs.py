@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -64,6 +64,16 @@ class Job:
     def known(self) -> bool:
         """Whether this version can make it."""
         return self.workload in WORKLOADS and self.base in KINDS and self.method in METHODS
+
+    @property
+    def untold(self) -> bool:
+        """Whether it starts from where its method does by itself."""
+        return self.lr == (FIELD[self.method].lr if self.method in FIELD else None)
+
+    @property
+    def spread(self) -> bool:
+        """Whether it is one of those that show how much the learning rate matters to a method of the field, or to ours."""
+        return self.seed == 1 and (self.untold or self.lr in FIELD_GIVEN)
 
 
 @dataclass(frozen=True)
@@ -130,24 +140,13 @@ def results_of(folder: Folder) -> list[Result]:
     return [x for x in found if x.job.known]
 
 
-def untold(runs: Sequence[Result]) -> list[Result]:
-    """The runs that are told no learning rate; of a method of the field, or of what has one of its own, those from there."""
-    return [x for x in runs if x.job.method not in FIELD or x.job.lr == FIELD[x.job.method].lr]
-
-
-def given_of(runs: Iterable[Result]) -> list[Result]:
-    """Those from the learning rates that all methods of the field are given, and ours."""
-    own = [x for x in runs if x.job.lr in FIELD_GIVEN and x.job.seed == 1]
-    return [x for x in own if x.job.method == "given" or (x.job.method in FIELD and FIELD[x.job.method].given)]
-
-
 def attempt(job: Job, data: Path | None) -> Result:
     """Train, on the data of a file where the workload needs some; a run that fails has an error in its result."""
     begun = time.perf_counter()
     try:
         workload, own = WORKLOADS[job.workload], None if data is None else stored(data)
         found = train(job, workload, own)
-        if job.seed > 1 or not (job.method == "ours" or (job.method in FIELD and untold([found]))):
+        if job.seed > 1 or not job.untold or job.method not in ("ours", *FIELD):
             return found
         beside = train(replace(job, method="constant", lr=1e-6), replace(workload, steps=TIMED), own)
         return replace(found, pace_torch=beside.pace)

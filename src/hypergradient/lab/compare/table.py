@@ -16,7 +16,7 @@ from ..config import PEERS
 from ..workloads import WORKLOADS
 from .methods import FIELD
 from .plan import GRID
-from .runs import METHODS, OURS, TUNED, Result, given_of, untold
+from .runs import METHODS, OURS, TUNED, Result
 
 #: How figures and tables name the bases, and what ours is called beside each.
 BASES = {"adam": "Adam", "adamw": "AdamW", "sgdn": "SGD, Nesterov"}
@@ -53,8 +53,8 @@ def title_of(method: str, base: str) -> str:
 class Row:
     """A line of the table. Losses are medians over the seeds, infinite where most failed; of a baseline those of the best learning rates.
 
-    rho, rho_cos: over the loss of the tuned base with a constant learning rate, with cosine decay. worst: the largest rho of the runs of
-    ours from given learning rates. bytes: of state per parameter. failures: runs that diverged or failed, of ``runs``, with the first
+    rho, rho_cos: over the loss of the tuned base with a constant learning rate, with cosine decay. worst: the largest rho of the runs from
+    given learning rates. bytes: of state per parameter. failures: runs that diverged or failed, of ``runs``, with the first
     error.
     """
 
@@ -95,8 +95,8 @@ def rows(results: Iterable[Result]) -> list[Row]:
             continue
         lowest = [losses(own[method]) for method in TUNED]
         for method in (name for name in METHODS if name in own and name != "given"):
-            if runs := untold(own[method]):
-                given = own.get("given", []) if method == "ours" else given_of(own[method])
+            if runs := [x for x in own[method] if x.job.untold or method not in FIELD]:
+                given = own.get("given", []) if method == "ours" else [x for x in own[method] if method in FIELD and x.job.spread]
                 table.append(row(runs, lowest, worst_of(given, lowest[0])))
     return table
 

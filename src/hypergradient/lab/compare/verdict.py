@@ -9,7 +9,7 @@ from rich.console import Group
 
 from ..workloads import WORKLOADS
 from .methods import FIELD, FIELD_GIVEN
-from .runs import TUNED, Result, given_of, untold
+from .runs import TUNED, Result
 from .table import BASES, TITLES, Row, geometric_mean, markdown, number, pair_of, ratio, separated, shown
 
 #: The methods of the page, beside the tuned constant that ρ is over.
@@ -25,8 +25,8 @@ class Standing:
 
     mean, mean_cos: geometric means of ρ and ρ_cos; median, worst: of ρ. runs: how many; failed: those of them that diverged or broke;
     twice: those whose validation loss ends above twice the tuned one. bytes: of state per parameter beside Adam and AdamW, and beside SGD.
-    pace: how long a step of training takes over torch's, the median. spread: the validation loss of the worst of the given learning rates
-    over that of the best, the median.
+    pace: how long a step of training takes over torch's, the median. spread: the validation loss of the worst of a few learning rates over
+    that of the best, the median.
     """
 
     method: str
@@ -65,7 +65,7 @@ def standings(results: Iterable[Result], table: Sequence[Row]) -> list[Standing]
     lowest = {row.pair: row.valid for row in table if row.method == "constant"}
     for x in results:
         if (x.job.workload, x.job.base) in lowest:
-            by_method.setdefault(x.job.method, []).append(x)
+            by_method.setdefault("ours" if x.job.method == "given" else x.job.method, []).append(x)
     places = {method: [row for row in table if row.method == method] for method in SHOWN}
     return [standing(own, by_method, lowest) for own in places.values() if own]
 
@@ -73,14 +73,13 @@ def standings(results: Iterable[Result], table: Sequence[Row]) -> list[Standing]
 def standing(own: Sequence[Row], by_method: Mapping[str, Sequence[Result]], lowest: Mapping[tuple[str, str], float]) -> Standing:
     """The line of the rows of one method."""
     method = own[0].method
-    runs = [] if method in TUNED else untold(by_method[method])  # those of a tuned one are of its search
+    runs = [x for x in by_method[method] if x.job.untold]  # none of what was tuned
     twice = sum(not x.failed and x.valid > TWICE * lowest[x.job.workload, x.job.base] for x in runs)
     means = (over(own, name, geometric_mean) for name in ("rho_train", "rho_valid", "rho_cos_train", "rho_cos_valid"))
     rest = (over(own, name, how) for how in (statistics.median, max) for name in ("rho_train", "rho_valid"))
     sizes = (middle(row.bytes for row in own if (row.base == "sgdn") == sgd and method not in TUNED) for sgd in (False, True))
     pace = middle(x.pace / x.pace_torch for x in runs if x.pace and x.pace_torch)
-    given = given_of(by_method.get("given" if method == "ours" else method, ()))
-    spread = middle(spreads(given))
+    spread = middle(spreads(x for x in by_method[method] if runs and x.job.spread))
     values: list[Any] = [*means, *rest, len(runs), sum(x.failed for x in runs), twice, *sizes, pace, spread]
     return Standing(method, len(own), *values)
 
@@ -94,10 +93,10 @@ def middle(values: Iterable[float | None]) -> float | None:
     return statistics.median(found) if found else None
 
 
-def spreads(given: Iterable[Result]) -> list[float]:
+def spreads(runs: Iterable[Result]) -> list[float]:
     """Of each pair, how the highest validation loss compares with the lowest."""
     by_pair: dict[tuple[str, str], list[float]] = {}
-    for x in given:
+    for x in runs:
         by_pair.setdefault((x.job.workload, x.job.base), []).append(x.valid)
     return [ratio(max(losses), min(losses)) for losses in by_pair.values() if len(losses) > 1]
 
@@ -106,21 +105,20 @@ def verdict(lines: Sequence[Standing]) -> str:
     """Which methods are worth a user's time, as the figures have it."""
     told = sorted((line for line in lines if line.method not in TUNED), key=lambda line: line.mean_valid)
     good, bad = ([because(line) for line in told if line.worth == worth] for worth in (True, False))
-    text = [
-        f"Worth a user's time without tuning, within {100 * (CLOSE - 1):.0f} % of the best constant learning rate and without a run that failed: "
-    ]
-    text += ["; ".join(good) or "none", "."]
+    close = f"within {100 * (CLOSE - 1):.0f} % of the best constant learning rate"
+    text = [f"Worth a user's time without tuning, {close} and without a run that failed: {'; '.join(good) or 'none'}."]
     if good:
-        close = [TITLES[line.method] for line in told if line.worth and max(line.mean_cos_train, line.mean_cos_valid) <= CLOSE]
-        text += [f" As close to the best cosine decay: {', '.join(close) or 'none'}."]
+        both = [TITLES[line.method] for line in told if line.worth and max(line.mean_cos_train, line.mean_cos_valid) <= CLOSE]
+        text += [f" As close to the best cosine decay: {', '.join(both) or 'none'}."]
     return "".join([*text, f" Not without tuning: {'; '.join(bad)}." if bad else ""])
 
 
 def because(line: Standing) -> str:
     """A method with the figures that its place is by: geometric means of training / validation ρ, and how its runs ended."""
-    counts = f"{line.failed} of {line.runs} runs failed, {line.twice} ended beyond ρ = {TWICE:g}"
-    pairs = f"on {line.pairs} pair{'s' * (line.pairs != 1)}"
-    return f"{TITLES[line.method]} (ρ {pair_of(line.mean_train, line.mean_valid)} {pairs}, {counts})"
+    text = f"ρ {pair_of(line.mean_train, line.mean_valid)} on {line.pairs} pair{'s' * (line.pairs != 1)}"
+    text += f", {line.failed} of {line.runs} runs failed" if line.failed else ""
+    text += f", {line.twice} of {line.runs} runs ended beyond {TWICE:g}" if line.twice else ""
+    return f"{TITLES[line.method]} ({text})"
 
 
 #: The columns of the table: heading, and what a line says there.
@@ -149,9 +147,9 @@ READ = f"""ρ is the final loss over that of torch's Adam, AdamW or SGD with the
 cosine decay, training / validation; both were chosen with hindsight for each loss. A method runs with the defaults that its paper or its
 authors' code has, tuned in nothing. Failed are runs that diverged or broke, and ρ > {TWICE:g} counts other runs, by their validation
 loss. Bytes are of state per parameter, beside Adam and AdamW / beside SGD; time is that of a step of training, forward and backward pass
-included, over torch's in the same process, without the graph that second derivatives hold. "Over lr" is how many times the validation
-loss of the worst of lr = {", ".join(f"{lr:g}" for lr in FIELD_GIVEN)} is that of the best, the median of the pairs. Held-out losses are
-of the minibatch of two steps later, as the workloads have no data to spare."""
+included, over torch's in the same process, and memory is without the graph that second derivatives need. "Over lr" is how many times the
+validation loss of the worst of lr = {", ".join(f"{lr:g}" for lr in FIELD_GIVEN)} and the method's own is that of the best, the median of
+the pairs, with seed 1. Held-out losses are of the minibatch of two steps later, as the workloads have no data to spare."""
 
 
 def page(lines: Sequence[Standing], table: Sequence[Row]) -> str:
