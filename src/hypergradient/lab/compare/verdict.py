@@ -102,23 +102,21 @@ def spreads(runs: Iterable[Result]) -> list[float]:
 
 
 def verdict(lines: Sequence[Standing]) -> str:
-    """Which methods are worth a user's time, as the figures have it."""
+    """Which methods are worth a user's time, as the figures have it: geometric means of training / validation ρ, and how runs ended."""
     told = sorted((line for line in lines if line.method not in TUNED), key=lambda line: line.mean_valid)
-    good, bad = ([because(line) for line in told if line.worth == worth] for worth in (True, False))
+    good, bad = [line for line in told if line.worth], [line for line in told if not line.worth]
+    named = [f"{because(line)} on {line.pairs} pairs, {line.twice} of {line.runs} runs beyond ρ = {TWICE:g}" for line in good]
     close = f"within {100 * (CLOSE - 1):.0f} % of the best constant learning rate"
-    text = [f"Worth a user's time without tuning, {close} and without a run that failed: {'; '.join(good) or 'none'}."]
+    text = f"Worth a user's time without tuning, {close} and without a run that failed: {'; '.join(named) or 'none'}."
     if good:
-        both = [TITLES[line.method] for line in told if line.worth and max(line.mean_cos_train, line.mean_cos_valid) <= CLOSE]
-        text += [f" As close to the best cosine decay: {', '.join(both) or 'none'}."]
-    return "".join([*text, f" Not without tuning: {'; '.join(bad)}." if bad else ""])
+        both = [TITLES[line.method] for line in good if max(line.mean_cos_train, line.mean_cos_valid) <= CLOSE]
+        text += f" As close to the best cosine decay: {', '.join(both) or 'none'}."
+    failed = [f"{because(line)}{f', {line.failed} of {line.runs} runs failed' if line.failed else ''}" for line in bad]
+    return text + (f" Not without tuning: {'; '.join(failed)}." if bad else "")
 
 
 def because(line: Standing) -> str:
-    """A method with the figures that its place is by: geometric means of training / validation ρ, and how its runs ended."""
-    text = f"ρ {pair_of(line.mean_train, line.mean_valid)} on {line.pairs} pair{'s' * (line.pairs != 1)}"
-    text += f", {line.failed} of {line.runs} runs failed" if line.failed else ""
-    text += f", {line.twice} of {line.runs} runs ended beyond {TWICE:g}" if line.twice else ""
-    return f"{TITLES[line.method]} ({text})"
+    return f"{TITLES[line.method]} {pair_of(line.mean_train, line.mean_valid)}"
 
 
 #: The columns of the table: heading, and what a line says there.
