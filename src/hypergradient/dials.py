@@ -279,9 +279,8 @@ class Scope:
     def _mean_of_elements(self, params: Sequence[Tensor], own: Sequence[Tensor]) -> Any:
         elements = [real(local(lr)) for lr in own]
         if self.numbers.on_device:
-            sums = self.numbers.vector(
-                signed_sums(Tensors(lr.to(torch.promote_types(lr.dtype, torch.float32)) for lr in elements).mul(1.0))
-            )
+            wide = Tensors(lr.to(torch.promote_types(lr.dtype, torch.float32)) for lr in elements)
+            sums: Any = torch.stack(signed_sums(wide.mul(1.0))).to(self.numbers.device, self.numbers.dtype)
         else:
             sums = self.numbers.vector([lr.sum(dtype=torch.promote_types(lr.dtype, torch.float32)) for lr in elements])
         if self.ranks.many:

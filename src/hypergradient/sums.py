@@ -100,12 +100,13 @@ def normalize(setup: Setup, sums: Mapping[str, list[Any]], groups: Sequence[Grou
 
 def squares(setup: Setup, groups: Sequence[Group], norms: Any) -> list[Any]:
     """‖g‖² of each param group, or of all under scope="global", from what ``hypergradient_sums`` gives of the dials' gradients."""
-    column = norms * norms if isinstance(norms, Tensor) else norms
-    if setup.scope in ("tensor", "element"):
-        parts = iter(list(column))
-        return [sum(next(parts) for _ in group["params"]) + TINY for group in groups]
-    column = column + TINY if isinstance(column, Tensor) else [x + TINY for x in column]
-    return [column[0]] * len(groups) if setup.scope == "global" else list(column)
+    apart = [1 if setup.scope == "group" else len(group["params"]) for group in groups] if setup.scope != "global" else [1]
+    if isinstance(norms, Tensor):
+        found: list[Any] = [own.sum() + TINY for own in torch.split(norms * norms, apart)]
+    else:
+        parts = iter(norms)
+        found = [sum(next(parts) for _ in range(many)) + TINY for many in apart]
+    return found * len(groups) if setup.scope == "global" else found
 
 
 def start_sums(setup: Setup, rows: Sequence[Row], dials: Dials) -> dict[str, Any]:

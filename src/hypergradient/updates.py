@@ -184,7 +184,7 @@ def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: 
         make_buffers(bundle.states, name, bundle.params, value, torch.float32 if half and name == "trace" else None)
         for p, own in zip(bundle.params, bundle.states, strict=True) if name in direction.copies else ():
             own[name].copy_(p)
-    for name, value in setup.keeps_element.items():
+    for name, value in setup.keeps_element.items() if not setup.keeps_element.keys() <= first.keys() else ():
         make_buffers(bundle.states, name, bundle.params, value, torch.promote_types(bundle.params[0].dtype, torch.float32))
     goes = numbers.get("goes")
     now = {**first, **count(setup, bundle, goes, plan.ok, shared), "first": "momentum_buffer" in missing}
