@@ -75,7 +75,7 @@ FIELD = {
         "HDM", lambda base: {}, lr=0.0, bases=SGD, kind=HDM, says="outperforms other adaptive first-order methods (deterministic, convex)"
     ),
     "metaoptimize": Method("MetaOptimize", moved_by(Delayed(LionRule(1e-3, log=True)), Signal(0.9999)), says=LIKE_SCHEDULES),
-    "metaoptimize-adam": Method("MetaOptimize, Adam above", moved_by(Delayed(AdamRule(1e-3, log=True)), Signal(0.9999))),
+    "metaoptimize-adam": Method("MetaOptimize by Adam", moved_by(Delayed(AdamRule(1e-3, log=True)), Signal(0.9999))),
     "marthe-first": Method("MARTHE, first order", first_order, lr=1e-2, held_out=True),
     "rtho": Method("RTHO", **exact(Additive(1e-8), 1.0)),
     "marthe": Method("MARTHE", **exact(Marthe(1e-8, rate=1e-6, auto=True), 0.99999), says="more stable schedules, better generalization"),

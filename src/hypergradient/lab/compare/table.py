@@ -331,7 +331,7 @@ def say(table: Sequence[Row]) -> Group:
 
 def shown(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
     """A table on the terminal, whose first column is text."""
-    told = Table(box=box.SIMPLE_HEAD, title=title)
+    told = Table(box=box.SIMPLE_HEAD, title=title, collapse_padding=True)
     for i, name in enumerate(heads):
         told.add_column(name, justify="right" if i else "left", no_wrap=True)
     for line in lines:

@@ -135,7 +135,7 @@ def cells(line: Standing) -> list[str]:
         pair_of(line.worst_train, line.worst_valid),
         "–" if tuned else f"{line.failed}/{line.runs}",
         "–" if tuned else f"{line.twice}/{line.runs}",
-        pair_of(line.bytes_adam, line.bytes_sgd, ".1f"),
+        pair_of(line.bytes_adam, line.bytes_sgd, ".0f"),
         number(line.pace, ".2f"),
         number(line.spread, ".2f"),
     ]
