@@ -48,8 +48,8 @@ def additive(base: str) -> dict[str, Any]:
 
 
 def first_order(base: str) -> dict[str, Any]:
-    """MARTHE's β is lower for Adam: by 3 to 4 decades, says adatune."""
-    return {"rule": Marthe(1e-8 if base == "sgdn" else 1e-12, rate=1e-6), "signal": Signal(0.99999)}
+    """Against the last direction alone, as adatune has it; β is lower for Adam: by 3 to 4 decades, says that."""
+    return {"rule": Marthe(1e-8 if base == "sgdn" else 1e-12)}
 
 
 def exact(rule: Rule, discount: float) -> dict[str, Any]:
@@ -78,7 +78,7 @@ FIELD = {
     "metaoptimize-adam": Method("MetaOptimize by Adam", moved_by(Delayed(AdamRule(1e-3, log=True)), Signal(0.9999))),
     "marthe-first": Method("MARTHE, first order", first_order, lr=1e-2, held_out=True),
     "rtho": Method("RTHO", **exact(Additive(1e-8), 1.0)),
-    "marthe": Method("MARTHE", **exact(Marthe(1e-8, rate=1e-6, auto=True), 0.99999), says="more stable schedules, better generalization"),
+    "marthe": Method("MARTHE", **exact(Marthe(auto=True), 0.99999), says="more stable schedules, better generalization"),
     "idbd": Method("IDBD by g²", moved_by(Additive(0.01, log=True), SQUARES, scope="element")),
     "autostep": Method("Autostep by g²", moved_by(Autostep(0.01), SQUARES, scope="element"), says="tuning-free"),
 }
