@@ -108,6 +108,8 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
 
 def bends(opt: Any, rows: Sequence[Row], dials: Dials) -> dict[Tensor, Tensor]:
     """What the trace of each tensor is changed by, by what its learning rate has moved; of elements the diagonal."""
+    if opt.setup.signal.curvature == "hessian" and (opt.setup.ranks.many or opt.setup.ranks.alone()):
+        raise RuntimeError('curvature="hessian" takes one process, since each rank has the Hessian of its own data: give None or "squares"')
     found: dict[int, list[Tensor]] = {}
     for row in rows:
         found.setdefault(dials.index[row.i], []).append(row.p)

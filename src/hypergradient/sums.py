@@ -104,7 +104,8 @@ def squares(setup: Setup, groups: Sequence[Group], norms: Any) -> list[Any]:
     """‖g‖² of each param group, or of all under scope="global", from what ``hypergradient_sums`` gives of the dials' gradients."""
     apart = [1 if setup.scope == "group" else len(group["params"]) for group in groups] if setup.scope != "global" else [1]
     if isinstance(norms, Tensor):
-        found: list[Any] = [own.sum() + TINY for own in torch.split(norms * norms, apart)]
+        # No number but a finite one, whatever the step was: where that is not taken the last ones stay, by a product with 0.
+        found: list[Any] = [torch.nan_to_num(own.sum() + TINY) for own in torch.split(norms * norms, apart)]
     else:
         parts = iter(norms)
         found = [sum(next(parts) for _ in range(many)) + TINY for many in apart]

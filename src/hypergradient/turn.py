@@ -124,10 +124,13 @@ def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapp
             tensors["curvature"] = [local(real(bent[p])) for p in bundle.params]
         numbers = (setup.direction.objective(bundle.group) if own else {}) | numbers_of_elements(setup, bundle, moved, "trace" in tensors)
         fixed = setup.rule, setup.direction, own, moved, setup.numbers.on_device
-        for _, (zero, *sums) in setup.run(turn_piece, tensors, numbers, *fixed, writes=True, flat=True, live=8):
-            zeros += zero
-            for part in sums:
-                reached.setdefault(bundle.g, []).append(setup.ranks.add_up(part[0].double(), bundle.spec or ()))
+        pieces = setup.run(turn_piece, tensors, numbers, *fixed, writes=True, flat=True, live=8)
+        zeros += [kinds[0][0] for _, kinds in pieces]
+        if setup.rule.caps:
+            own_sum = sum(
+                (kinds[1][0].double() for _, kinds in pieces), torch.zeros((), dtype=torch.float64, device=tensors["p"][0].device)
+            )
+            reached.setdefault(bundle.g, []).append(setup.ranks.add_up(own_sum, bundle.spec or ()))
     for g, parts in reached.items():  # no step goes beyond what the curvature allows
         most = torch.stack(parts).sum()
         divisor = torch.where(most.isfinite(), most, 1.0).clamp(min=1.0)

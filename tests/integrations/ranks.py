@@ -19,7 +19,24 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Decay, Hypergradient, Multiplicative, TuningFree
+from hypergradient import (
+    HDM,
+    SGDHD,
+    AdaGradRule,
+    AdamHD,
+    AdamRule,
+    AdamWHD,
+    Adapted,
+    Additive,
+    Autostep,
+    Decay,
+    Delayed,
+    Hypergradient,
+    LionRule,
+    Multiplicative,
+    Signal,
+    TuningFree,
+)
 
 #: What takes seconds to import, which one process does for all that are forked from it. It does not find this file.
 IMPORTED = ["hypergradient", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"]
@@ -43,6 +60,13 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "SGDHD": partial(SGDHD, lr=0.05, hypergrad_lr=1e-3),
     "SGDHD-nesterov": partial(SGDHD, lr=0.05, momentum=0.9, nesterov=True, rule=Multiplicative(0.05), scope="tensor"),
     "SGDHD-tower": partial(SGDHD, lr=0.05, rule=Multiplicative(Adapted(0.05, Multiplicative(0.02)))),
+    "AdamWHD-metaoptimize": partial(AdamWHD, lr=1e-3, rule=Delayed(LionRule(0.02, log=True)), signal=Signal(0.99), scope="tensor"),
+    "AdamHD-learner-element": partial(
+        AdamHD, lr=1e-3, rule=AdamRule(1e-4), signal=Signal(normalized=True), scope="element", capturable=True
+    ),
+    "SGDHD-autostep": partial(SGDHD, lr=0.05, rule=Autostep(), signal=Signal(1.0, curvature="squares"), scope="element"),
+    "SGDHD-normalized": partial(SGDHD, lr=1e-3, rule=AdaGradRule(0.02), signal=Signal(normalized=True), scope="tensor"),
+    "HDM": partial(HDM, lr=1e-3, hypergrad_lr=0.02, momentum_lr=0.1),
     "Hypergradient": lambda params, **options: Hypergradient(torch.optim.Adam(params, lr=1e-3), **options),
     "Hypergradient-additive": lambda params, **options: Hypergradient(torch.optim.NAdam(params, lr=1e-2), hypergrad_lr=1e-4, **options),
 }
