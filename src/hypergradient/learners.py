@@ -209,8 +209,7 @@ class Marthe(Rule):
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
         >>> opt = SGDHD([w], lr=0.01, momentum=0.9, rule=Marthe(1e-3), signal=Signal(0.999, curvature="hessian"))
         >>> for _ in range(10):
-        ...     opt.zero_grad()
-        ...     (w**2).sum().backward(create_graph=True)  # on training data
+        ...     (w.grad,) = torch.autograd.grad((w**2).sum(), [w], create_graph=True)  # on training data
         ...     opt.step()
         ...     opt.adapt(((w - 0.1) ** 2).sum())  # on validation data
         >>> opt.param_groups[0]["lr"] > 0.01

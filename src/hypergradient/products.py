@@ -125,7 +125,7 @@ def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[
         kept: those whose gradients are to be kept, which are not put with others.
     """
     buffers = (*setup.direction.buffers, "gradient", "trace", "trace_momentum", "rest", *("lr",) * setup.elements)
-    apart = setup.scope == "tensor" and not setup.lists  # each has numbers of its own
+    apart = setup.scope in ("tensor", "element") and not setup.lists  # each has numbers of its own
     marks = ("applied",) if setup.lists and not setup.elements else ("applied", *setup.direction.counts, *("late",) * setup.rule.averages)
     found: dict[Any, Bundle] = {}
     for i, g, group, p, grad, state, spec in rows:

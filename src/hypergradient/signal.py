@@ -32,11 +32,12 @@ class Signal:
 
     Args:
         discount: γ in [0, 1]; 0 is the last direction alone, 1 forgets nothing. Default 0.
-        curvature: C, through which a step is changed by what earlier ones have moved: None, none; ``"hessian"``, the Hessian of the
-            step's loss, by one more backward pass for each learning rate, where gradients were made by
-            ``loss.backward(create_graph=True)``, for SGDHD without Nesterov momentum (with momentum one more buffer); a function that gives
-            a diagonal of a parameter's shape, as the squared inputs are in linear prediction; ``"squares"``, the squared
-            gradient as a stand-in for that. No diagonal takes more than all of z away. Default None.
+        curvature: C, through which a step is changed by what earlier ones have moved: None, none; ``"hessian"``, that of the step's loss
+            over the tensors of a learning rate, by one more backward pass for each, where gradients have a graph
+            (``create_graph=True`` in ``backward`` or ``torch.autograd.grad``), in one process, for SGDHD without Nesterov momentum (with
+            momentum one more buffer); a function that gives a diagonal of a parameter's shape, as the squared inputs are in
+            linear prediction; ``"squares"``, the squared gradient as a stand-in for that. No diagonal takes more than all of z away.
+            Default None.
         part: ``"step"``, d_t is the direction with momentum and decay; ``"gradient"``, what it would be by this step's gradient alone.
         normalized: divide hypergradients, also those of other hyperparameters, by N = ‖g_{t-1}‖² of the param group, of all under
             scope="global". Default False: N = 1.
@@ -93,7 +94,7 @@ def curvatures(signal: Signal, dials: Iterable[Sequence[Tensor]], state: Mapping
     for own in ([p for p in dial if "trace" in state.get(p, ())] for dial in dials if signal.curvature == "hessian"):
         grads = [p.grad for p in own if p.grad is not None and p.grad.requires_grad]
         if len(grads) < len(own):
-            raise RuntimeError('curvature="hessian" needs gradients with a graph: call loss.backward(create_graph=True) before step()')
+            raise RuntimeError('curvature="hessian" needs gradients with a graph, by create_graph=True in backward()')
         with torch.enable_grad():
             traces = [state[p]["trace"] for p in own]
             products = torch.autograd.grad(grads, own, traces, retain_graph=True, materialize_grads=True) if own else ()

@@ -178,7 +178,7 @@ def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: 
     keeps, signal = kept_gradient(direction, list(setup.adapted), group) or setup.rule.discounts, setup.signal
     wants = () if bundle.params[0] in plan.kept else direction.wants(group)
     half = bundle.params[0].dtype if setup.rule.averages and bundle.params[0].dtype in HALVES else None
-    wants += ("gradient",) * keeps + ("trace",) * setup.traces + ("rest",) * (half is not None)
+    wants += ("gradient",) * keeps + ("trace",) * setup.traces + ("rest",) * (half is not None) + ("lr",) * setup.elements
     wants += ("trace_momentum",) * (signal.curvature == "hessian" and not is_zero(group.get("momentum", 0.0)))
     missing = [name for name in wants if first.get(name) is None]
     for name in missing:
