@@ -207,7 +207,7 @@ class Marthe(Rule):
         >>> import torch
         >>> from hypergradient import SGDHD, Marthe, Signal
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-        >>> opt = SGDHD([w], lr=0.01, momentum=0.9, rule=Marthe(1e-3), signal=Signal(0.999, curvature="hessian"))
+        >>> opt = SGDHD([w], lr=0.01, momentum=0.9, rule=Marthe(1e-4), signal=Signal(0.999, curvature="hessian"))
         >>> for _ in range(10):
         ...     (w.grad,) = torch.autograd.grad((w**2).sum(), [w], create_graph=True)  # on training data
         ...     opt.step()

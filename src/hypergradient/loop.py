@@ -22,10 +22,11 @@ from torch import Tensor
 from . import others
 from .dials import Dials
 from .edits import note
+from .elements import turn_elements, write_elements
 from .products import Row, bundles, with_gradients
 from .signal import curvatures
 from .sums import hypergradient_sums, squares, start_sums
-from .turn import all_zero, every, turn, turn_elements, undo, write_elements
+from .turn import all_zero, every, turn, undo
 from .updates import Plan, known, update
 
 #: Steps in which a device looks for a safe start, since the host does not know whether there has been a gradient.

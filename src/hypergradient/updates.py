@@ -18,6 +18,7 @@ from .columns import Device
 from .dials import Dials, State
 from .direction import Direction
 from .directions import applied
+from .elements import Moved, write_elements
 from .execute import Numbers, make_buffers
 from .factors import Group
 from .hyperparameters import kept_gradient
@@ -28,7 +29,6 @@ from .ranks import local
 from .setup import Setup
 from .signal import Signal, follow
 from .tensors import add_scaled, is_zero, only, real, replace
-from .turn import Moved, write_elements
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,118 @@
+"""Learning rates of elements: what a rule makes of each, of its own h = −g d; on an accelerator many tensors laid in one."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import ends
+from .dials import State
+from .direction import Direction
+from .execute import Numbers
+from .factors import adapted
+from .products import Bundle, last_direction, objective
+from .ranks import local
+from .rules import Rule
+from .setup import Setup
+from .tensors import Tensors, copy_all, dot, finite_zero, make_buffer, real, replace
+
+
+class Moved(NamedTuple):
+    """What a step makes of the elements of a bundle: "lr" and what the rule keeps, by its name in the state; a tensor for each."""
+
+    bundle: Bundle
+    before: dict[str, list[Tensor]]
+    new: dict[str, list[Tensor]]
+
+
+def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapping[Tensor, Tensor]) -> tuple[list[Moved], list[Tensor]]:
+    """α of each element and what its rule keeps, of its own h = −g d; and what is 0 where they are finite."""
+    found, zeros, reached = list[Moved](), list[Tensor](), dict[int, list[Tensor]]()
+    for bundle in bundles:
+        tensors = bundle.split()
+        moved = "trace" in tensors or bundle.states[0].get("applied", False) is not False
+        if not (moved or own):  # adapt() before the first step, which is to make the state
+            continue
+        before = elements_of(setup, bundle, tensors["p"])
+        new = {name: [torch.empty_like(x) for x in column] for name, column in before.items()}
+        copy_all(*([x for column in columns.values() for x in column] for columns in (new, before)))
+        found.append(Moved(bundle, before, new))
+        tensors |= {f"new {name}": column for name, column in new.items()}
+        if bundle.params[0] in bent:
+            tensors["curvature"] = [local(real(bent[p])) for p in bundle.params]
+        numbers = (setup.direction.objective(bundle.group) if own else {}) | numbers_of_elements(setup, bundle, moved, "trace" in tensors)
+        fixed = setup.rule, setup.direction, own, moved, setup.numbers.on_device
+        pieces = setup.run(turn_piece, tensors, numbers, *fixed, writes=True, flat=True, live=8)
+        zeros += [kinds[0][0] for _, kinds in pieces]
+        if setup.rule.caps:
+            own_sum = sum(
+                (kinds[1][0].double() for _, kinds in pieces), torch.zeros((), dtype=torch.float64, device=tensors["p"][0].device)
+            )
+            reached.setdefault(bundle.g, []).append(setup.ranks.add_up(own_sum, bundle.spec or ()))
+    for g, parts in reached.items():  # no step goes beyond what the curvature allows
+        most = torch.stack(parts).sum()
+        divisor = torch.where(most.isfinite(), most, 1.0).clamp(min=1.0)
+        for column in (moved.new["lr"] for moved in found if moved.bundle.g == g):
+            Tensors(column).div_(divisor.to(column[0].dtype))
+    return found, zeros
+
+
+def elements_of(setup: Setup, bundle: Bundle, like: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """The learning rates of elements and what their rule keeps, as they are in the states, or as they start."""
+    found = {name: [local(real(state[name])) for state in bundle.states if name in state] for name in ("lr", *setup.keeps_element)}
+    for name, value in {"lr": adapted(bundle.group), **setup.keeps_element}.items():
+        if not found[name]:
+            dtypes = [p.dtype if name == "lr" else torch.promote_types(p.dtype, torch.float32) for p in like]
+            found[name] = [torch.empty_like(p, dtype=dtype).fill_(value) for p, dtype in zip(like, dtypes, strict=True)]
+    return found
+
+
+def numbers_of_elements(setup: Setup, bundle: Bundle, moved: bool, traced: bool) -> Numbers:
+    """What ``turn_piece`` needs of options and of the last step: the coefficients of d_{t-1}, and "weight", what h is multiplied by."""
+    group, of_log = bundle.group, setup.rule.of_log
+    low, high = ends(group["lr_bounds"])
+    found = {"beta": group["hypergrad_lr"], "low": low, "high": high, "by_alpha": of_log and not traced}
+    if not moved:
+        return found
+    if not traced:
+        state = {name: bundle.number(name, setup.numbers) for name in setup.direction.counts} | {"lr": bundle.last_lr(setup)}
+        found |= setup.direction.last_numbers(state, group["last"]) | bundle.factor_of_elements
+    weight: Any = 1.0 if traced and (of_log or setup.discounted) else bundle.last_factor  # which has it in it already
+    applied = bundle.states[0].get("applied")
+    weight = weight * applied if isinstance(applied, Tensor) else weight
+    return found | {"weight": weight / group["last"].get("square", 1.0)}
+
+
+def turn_piece(
+    piece: Mapping[str, Any], numbers: Numbers, rule: Rule, direction: Direction, own: bool, moved: bool, guards: bool
+) -> list[Tensor]:
+    """The same of some elements, flat: "new lr" and "new memory_NAME" are moved in place.
+
+    Where only the device knows whether they are finite it ``guards`` what was there, so that no product with 0 is NaN.
+    """
+    lr = piece["new lr"]
+    wide = torch.promote_types(lr.dtype, torch.float32)  # in float16 g d is soon infinite, or 0
+    g, alpha = objective(piece, numbers, direction, own).to(wide), lr.to(wide)
+    c = (piece["curvature"].to(wide) if "curvature" in piece else g * g) if rule.caps else None
+    h = -(g * last_direction(piece, numbers, direction)) * numbers["weight"] if moved else torch.zeros_like(g)
+    h = h * alpha if numbers["by_alpha"] else h
+    memory = {name: piece[f"new memory_{name}"] for name in rule.fresh()}
+    move = rule.move(memory if c is None else memory | {"curvature": c}, alpha, numbers["beta"], h, abs(h), 1.0, torch)
+    new = {"lr": move.alpha.clamp(numbers["low"], numbers["high"])} | {f"memory_{name}": move.memory[name] for name in memory}
+    zero = sum((finite_zero(x) for x in new.values()), finite_zero(g))
+    for name, x in new.items():
+        there = piece[f"new {name}"]
+        there.copy_(torch.where(x.isfinite(), x, there) if guards else x)
+    return [zero] if c is None else [zero, dot(lr, c.to(lr.dtype))]
+
+
+def write_elements(state: State, moved: Iterable[Moved], ok: Any) -> None:
+    """Put the learning rates of elements, and what their rule keeps, into their states."""
+    for bundle, before, new in moved:
+        for name, column in new.items():
+            for p, x in zip(bundle.params, before[name], strict=True):
+                make_buffer(state[p], name, p, x, None if name == "lr" else torch.promote_types(p.dtype, torch.float32))
+            there = Tensors(local(real(state[p][name])) for p in bundle.params)
+            goes = ok.to(there.dtype) if isinstance(ok, Tensor) else None
+            replace(there, Tensors(column), {} if goes is None else {"goes": goes, "stays": 1 - goes})
