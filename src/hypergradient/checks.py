@@ -17,6 +17,13 @@ def check_number(name: str, value: Any, *, low: float = 0.0) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
+def check_above(name: str, value: Any) -> None:
+    """Raise ValueError where ``value`` is not a finite number above 0."""
+    check_number(name, value)
+    if value == 0:
+        raise ValueError(f"{name} must be above 0, got {value!r}")
+
+
 def check_pair(name: str, value: Any) -> None:
     """Raise ValueError where ``value`` is not two numbers in [0, 1)."""
     pair = isinstance(value, tuple | list) and len(value) == 2

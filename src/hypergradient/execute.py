@@ -136,7 +136,7 @@ def make_buffers(
     for part in parts([p.numel() for p in like]) if like[0].device.type == "cpu" else ():
         some = [like[i] for i in part]
         if len(part) > 1 and all(type(p) in (Tensor, Parameter) and p.is_contiguous() and not p.is_complex() for p in some):
-            flat = torch.full((sum(p.numel() for p in some),), value, dtype=dtype or some[0].dtype)
+            flat = torch.empty(sum(p.numel() for p in some), dtype=dtype or some[0].dtype).fill_(value)
             for i, x in zip(part, torch.split(flat, [p.numel() for p in some]), strict=True):
                 states[i][name] = x.view(like[i].shape)
     for p, own in zip(like, states, strict=True):
@@ -163,7 +163,15 @@ class Runner:
         return Runner, (self.fused,)  # a copy compiles its own
 
     def __call__(
-        self, work: Work, tensors: Columns, numbers: Numbers, *fixed: Any, writes: bool = False, light: bool = False, live: int = 4
+        self,
+        work: Work,
+        tensors: Columns,
+        numbers: Numbers,
+        *fixed: Any,
+        writes: bool = False,
+        light: bool = False,
+        flat: bool = False,
+        live: int = 4,
     ) -> list[tuple[list[int], list[Any]]]:
         """For each part the numbers of its tensors, and the scalars of the work: of each kind one a tensor, or one of all of them.
 
@@ -174,6 +182,7 @@ class Runner:
             fixed: what is part of the work.
             writes: whether it writes to the tensors.
             light: whether it is dot products of tensors that there are: no kernel is faster, and no temporary needs small pieces.
+            flat: whether it takes no lists, and is given tensors one after the other in one; it has one number for all then.
             live: how many temporaries of the size of its tensors it holds at once.
         """
         found: list[tuple[list[int], list[Any]]] = []
@@ -192,7 +201,7 @@ class Runner:
                     pack.write_back()
                 continue
             whole = {name: column[part[0]] for name, column in tensors.items()}
-            scalars = None if light or not self.fused else self._compiled(work, whole, of_tensor(numbers, part[0]), fixed, writes)
+            scalars = None if light or flat or not self.fused else self._compiled(work, whole, of_tensor(numbers, part[0]), fixed, writes)
             if scalars is not None:
                 found.append((part, [[x] for x in scalars]))
             elif pieces:
@@ -200,6 +209,11 @@ class Runner:
             elif sizes[part[0]]:
                 rest += part
         for rows, lists in portions(tensors, rest, TEMPORARY // live) if rest else ():
+            if flat:
+                pack = Copies(lists, packed=True)
+                found.append((rows, [[x] for x in work(pack, of_list(numbers, rows, lists["p"]), *fixed)]))
+                pack.write_back()
+                continue
             found.append((rows, self._list(work, lists, of_list(numbers, rows, lists["p"]), fixed, writes)))
         return found
 

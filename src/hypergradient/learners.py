@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from . import host
-from .checks import check_number, check_pair
+from .checks import check_above, check_number, check_pair
 from .rules import Learner, Memory, Move, Rule
 
 
@@ -26,11 +26,11 @@ class AdaGradRule(Bounded):
 
     Args:
         beta: β ≥ 0, in units of lr, its first step; under ``log`` without unit. ``Adapted(β_0, rule)`` adapts it too.
-        eps: ε ≥ 0. Default 1e-12.
+        eps: ε > 0. Default 1e-12.
         log: True moves log α. Default: α; of another hyperparameter φ its logarithm, or that of φ/(1−φ), False moves φ itself.
 
     Raises:
-        ValueError: ``beta`` or ``eps`` is negative or not finite; later, under ``log``, the optimizer's lr is 0.
+        ValueError: ``beta`` or ``eps`` is out of its range; later, under ``log``, the optimizer's lr is 0.
 
     Examples:
         >>> from hypergradient import AdaGradRule
@@ -47,12 +47,11 @@ class AdaGradRule(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("eps", self.eps)
+        check_above("eps", self.eps)
 
     def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
         total = memory["sum"] + h * h
-        root = xp.sqrt(total) + self.eps
-        return xp.masked_fill(xp.div(h, root), root == 0, 0.0), {"sum": total}
+        return h / (xp.sqrt(total) + self.eps), {"sum": total}
 
 
 @final
@@ -65,7 +64,7 @@ class AdamRule(Bounded):
     Args:
         beta: β ≥ 0, about what a step moves α by; under ``log`` log α. ``Adapted(β_0, rule)`` adapts it too.
         betas: decay of m and v, each in [0, 1). Default (0.9, 0.999).
-        eps: ε ≥ 0. Default 1e-8.
+        eps: ε > 0. Default 1e-8.
         log: True moves log α. Default: α; of another hyperparameter φ its logarithm, or that of φ/(1−φ), False moves φ itself.
 
     Raises:
@@ -89,13 +88,12 @@ class AdamRule(Bounded):
         super().__post_init__()
         check_pair("betas", self.betas)
         object.__setattr__(self, "betas", tuple(self.betas))
-        check_number("eps", self.eps)
+        check_above("eps", self.eps)
 
     def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
         b1, b2 = self.betas
         t, m, v = memory["steps"] + 1, xp.lerp(memory["mean"], h, 1 - b1), xp.lerp(memory["square"], h * h, 1 - b2)
-        root = xp.sqrt(v / (1 - b2**t)) + self.eps
-        s = xp.masked_fill(xp.div(m / (1 - b1**t), root), root == 0, 0.0)
+        s = m / (1 - b1**t) / (xp.sqrt(v / (1 - b2**t)) + self.eps)
         return s, {"steps": t, "mean": m, "square": v}
 
 
@@ -180,9 +178,7 @@ class Autostep(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("tau", self.tau)
-        if self.tau == 0:
-            raise ValueError("tau must be above 0, got 0: the maximum would be that of the last step alone")
+        check_above("tau", self.tau)
 
     def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
         v = memory["largest"]

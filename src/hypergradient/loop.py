@@ -25,7 +25,7 @@ from .edits import note
 from .products import Row, bundles, with_gradients
 from .signal import curvatures
 from .sums import hypergradient_sums, squares, start_sums
-from .turn import all_finite, every, turn, turn_elements, undo, write_elements
+from .turn import all_zero, every, turn, turn_elements, undo, write_elements
 from .updates import Plan, known, update
 
 #: Steps in which a device looks for a safe start, since the host does not know whether there has been a gradient.
@@ -58,8 +58,7 @@ def adapt(opt: Any, given: Mapping[Tensor, Tensor]) -> None:
     plan = make_plan(opt, given)
     if accept(opt, plan, stacklevel=6):
         opt.setup.numbers.put(others.write(plan.batches, opt.param_groups))
-        for p, new in plan.elements.items():
-            write_elements(opt.state, p, new, plan.ok)
+        write_elements(opt.state, plan.elements, plan.ok)
         write(opt, plan)
 
 
@@ -77,10 +76,10 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
     dials = opt.dials.read(groups, opt.state)
     bent = bends(opt, rows, dials) if own and setup.signal.curvature else {}
     sums, ok = hypergradient_sums(setup, found, dials, groups, own, adapts)
-    square = squares(setup, dials, groups, sums["lr"][1]) if own and setup.signal.normalized else []
+    square = squares(setup, groups, sums["lr"][1]) if own and setup.signal.normalized else []
     if not adapts:
         stay = {name: dials.columns[name] for name in ("alpha", *setup.memory.values())} | {"h": opt.hypergradients}
-        return Plan(found, kept, dials, stay, [], {}, ok, bent, square)
+        return Plan(found, kept, dials, stay, [], [], ok, bent, square)
     columns = dials.columns | dict(zip(numbers.SUMS if setup.norms["lr"] else ("gx",), sums["lr"], strict=False))
     columns |= {"slope": sums["slope"][0]} if rule.discounts else {}
     if rule.averages:
@@ -90,11 +89,11 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
     own_turn = partial(turn, rule, None if unbounded else largest, None if setup.elements else setup.memory)
     turned = numbers.each(own_turn, columns, dials.size)
     moved = others.batches(setup.adapted, setup.bounds, groups, sums, numbers)
-    new = turn_elements(setup, found, own, bent) if setup.elements else {}
+    new, zeros = turn_elements(setup, found, own, bent) if setup.elements else ([], [])
     for held in (
         every(turned["fine"]),
         *(every(batch.found["fine"]) for batch in moved),
-        all_finite(x for of in new.values() for x in of.values()),
+        all_zero(zeros),
     ):
         ok = held if ok is True else ok if held is True else ok & held
     if setup.elements and setup.ranks.many:

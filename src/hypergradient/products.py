@@ -85,10 +85,10 @@ class Bundle:
         return {"factor": self.last_factor} if "factor" in self.group["last"] else {}
 
     def last_lr(self, setup: Setup) -> Any:
-        """What the last step moved them by: a number, or a vector; of elements what stands in the state, but for the factor."""
+        """What the last step moved them by: a number, or a vector; of elements 1, whose own stand in the state."""
         if setup.scope in ("group", "global"):
             return self.group["last"]["lr"]
-        lr = self.number("lr", setup.numbers)
+        lr = 1.0 if setup.elements else self.number("lr", setup.numbers)
         return lr if setup.elements or (isinstance(self.last_factor, float) and self.last_factor == 1) else lr * self.last_factor
 
 
@@ -125,8 +125,8 @@ def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[
         kept: those whose gradients are to be kept, which are not put with others.
     """
     buffers = (*setup.direction.buffers, "gradient", "trace", "trace_momentum", "rest", *("lr",) * setup.elements)
-    apart = setup.elements or (setup.scope == "tensor" and not setup.lists)  # each has numbers of its own
-    marks = ("applied",) if setup.lists else ("applied", *setup.direction.counts, *("late",) * setup.rule.averages)
+    apart = setup.scope == "tensor" and not setup.lists  # each has numbers of its own
+    marks = ("applied",) if setup.lists and not setup.elements else ("applied", *setup.direction.counts, *("late",) * setup.rule.averages)
     found: dict[Any, Bundle] = {}
     for i, g, group, p, grad, state, spec in rows:
         alike: Any = p

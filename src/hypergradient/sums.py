@@ -23,6 +23,9 @@ from .tensors import Norms, dot, real
 #: The most products of a tensor that a rule reads: g · x, g · g, x · x and θ · θ.
 KINDS = 4
 
+#: What is added to the squared norm that normalized hypergradients are divided by.
+TINY = 1e-12
+
 
 @dataclass(frozen=True)
 class Weighed:
@@ -57,12 +60,12 @@ def hypergradient_sums(
             else:
                 index, weight = group_of, bundle.last_factor if setup.elements else bundle.last_lr(setup)
                 weight = weight if LAST_STEPS[type(setup.direction)].by_lr else 1.0
-            if setup.signal.normalized:
-                weight = weight / bundle.group.get("last", {}).get("square", 1.0)
             if isinstance(applied, Tensor) and "trace" not in bundle.states[0]:
                 weight = weight * applied
             rows[name].append(Weighed(term, index, weight))
     sums, ok = added(setup, rows, sizes)
+    if setup.signal.normalized:
+        normalize(setup, sums, groups)
     if not isinstance(setup.numbers, Device):
         if averages and not ok:  # no dial goes on where one cannot
             sums["lr"][0] = [math.nan] * dials.size
@@ -83,15 +86,27 @@ def weight_of_lr(setup: Setup, dials: Dials, bundle: Bundle) -> Any:
     return 1.0 if setup.traces else bundle.last_lr(setup)
 
 
-def squares(setup: Setup, dials: Dials, groups: Sequence[Group], norms: Any) -> list[Any]:
+def normalize(setup: Setup, sums: Mapping[str, list[Any]], groups: Sequence[Group]) -> None:
+    """Divide what hypergradients are made of by the ‖g‖² of their param group in the last step; that of all where one number moves all."""
+    last = [group.get("last", {}).get("square", 1.0) for group in groups]
+    apart = [x for x, group in zip(last, groups, strict=True) for _ in group["params"]]
+    of_lr = {"group": last, "global": last[:1]}.get(setup.scope, apart)
+    for name, rule in setup.rules.items():
+        by, found = setup.numbers.vector(of_lr if name == "lr" else last), sums[name]
+        for kind in (0, 2) if rule.reads_norms else (0,):
+            power = 2 if kind and isinstance(by, list) else 1  # of norms the host has the squares
+            found[kind] = [x / y**power for x, y in zip(found[kind], by, strict=True)] if isinstance(by, list) else found[kind] / by
+
+
+def squares(setup: Setup, groups: Sequence[Group], norms: Any) -> list[Any]:
     """‖g‖² of each param group, or of all under scope="global", from what ``hypergradient_sums`` gives of the dials' gradients."""
-    column = norms * norms if isinstance(norms, Tensor) else norms
-    if setup.scope == "global":
-        return [column[0]] * len(groups)
-    if setup.scope == "group":
-        return list(column)
-    parts = iter(list(column))
-    return [sum(next(parts) for _ in group["params"]) for group in groups]
+    apart = [1 if setup.scope == "group" else len(group["params"]) for group in groups] if setup.scope != "global" else [1]
+    if isinstance(norms, Tensor):
+        found: list[Any] = [own.sum() + TINY for own in torch.split(norms * norms, apart)]
+    else:
+        parts = iter(norms)
+        found = [sum(next(parts) for _ in range(many)) + TINY for many in apart]
+    return found * len(groups) if setup.scope == "global" else found
 
 
 def start_sums(setup: Setup, rows: Sequence[Row], dials: Dials) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import ends
-from .execute import blocks
+from .dials import State
+from .direction import Direction
+from .execute import Numbers
 from .factors import adapted
 from .products import Bundle, last_direction, objective
 from .ranks import local
 from .rules import Rule, clipped, norms_of
 from .setup import Setup
-from .tensors import dot, finite_zero, make_buffer, real
+from .tensors import Tensors, copy_all, dot, finite_zero, make_buffer, real, replace
 from .tuning import TuningFree, safe_start
 
 
@@ -67,8 +69,8 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
         if "factor" in x:  # a step of 0 moves nothing, but for what is not finite
             back = back & xp.logical_or((x["factor"] != 0) & (x["factor now"] != 0), xp.logical_not(abs(h) < math.inf))
         return found | {"h": h, "fine": fine, "window": window, "back": back, "part": move.part}
-    rest = [value - value for name, value in found.items() if name != "alpha"]
-    return found | {"h": h, "fine": fine & (sum(rest) == 0) if rest else fine}
+    rest = [value for name, value in found.items() if name != "alpha"]
+    return found | {"h": h, "fine": fine & (0 * sum(rest) == 0) if rest else fine}
 
 
 def scheduled(found: dict[str, Any], x: Mapping[str, Any], xp: Any) -> dict[str, Any]:
@@ -97,67 +99,85 @@ def undo(found: dict[str, Any], before: Mapping[str, Any], ok: Tensor) -> None:
             found[name] = torch.where(ok, value, before[name])
 
 
-def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapping[Tensor, Tensor]) -> dict[Tensor, dict[str, Tensor]]:
-    """α of each element and what its rule keeps, of its own h = −g d: the product of two numbers, whose cosine is its sign."""
-    found = {}
+class Moved(NamedTuple):
+    """What a step makes of the elements of a bundle: "lr" and what the rule keeps, by its name in the state; a tensor for each."""
+
+    bundle: Bundle
+    new: dict[str, list[Tensor]]
+
+
+def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapping[Tensor, Tensor]) -> tuple[list[Moved], list[Tensor]]:
+    """α of each element and what its rule keeps, of its own h = −g d; and what is 0 where they are finite."""
+    found, zeros, reached = list[Moved](), list[Tensor](), dict[int, list[Tensor]]()
     for bundle in bundles:
-        (p,), (state,) = bundle.params, bundle.states
-        tensors = {name: x for name, (x,) in bundle.split().items()}
-        if "trace" not in tensors and state.get("applied", False) is False:
-            if setup.rule.caps:
-                found[p] = {"lr": torch.empty_like(tensors["p"]).fill_(adapted(bundle.group))}
+        tensors, group, first = bundle.split(), bundle.group, bundle.states[0]
+        moved = "trace" in tensors or first.get("applied", False) is not False
+        if moved:
+            before = {name: [local(real(state[name])) for state in bundle.states] for name in ("lr", *setup.keeps_element)}
+            new = {name: [torch.empty_like(x) for x in column] for name, column in before.items()}
+            copy_all(*([x for column in columns.values() for x in column] for columns in (new, before)))
+        elif setup.rule.caps:
+            new = {"lr": [torch.empty_like(p).fill_(adapted(group)) for p in tensors["p"]]}
+        else:
             continue
-        new = {name: local(real(state[name])).clone() for name in ("lr", *setup.keeps_element)}
-        found[p] = new
-        if p in bent:
-            tensors["curvature"] = local(real(bent[p]))
-        for piece in blocks(tensors | {f"new {name}": x for name, x in new.items()}):
-            turn_piece(setup, bundle, piece, own)
-    if setup.rule.caps:
-        cap(setup, bundles, found, bent, own)
-    return found
+        found.append(Moved(bundle, new))
+        tensors |= {f"new {name}": column for name, column in new.items()}
+        if bundle.params[0] in bent:
+            tensors["curvature"] = [local(real(bent[p])) for p in bundle.params]
+        numbers = (setup.direction.objective(group) if own else {}) | numbers_of_elements(setup, bundle, moved, "trace" in tensors)
+        fixed = setup.rule, setup.direction, own, moved, setup.numbers.on_device
+        for _, (zero, *sums) in setup.run(turn_piece, tensors, numbers, *fixed, writes=True, flat=True):
+            zeros += zero
+            for part in sums:
+                reached.setdefault(bundle.g, []).append(setup.ranks.add_up(part[0].double(), bundle.spec or ()))
+    for g, parts in reached.items():  # no step goes beyond what the curvature allows
+        most = torch.stack(parts).sum()
+        divisor = torch.where(most.isfinite(), most, 1.0).clamp(min=1.0)
+        for column in (new["lr"] for bundle, new in found if bundle.g == g):
+            Tensors(column).div_(divisor.to(column[0].dtype))
+    return found, zeros
 
 
-def turn_piece(setup: Setup, bundle: Bundle, piece: Mapping[str, Tensor], own: bool) -> None:
-    """The same of a piece of one tensor: "new lr" and "new memory_NAME" are moved in place."""
-    direction, rule, group, (state,) = setup.direction, setup.rule, bundle.group, bundle.states
-    applied, traced = state.get("applied", False), "trace" in piece
-    now = direction.objective(group) if own else {}
-    last = {} if traced else direction.last_numbers(state, group["last"]) | bundle.factor_of_elements
-    wide = torch.promote_types(piece["lr"].dtype, torch.float32)  # in float16 g d is soon infinite, or 0
-    g, alpha = objective(piece, now, direction, own).to(wide), piece["lr"].to(wide)
-    h = -(g * last_direction(piece, last, direction))
-    h = h * applied if isinstance(applied, Tensor) else h
-    if not (traced and rule.of_log):  # whose trace is of what has moved
-        h = h * bundle.last_factor if "factor" in group["last"] else h
-        h = h * alpha if rule.of_log else h
-    h = h / group["last"]["square"] if setup.signal.normalized else h
-    memory = {name: piece[f"new memory_{name}"] for name in rule.fresh()}
-    if rule.caps:
-        memory["curvature"] = piece["curvature"] if "curvature" in piece else g * g
-    move = rule.move(memory, alpha, group["hypergrad_lr"], h, abs(h), 1.0, torch)
-    piece["new lr"].copy_(move.alpha.clamp(*ends(group["lr_bounds"])))
-    for name, value in move.memory.items():
-        if f"new memory_{name}" in piece:
-            piece[f"new memory_{name}"].copy_(value)
+def numbers_of_elements(setup: Setup, bundle: Bundle, moved: bool, traced: bool) -> Numbers:
+    """What ``turn_piece`` needs of options and of the last step: the coefficients of d_{t-1}, and "weight", what h is multiplied by."""
+    group, of_log = bundle.group, setup.rule.of_log
+    low, high = ends(group["lr_bounds"])
+    found = {"beta": group["hypergrad_lr"], "low": low, "high": high, "by_alpha": of_log and not traced}
+    if not moved:
+        return found
+    if not traced:
+        state = {name: bundle.number(name, setup.numbers) for name in setup.direction.counts} | {"lr": bundle.last_lr(setup)}
+        found |= setup.direction.last_numbers(state, group["last"]) | bundle.factor_of_elements
+    weight: Any = 1.0 if traced and of_log else bundle.last_factor  # the trace of a logarithm is of what has moved
+    applied = bundle.states[0].get("applied")
+    weight = weight * applied if isinstance(applied, Tensor) else weight
+    return found | {"weight": weight / group["last"].get("square", 1.0)}
 
 
-def cap(
-    setup: Setup, bundles: Sequence[Bundle], found: Mapping[Tensor, Mapping[str, Tensor]], bent: Mapping[Tensor, Tensor], own: bool
-) -> None:
-    """α ← α / max(1, Σ α c) over the elements of each param group."""
-    parts: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for bundle in (bundle for bundle in bundles if bundle.params[0] in found):
-        (p,), now = bundle.params, setup.direction.objective(bundle.group) if own else {}
-        tensors = {name: x for name, (x,) in bundle.split().items()}
-        c = local(real(bent[p])) if p in bent else objective(tensors, now, setup.direction, own) ** 2
-        parts.setdefault(bundle.g, []).append((p, dot(found[p]["lr"], c)))
-    for rows in parts.values():
-        params, sums = [p for p, _ in rows], torch.stack([x for _, x in rows])
-        total = setup.ranks.total(sums[:, None], params)[0] if setup.ranks.many else sums.sum()
-        total = torch.where(total.isfinite(), total, 1.0)  # a step that is not taken leaves them as they are
-        for p in params:
-            found[p]["lr"].div_(total.clamp(min=1.0).to(found[p]["lr"].dtype))
+def turn_piece(
+    piece: Mapping[str, Any], numbers: Numbers, rule: Rule, direction: Direction, own: bool, moved: bool, guards: bool
+) -> list[Tensor]:
+    """The same of some elements, flat: "new lr" and "new memory_NAME" are moved in place.
+
+    Where only the device knows whether they are finite it ``guards`` what was there, so that no product with 0 is NaN.
+    """
+    lr = piece["new lr"]
+    wide = torch.promote_types(lr.dtype, torch.float32)  # in float16 g d is soon infinite, or 0
+    g, alpha = objective(piece, numbers, direction, own).to(wide), lr.to(wide)
+    c = (piece["curvature"].to(wide) if "curvature" in piece else g * g) if rule.caps else None
+    zeros = []
+    if moved:
+        h = -(g * last_direction(piece, numbers, direction)) * numbers["weight"]
+        h = h * alpha if numbers["by_alpha"] else h
+        memory = {name: piece[f"new memory_{name}"] for name in rule.fresh()}
+        move = rule.move(memory if c is None else memory | {"curvature": c}, alpha, numbers["beta"], h, abs(h), 1.0, torch)
+        new = {"lr": move.alpha.clamp(numbers["low"], numbers["high"])} | {f"memory_{name}": move.memory[name] for name in memory}
+        for name, x in new.items():
+            there = piece[f"new {name}"]
+            zeros.append(finite_zero(x))
+            there.copy_(torch.where(x.isfinite(), x, there) if guards else x)
+    zero = sum(zeros, finite_zero(lr))
+    return [zero] if c is None else [zero, dot(lr, c.to(lr.dtype))]
 
 
 def every(column: Any) -> Any:
@@ -167,15 +187,17 @@ def every(column: Any) -> Any:
     return column if isinstance(column, bool) else all(column)
 
 
-def all_finite(tensors: Iterable[Tensor]) -> Any:
-    """Whether every element is finite: a tensor where there is any."""
-    zeros = [finite_zero(x) for x in tensors]
+def all_zero(zeros: Sequence[Tensor]) -> Any:
+    """Whether none is NaN: a tensor where there is any."""
     return (torch.stack([x.to(zeros[0].device, torch.float64) for x in zeros]) == 0).all() if zeros else True
 
 
-def write_elements(state: dict[Tensor, dict[str, Any]], p: Tensor, new: Mapping[str, Tensor], ok: Any) -> None:
-    """Put the learning rates of a tensor's elements, and what their rule keeps, into its state."""
-    for name, x in new.items():
-        make_buffer(state[p], name, p, x)
-        there = local(real(state[p][name]))
-        there.copy_(torch.where(ok, x, there) if isinstance(ok, Tensor) else x)
+def write_elements(state: State, moved: Iterable[Moved], ok: Any) -> None:
+    """Put the learning rates of elements, and what their rule keeps, into their states."""
+    for bundle, new in moved:
+        for name, column in new.items():
+            for p, x in zip(bundle.params, column, strict=True):
+                make_buffer(state[p], name, p, x)
+            there = Tensors(local(real(state[p][name])) for p in bundle.params)
+            goes = ok.to(there.dtype) if isinstance(ok, Tensor) else None
+            replace(there, Tensors(column), {} if goes is None else {"goes": goes, "stays": 1 - goes})

@@ -28,10 +28,7 @@ from .ranks import local
 from .setup import Setup
 from .signal import Signal, follow
 from .tensors import add_scaled, is_zero, only, real, replace
-from .turn import write_elements
-
-#: What is added to the squared norm that normalized hypergradients are divided by.
-TINY = 1e-12
+from .turn import Moved, write_elements
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Plan:
         dials: the learning rates as they were found.
         found: columns of what they become: "alpha", "h", "beta", "memory.NAME", "window", "back" and "part" (see ``rules.Move``).
         batches: the other hyperparameters.
-        elements: the learning rates of elements and what their rule keeps, by their tensor.
+        elements: the learning rates of elements, and what their rule keeps.
         ok: whether the step can be made: a bool, or a tensor of one.
         curvature: what the trace is changed by (see ``signal.curvatures``).
         squares: ‖g_t‖² of each param group, where hypergradients are normalized.
@@ -56,7 +53,7 @@ class Plan:
     dials: Dials
     found: dict[str, Any]
     batches: list[Batch]
-    elements: dict[Tensor, dict[str, Tensor]]
+    elements: list[Moved]
     ok: Any
     curvature: Mapping[Tensor, Tensor] = field(default_factory=dict)
     squares: Sequence[Any] = ()
@@ -71,8 +68,7 @@ def update(setup: Setup, plan: Plan, kept: KeptGradients, groups: Sequence[Group
     moving = [bundle for bundle in plan.bundles if not (stays or (backs and backs[plan.dials.index[bundle.rows[0]]]))]
     if setup.direction.asks:
         setup.direction.begin({p: bundle.group for bundle in moving for p in bundle.params})
-    for p, new in plan.elements.items():
-        write_elements(state, p, new, plan.ok)
+    write_elements(state, plan.elements, plan.ok)
     for bundle in moving:
         if not all(bundle.states):
             bundle.states[:] = [own or state[p] for p, own in zip(bundle.params, bundle.states, strict=True)]
@@ -188,7 +184,7 @@ def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: 
         make_buffers(bundle.states, name, bundle.params, value, torch.float32 if half and name == "trace" else None)
         for p, own in zip(bundle.params, bundle.states, strict=True) if name in direction.copies else ():
             own[name].copy_(p)
-    for name, value in setup.keeps_element.items():
+    for name, value in setup.keeps_element.items() if not setup.keeps_element.keys() <= first.keys() else ():
         make_buffers(bundle.states, name, bundle.params, value, torch.promote_types(bundle.params[0].dtype, torch.float32))
     goes = numbers.get("goes")
     now = {**first, **count(setup, bundle, goes, plan.ok, shared), "first": "momentum_buffer" in missing}
@@ -249,7 +245,7 @@ def remember(setup: Setup, plan: Plan, groups: Sequence[Group], alpha: Any, goes
             options["lr"] = alpha[k] if plan.dials.ratios is None else plan.dials.ratios[g] * alpha[k]
         if plan.dials.factors is not None:
             options["factor"] = plan.dials.factors[g]
-        options |= {"square": plan.squares[g] + TINY} if plan.squares else {}
+        options |= {"square": plan.squares[g]} if plan.squares else {}
         options |= {"loss": plan.loss} if plan.loss is not None else {}
         last = group.get("last", {})
         options |= {name: last[name] for name in ("square", "loss") if name in last} if plan.null else {}
