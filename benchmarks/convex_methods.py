@@ -219,14 +219,18 @@ def run(method: Method, arguments: Sequence[float], problem: Problem, most: int,
 
 def best(method: Method, problem: Problem) -> Run:
     """All evaluations with the setting that solves it with the fewest, or, where none does, ends lowest; it is in ``label``."""
-    most, lowest, label = MOST, math.inf, ""
     settings = method.settings(problem)
+    most, found = MOST, None
     for name, arguments in settings.items():
-        tried = run(method, arguments, problem, most, True)
+        tried = run(method, arguments, problem, most, len(settings) > 1)
+        tried.label = name
         if tried.solved:
-            most, label = tried.solved - 1, name  # who needs as many is no better
-        elif most == MOST and tried.losses[-1] < lowest:
-            lowest, label = tried.losses[-1], name
-    found = run(method, settings[label], problem, MOST, False)
-    found.label = label
+            most, found = tried.solved - 1, tried  # who needs as many is no better
+        elif most == MOST and (found is None or tried.losses[-1] < found.losses[-1]):
+            found = tried
+    assert found is not None
+    if found.solved and found.ends:
+        label = found.label
+        found = run(method, settings[label], problem, MOST, False)
+        found.label = label
     return found
