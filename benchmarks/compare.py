@@ -5,6 +5,11 @@
 
 docs/results/compare-runs.jsonl has the runs of all methods but HD: as runs/compare/runs.jsonl, the first command goes on from them.
 Writes docs/results/compare.md, compare.csv and compare-rho.png, compare-lr.png, compare-alpha.png beside it.
+
+    hypergradient compare --methods --data mnist=../shared/data/mnist,cifar10=../shared/data/cifar10
+    python -m benchmarks.compare --methods runs/compare
+
+writes docs/results/compare-methods.md, two tables and compare-methods-rho.png, in the same manner.
 """
 
 import argparse
@@ -12,8 +17,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypergradient.lab.compare import table
+from hypergradient.lab.compare import plots, table, verdict
 from hypergradient.lab.compare.command import drawn
+from hypergradient.lab.compare.methods import FIELD
 from hypergradient.lab.compare.runs import Result, results_of
 from hypergradient.lab.config import PEERS
 from hypergradient.lab.store import Folder
@@ -25,13 +31,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="--output of a comparison")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="where page and figures are written")
+    parser.add_argument("--methods", action="store_true", help="the page of compare --methods")
     options = parser.parse_args()
     results = [*{found.job: found for folder in options.folders for found in results_of(Folder(folder))}.values()]
     rows = table.rows(results)
+    if options.methods:
+        write_methods(options.output, results, verdict.of_field(rows))
+        return
+    rows = [row for row in rows if row.method not in FIELD]
     (options.output / "compare.csv").write_text(table.comma_separated(rows))
     for name, figure in drawn(results, rows).items():
         figure.savefig(options.output / f"compare-{name}.png", dpi=110)
     (options.output / "compare.md").write_text(page(results, rows))
+
+
+def write_methods(output: Path, results: Sequence[Result], rows: Sequence[table.Row]) -> None:
+    """The page of the published methods, with what it is drawn from."""
+    assert __doc__
+    lines = verdict.standings(results, rows)
+    (output / "compare-methods.csv").write_text(verdict.comma_separated(lines))
+    (output / "compare-methods-pairs.csv").write_text(table.comma_separated(rows))
+    plots.rho(rows).savefig(output / "compare-methods-rho.png", dpi=110)
+    commands = textwrap.dedent(__doc__.split("\n\n")[3]).replace("\n", "\n    ")
+    text = f"""# Published hypergradient methods, untuned
+
+    {commands}
+
+[What runs on what](../lab.md#hypergradient-compare); {len({row.pair for row in rows})} pairs of workload and base on which the tuning-free
+rule ("HD, no lr") was made, so that it has had that advantage over the others. {machine()}
+
+![ρ of each method on each workload](compare-methods-rho.png)
+
+{verdict.page(lines, rows)}"""
+    (output / "compare-methods.md").write_text(text)
 
 
 def page(results: Sequence[Result], rows: Sequence[table.Row]) -> str:

@@ -66,6 +66,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         pytest.param("compare --family tree", "--family must be one or more, with commas, of image, sequence, dense", id="family"),
         pytest.param("compare --workload digits --judged", "leave no workload: leave one of them out", id="no-workload"),
+        pytest.param("compare --methods --judged", "and --judged takes the others: leave one of them out", id="methods-judged"),
         pytest.param("compare --data nowhere", "--data must be mnist=FOLDER and cifar10=FOLDER", id="compare-data"),
         pytest.param("compare --workload digits --seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
         pytest.param("compare --quick --processes 0", "--processes must be at least 1, got 0", id="processes"),

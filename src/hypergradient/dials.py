@@ -20,7 +20,7 @@ from .checks import ends
 from .columns import Device, Host
 from .factors import Group, adapted, factor_of, place_of, swap
 from .ranks import Ranks, local
-from .tensors import Tensors, real, signed_sums
+from .tensors import real, sums_of
 
 ScopeName = Literal["group", "global", "tensor", "element"]
 State = Mapping[Tensor, dict[str, Any]]
@@ -278,11 +278,8 @@ class Scope:
 
     def _mean_of_elements(self, params: Sequence[Tensor], own: Sequence[Tensor]) -> Any:
         elements = [real(local(lr)) for lr in own]
-        if self.numbers.on_device:
-            wide = Tensors(lr.to(torch.promote_types(lr.dtype, torch.float32)) for lr in elements)
-            sums: Any = torch.stack(signed_sums(wide.mul(1.0))).to(self.numbers.device, self.numbers.dtype)
-        else:
-            sums = self.numbers.vector([lr.sum(dtype=torch.promote_types(lr.dtype, torch.float32)) for lr in elements])
+        found = sums_of(elements)
+        sums: Any = found.to(self.numbers.device, self.numbers.dtype) if isinstance(self.numbers, Device) else found.tolist()
         if self.ranks.many:
             both = torch.stack([torch.as_tensor(sums, dtype=torch.float64), torch.tensor([float(lr.numel()) for lr in elements])], 1)
             whole, many = self.ranks.total(both.to(self.ranks.device), params).unbind()

@@ -39,7 +39,9 @@ def step(opt: Any, loss: Any = None) -> None:
         opt.edits.take_in(opt.params, opt.state)
     plan = make_plan(opt, None)
     if opt.setup.direction.monotone:
-        plan = replace(plan, loss=float(loss), null=not float(loss) < opt.param_groups[0].get("last", {}).get("loss", math.inf))
+        group = opt.param_groups[0]
+        low = -float(loss) if group["maximize"] else float(loss)
+        plan = replace(plan, loss=low, null=not low < group.get("last", {}).get("loss", math.inf))
     takes = accept(opt, plan, stacklevel=8)  # the caller, seen through step() and torch's two wrappers
     if takes:
         warn_of_decay(opt, plan)

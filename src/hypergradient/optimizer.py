@@ -263,7 +263,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             before the learning rate has turned for the first time.
         """
         dials = self.dials.read(self.param_groups, self.state)
-        columns = {name: torch.as_tensor(dials.columns[name]).tolist() for name in ("alpha", *self.setup.memory.values())}
+        columns = {name: list(map(float, dials.columns[name])) for name in ("alpha", *self.setup.memory.values())}
         rows = []
         for k, h in enumerate(self.hypergradients):
             kept = {name: columns[key][k] for name, key in self.setup.memory.items()}

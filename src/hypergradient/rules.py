@@ -317,8 +317,9 @@ class Adapted:
     def __post_init__(self) -> None:
         check_number("value", self.value)
         check_level("Adapted", self.rule)
-        if self.value == 0 and self.rule.scales:
-            raise ValueError("Multiplicative scales β by a factor, so it can never leave 0: start from value > 0, or use Additive")
+        if self.value == 0 and (self.rule.scales or self.rule.of_log):
+            name = type(self.rule).__name__
+            raise ValueError(f"{name} scales β by a factor, so it can never leave 0: start from value > 0, or use Additive")
 
 
 def check_level(name: str, rule: Any) -> None:

@@ -77,6 +77,11 @@ class Setup:
         return self.rule.averages or self.rule.discounts or self.horizon not in (None, 1)
 
     @property
+    def discounted(self) -> bool:
+        """Whether the trace is that of a signal or of the rule, which has all in it that a step moves by."""
+        return bool(self.signal.discount) or self.rule.discounts
+
+    @property
     def norms(self) -> dict[str, bool]:
         """Of which hyperparameters ‖g‖ and ‖∂θ/∂φ‖ are taken."""
         return {name: rule.reads_norms or (name == "lr" and self.signal.normalized) for name, rule in self.rules.items()}

@@ -109,7 +109,7 @@ def follow(piece: Mapping[str, Any], d: Any, alpha: Any, squares: Any, numbers: 
         d: d_t, or its part.
         alpha: α_t, 0 where a step does not go.
         squares: g_t² where that stands for the curvature, else None.
-        numbers: "kept" γ; "shrink" λ; "weighted", whether w is α; "hessian"; on a device "goes", 1 or 0.
+        numbers: "kept" γ; "shrink" λ; "weighted", whether w is α; "ratio", where it is not 1; "hessian"; on a device "goes", 1 or 0.
     """
     z, decay, c = piece["trace"], numbers.get("shrink", 0.0), piece.get("curvature", squares)
     if c is None or numbers["hessian"]:
@@ -124,7 +124,6 @@ def follow(piece: Mapping[str, Any], d: Any, alpha: Any, squares: Any, numbers: 
     z.mul_(numbers["kept"])
     if numbers["weighted"]:
         z.add_(d.mul(alpha))
-    elif "goes" in numbers:
-        add_scaled(z, numbers["goes"], d, out=z)
-    else:
-        z.add_(d)
+        return
+    w = numbers.get("goes", 1.0)
+    add_scaled(z, w * numbers["ratio"] if "ratio" in numbers else w, d, out=z)

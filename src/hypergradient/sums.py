@@ -81,9 +81,11 @@ def hypergradient_sums(
 
 def weight_of_lr(setup: Setup, dials: Dials, bundle: Bundle) -> Any:
     """What tensors have moved by for each unit of their learning rate, or of its logarithm; in the trace of that it is contained."""
-    if not setup.rule.of_log or setup.elements or "last" not in bundle.group:
-        return 1.0 if dials.last is None else dials.last[bundle.g]
-    return 1.0 if setup.traces else bundle.last_lr(setup)
+    if setup.discounted or (setup.traces and setup.rule.of_log):
+        return 1.0
+    if setup.rule.of_log and not setup.elements and "last" in bundle.group:
+        return bundle.last_lr(setup)
+    return 1.0 if dials.last is None else dials.last[bundle.g]
 
 
 def normalize(setup: Setup, sums: Mapping[str, list[Any]], groups: Sequence[Group]) -> None:

@@ -103,6 +103,7 @@ class Moved(NamedTuple):
     """What a step makes of the elements of a bundle: "lr" and what the rule keeps, by its name in the state; a tensor for each."""
 
     bundle: Bundle
+    before: dict[str, list[Tensor]]
     new: dict[str, list[Tensor]]
 
 
@@ -110,32 +111,39 @@ def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapp
     """α of each element and what its rule keeps, of its own h = −g d; and what is 0 where they are finite."""
     found, zeros, reached = list[Moved](), list[Tensor](), dict[int, list[Tensor]]()
     for bundle in bundles:
-        tensors, group, first = bundle.split(), bundle.group, bundle.states[0]
-        moved = "trace" in tensors or first.get("applied", False) is not False
-        if moved:
-            before = {name: [local(real(state[name])) for state in bundle.states] for name in ("lr", *setup.keeps_element)}
-            new = {name: [torch.empty_like(x) for x in column] for name, column in before.items()}
-            copy_all(*([x for column in columns.values() for x in column] for columns in (new, before)))
-        elif setup.rule.caps:
-            new = {"lr": [torch.empty_like(p).fill_(adapted(group)) for p in tensors["p"]]}
-        else:
+        tensors = bundle.split()
+        moved = "trace" in tensors or bundle.states[0].get("applied", False) is not False
+        if not (moved or own):  # adapt() before the first step, which is to make the state
             continue
-        found.append(Moved(bundle, new))
+        before = elements_of(setup, bundle, tensors["p"])
+        new = {name: [torch.empty_like(x) for x in column] for name, column in before.items()}
+        copy_all(*([x for column in columns.values() for x in column] for columns in (new, before)))
+        found.append(Moved(bundle, before, new))
         tensors |= {f"new {name}": column for name, column in new.items()}
         if bundle.params[0] in bent:
             tensors["curvature"] = [local(real(bent[p])) for p in bundle.params]
-        numbers = (setup.direction.objective(group) if own else {}) | numbers_of_elements(setup, bundle, moved, "trace" in tensors)
+        numbers = (setup.direction.objective(bundle.group) if own else {}) | numbers_of_elements(setup, bundle, moved, "trace" in tensors)
         fixed = setup.rule, setup.direction, own, moved, setup.numbers.on_device
-        for _, (zero, *sums) in setup.run(turn_piece, tensors, numbers, *fixed, writes=True, flat=True):
+        for _, (zero, *sums) in setup.run(turn_piece, tensors, numbers, *fixed, writes=True, flat=True, live=8):
             zeros += zero
             for part in sums:
                 reached.setdefault(bundle.g, []).append(setup.ranks.add_up(part[0].double(), bundle.spec or ()))
     for g, parts in reached.items():  # no step goes beyond what the curvature allows
         most = torch.stack(parts).sum()
         divisor = torch.where(most.isfinite(), most, 1.0).clamp(min=1.0)
-        for column in (new["lr"] for bundle, new in found if bundle.g == g):
+        for column in (moved.new["lr"] for moved in found if moved.bundle.g == g):
             Tensors(column).div_(divisor.to(column[0].dtype))
     return found, zeros
+
+
+def elements_of(setup: Setup, bundle: Bundle, like: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """The learning rates of elements and what their rule keeps, as they are in the states, or as they start."""
+    found = {name: [local(real(state[name])) for state in bundle.states if name in state] for name in ("lr", *setup.keeps_element)}
+    for name, value in {"lr": adapted(bundle.group), **setup.keeps_element}.items():
+        if not found[name]:
+            dtypes = [p.dtype if name == "lr" else torch.promote_types(p.dtype, torch.float32) for p in like]
+            found[name] = [torch.empty_like(p, dtype=dtype).fill_(value) for p, dtype in zip(like, dtypes, strict=True)]
+    return found
 
 
 def numbers_of_elements(setup: Setup, bundle: Bundle, moved: bool, traced: bool) -> Numbers:
@@ -148,7 +156,7 @@ def numbers_of_elements(setup: Setup, bundle: Bundle, moved: bool, traced: bool)
     if not traced:
         state = {name: bundle.number(name, setup.numbers) for name in setup.direction.counts} | {"lr": bundle.last_lr(setup)}
         found |= setup.direction.last_numbers(state, group["last"]) | bundle.factor_of_elements
-    weight: Any = 1.0 if traced and of_log else bundle.last_factor  # the trace of a logarithm is of what has moved
+    weight: Any = 1.0 if traced and (of_log or setup.discounted) else bundle.last_factor  # which has it in it already
     applied = bundle.states[0].get("applied")
     weight = weight * applied if isinstance(applied, Tensor) else weight
     return found | {"weight": weight / group["last"].get("square", 1.0)}
@@ -165,18 +173,15 @@ def turn_piece(
     wide = torch.promote_types(lr.dtype, torch.float32)  # in float16 g d is soon infinite, or 0
     g, alpha = objective(piece, numbers, direction, own).to(wide), lr.to(wide)
     c = (piece["curvature"].to(wide) if "curvature" in piece else g * g) if rule.caps else None
-    zeros = []
-    if moved:
-        h = -(g * last_direction(piece, numbers, direction)) * numbers["weight"]
-        h = h * alpha if numbers["by_alpha"] else h
-        memory = {name: piece[f"new memory_{name}"] for name in rule.fresh()}
-        move = rule.move(memory if c is None else memory | {"curvature": c}, alpha, numbers["beta"], h, abs(h), 1.0, torch)
-        new = {"lr": move.alpha.clamp(numbers["low"], numbers["high"])} | {f"memory_{name}": move.memory[name] for name in memory}
-        for name, x in new.items():
-            there = piece[f"new {name}"]
-            zeros.append(finite_zero(x))
-            there.copy_(torch.where(x.isfinite(), x, there) if guards else x)
-    zero = sum(zeros, finite_zero(lr))
+    h = -(g * last_direction(piece, numbers, direction)) * numbers["weight"] if moved else torch.zeros_like(g)
+    h = h * alpha if numbers["by_alpha"] else h
+    memory = {name: piece[f"new memory_{name}"] for name in rule.fresh()}
+    move = rule.move(memory if c is None else memory | {"curvature": c}, alpha, numbers["beta"], h, abs(h), 1.0, torch)
+    new = {"lr": move.alpha.clamp(numbers["low"], numbers["high"])} | {f"memory_{name}": move.memory[name] for name in memory}
+    zero = sum((finite_zero(x) for x in new.values()), finite_zero(g))
+    for name, x in new.items():
+        there = piece[f"new {name}"]
+        there.copy_(torch.where(x.isfinite(), x, there) if guards else x)
     return [zero] if c is None else [zero, dot(lr, c.to(lr.dtype))]
 
 
@@ -194,10 +199,10 @@ def all_zero(zeros: Sequence[Tensor]) -> Any:
 
 def write_elements(state: State, moved: Iterable[Moved], ok: Any) -> None:
     """Put the learning rates of elements, and what their rule keeps, into their states."""
-    for bundle, new in moved:
+    for bundle, before, new in moved:
         for name, column in new.items():
-            for p, x in zip(bundle.params, column, strict=True):
-                make_buffer(state[p], name, p, x)
+            for p, x in zip(bundle.params, before[name], strict=True):
+                make_buffer(state[p], name, p, x, None if name == "lr" else torch.promote_types(p.dtype, torch.float32))
             there = Tensors(local(real(state[p][name])) for p in bundle.params)
             goes = ok.to(there.dtype) if isinstance(ok, Tensor) else None
             replace(there, Tensors(column), {} if goes is None else {"goes": goes, "stays": 1 - goes})

@@ -128,6 +128,8 @@ def of_bundle(setup: Setup, dials: Dials, columns: Mapping[str, Any], bundle: Bu
         found["alpha"] = ratio * found["alpha"]
         if setup.elements:
             found["factor"] = ratio
+        if setup.discounted:
+            found["ratio"] = ratio
         if setup.rule.averages and isinstance(ratio, Tensor):
             found["fade"] = torch.where(ratio == 0, 0.0, found["fade"])
     if setup.rule.averages:
@@ -176,7 +178,7 @@ def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: 
     keeps, signal = kept_gradient(direction, list(setup.adapted), group) or setup.rule.discounts, setup.signal
     wants = () if bundle.params[0] in plan.kept else direction.wants(group)
     half = bundle.params[0].dtype if setup.rule.averages and bundle.params[0].dtype in HALVES else None
-    wants += ("gradient",) * keeps + ("trace",) * setup.traces + ("rest",) * (half is not None) + ("lr",) * setup.elements
+    wants += ("gradient",) * keeps + ("trace",) * setup.traces + ("rest",) * (half is not None)
     wants += ("trace_momentum",) * (signal.curvature == "hessian" and not is_zero(group.get("momentum", 0.0)))
     missing = [name for name in wants if first.get(name) is None]
     for name in missing:
@@ -184,8 +186,6 @@ def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: 
         make_buffers(bundle.states, name, bundle.params, value, torch.float32 if half and name == "trace" else None)
         for p, own in zip(bundle.params, bundle.states, strict=True) if name in direction.copies else ():
             own[name].copy_(p)
-    for name, value in setup.keeps_element.items() if not setup.keeps_element.keys() <= first.keys() else ():
-        make_buffers(bundle.states, name, bundle.params, value, torch.promote_types(bundle.params[0].dtype, torch.float32))
     goes = numbers.get("goes")
     now = {**first, **count(setup, bundle, goes, plan.ok, shared), "first": "momentum_buffer" in missing}
     tensors = bundle.split()
@@ -197,7 +197,7 @@ def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: 
     coefficients = direction.objective(group) | direction.numbers(now, group, goes) | numbers | ({"null": True} if plan.null else {})
     if setup.traces and not setup.rule.averages:
         coefficients |= {"weighted": setup.rule.of_log, "hessian": signal.curvature == "hessian"}
-        coefficients["shrink"] = direction.shrinks(group) if signal.discount else 0.0
+        coefficients["shrink"] = direction.shrinks(group) if setup.discounted else 0.0
     if goes is not None and (direction.stored or keeps or setup.elements):
         coefficients["stays"] = 1 - goes
     setup.run(move, tensors, coefficients, direction, keeps, signal if setup.traces else None, setup.rule.averages, half, writes=True)

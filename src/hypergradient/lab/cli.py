@@ -370,16 +370,30 @@ def compare(
         int | None, typer.Option(help="How many runs are made at once, each on one core.", show_default="the number of CPUs")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of report, figures, tables and runs.")] = Path("runs/compare"),
+    methods: Annotated[
+        bool,
+        typer.Option(
+            "--methods",
+            help="The published hypergradient methods, with their defaults, instead of Prodigy and so on: the paper's two rules, HDM, "
+            "MetaOptimize, MARTHE, IDBD ..., beside the tuning-free one, on the workloads that it was made on.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Without a learning rate, on fifty workloads: beside tuned Adam, AdamW and SGD, with cosine decay too, Prodigy, DoG and others."""
     from .compare import command as room
+    from .config import LabError
 
     seeds = (1 if quick else 3) if seeds is None else seeds
     processes = os.cpu_count() or 1 if processes is None else processes
     at_least_1(seeds=seeds, processes=processes)
-    names, places = room.chosen(workload, family, judged, quick), room.places_of(data)
-    room.compare(names, places, seeds, quick, processes, output, as_json)
+    if methods and judged:
+        raise LabError("--methods runs on the workloads that the rule was made on, and --judged takes the others: leave one of them out")
+    names, places = room.chosen(workload, family, False if methods else judged, quick), room.places_of(data)
+    if methods:
+        room.compare_methods(names, places, seeds, processes, output, as_json)
+    else:
+        room.compare(names, places, seeds, quick, processes, output, as_json)
 
 
 @app.command()

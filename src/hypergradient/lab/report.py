@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from plotly.offline import get_plotlyjs
 
-from .compare import table
+from .compare import table, verdict
 from .compare.runs import Result, results_of
 from .figures import POINTS, RUNS, chips_of, compare_figures, curve_figures, heat_figures, tower_figures
 from .store import DEFAULTS, Folder
@@ -124,6 +124,13 @@ def compare_table(rows: Sequence[table.Row]) -> str:
     return table_code(heads, lines)
 
 
+def methods_table(lines: Sequence[verdict.Standing]) -> str:
+    """The published methods, a line each, and how to read it."""
+    cells = [[td(text, escape(text), i == 0) for i, text in enumerate(verdict.cells(line))] for line in lines]
+    code = table_code([(name, i == 0) for i, name in enumerate(verdict.HEADS)], ["".join(own) for own in cells])
+    return f'</p><div class="table">{code}</div><p class="read">{escape(verdict.READ, quote=False)}'
+
+
 def table_code(heads: Sequence[tuple[str, bool]], lines: Sequence[str]) -> str:
     """A table that sorts, from its headings, of which the second part says whether they stand over text, and its rows' cells."""
     head = "".join(
@@ -171,13 +178,15 @@ def render(kind: str, about: dict[str, Any], runs: Sequence[Run], root: Path) ->
 def render_compare(about: dict[str, Any], results: Sequence[Result]) -> str:
     """The page of a comparison."""
     rows = table.rows(results)
+    lines = verdict.standings(results, verdict.of_field(rows))
     figures, legend = compare_figures(results, rows)
     failed = sum(x.failed for x in results)
+    told = f"</p><p>{escape(verdict.verdict(lines), quote=False)}" if lines else ""
     gaps = {
         "subject": f"{len(dict.fromkeys(row.workload for row in rows))} workloads",
-        "state": f"{len(results):,} runs have ended, {failed or 'none'} diverged or failed",
+        "state": f"{len(results):,} runs have ended, {failed or 'none'} diverged or failed{told}",
         "legend": legend,
-        "read": READ["compare"],
+        "read": READ["compare"] + (methods_table(lines) if lines else ""),
         "rows": "Methods",
         "table": compare_table(rows),
     }

@@ -3,15 +3,16 @@
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import typer
 from matplotlib.figure import Figure
-from rich.console import Console
+from rich.console import Console, Group
 
 from ..config import LabError
 from ..data import Data, load
@@ -22,10 +23,12 @@ from ..report import write as write_report
 from ..store import FORMAT, Folder, provenance
 from ..talk import note, notes, progress
 from ..workloads import FAMILIES, WORKLOADS
-from . import plots
-from .plan import advance, drive, peers_of, plans
+from . import plots, verdict
+from .methods import FIELD
+from .plan import Plan, advance, drive, peers_of, plans, plans_of_methods
 from .runs import RUNS, Job, Result, results_of
 from .table import Row, alphas, comma_separated, over_lr, page, rows, say
+from .verdict import Standing, of_field, standings
 from .workers import Workers
 
 #: What workloads train on, and how --data names it.
@@ -90,22 +93,50 @@ def compare(
         output: the folder.
         as_json: print the rows and nothing else.
     """
-    folder = Folder(output)
-    known = start(folder)
     for peer in {peer for name in names for base in WORKLOADS[name].bases for peer in peers_of(name, base)}:
         check_peer(peer)
-    missing = [name for name in names if any(advance(plan, known) for plan in plans([name], seeds, quick))]
+    results = made(names, places, lambda own: plans(own, seeds, quick), processes, output)
+    table = [row for row in rows(results) if row.method not in FIELD]
+    tell(say(table), {"rows": [*map(finite, table)]}, write(Folder(output), results, table), as_json)
+
+
+def compare_methods(
+    names: Sequence[str], places: Mapping[str, str], seeds: int, processes: int, output: Path, as_json: bool = False
+) -> None:
+    """The same for the published hypergradient methods beside ours; with a verdict. Arguments as for ``compare``."""
+    results = made(names, places, lambda own: plans_of_methods(own, seeds), processes, output)
+    table = of_field(rows(results))
+    lines, folder = standings(results, table), Folder(output)
+    folder.write("compare-methods.csv", lambda file: file.write_text(verdict.comma_separated(lines)))
+    folder.write("compare-methods-pairs.csv", lambda file: file.write_text(comma_separated(table)))
+    folder.write("compare-methods.md", lambda file: file.write_text(verdict.page(lines, table)))
+    files = [write_report(folder.path), *(folder.path / f"compare-methods{rest}" for rest in (".csv", "-pairs.csv", ".md"))]
+    files += [*save(plots.rho(table), folder, "compare-methods-rho"), folder.path / RUNS]
+    told = {"verdict": verdict.verdict(lines), "methods": [*map(finite, lines)], "rows": [*map(finite, table)]}
+    tell(verdict.say(lines), told, files, as_json)
+
+
+def tell(text: Group, told: dict[str, Any], files: Sequence[Path], as_json: bool) -> None:
+    """What came of it, on stdout."""
+    if as_json:
+        print(json.dumps(told | {"files": [str(file) for file in files]}, indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(text)
+        note("Results: " + "  ".join(str(file) for file in files))
+
+
+def made(
+    names: Sequence[str], places: Mapping[str, str], plans: Callable[[Sequence[str]], Iterator[Plan]], processes: int, output: Path
+) -> list[Result]:
+    """The results in a folder, when the runs that plans of workloads ask for have been made there."""
+    folder = Folder(output)
+    known = start(folder)
+    missing = [name for name in names if any(advance(plan, known) for plan in plans([name]))]
     note(f"{len(names)} workloads, {len(missing)} with runs to make, into {output}")
     if missing:
         with TemporaryDirectory() as side:
-            run(missing, data_files(missing, places, Path(side)), seeds, quick, processes, folder, known)
-    table = rows(known.values())
-    files = write(folder, [*known.values()], table)
-    if as_json:
-        print(json.dumps({"rows": [finite(row) for row in table], "files": [str(file) for file in files]}, indent=2))
-    else:
-        Console(width=None if sys.stdout.isatty() else 140).print(say(table))
-        note("Results: " + "  ".join(str(file) for file in files))
+            run([*plans(missing)], data_files(missing, places, Path(side)), processes, folder, known)
+    return [*known.values()]
 
 
 def start(folder: Folder) -> dict[Job, Result]:
@@ -138,17 +169,8 @@ def data_files(names: Iterable[str], places: Mapping[str, str], side: Path) -> d
     return files
 
 
-def run(
-    names: Sequence[str],
-    files: Mapping[str, Path],
-    seeds: int,
-    quick: bool,
-    processes: int,
-    folder: Folder,
-    known: dict[Job, Result],
-) -> None:
-    """Make the missing runs of workloads, each written as soon as it has ended."""
-    own = [*plans(names, seeds, quick)]
+def run(own: Sequence[Plan], files: Mapping[str, Path], processes: int, folder: Folder, known: dict[Job, Result]) -> None:
+    """Make the missing runs of plans, each written as soon as it has ended."""
     before, workers = len(known), Workers(processes, files)
     try:
         with stop_signals() as stopped, progress() as bar:
@@ -183,6 +205,6 @@ def drawn(results: Sequence[Result], table: Sequence[Row]) -> dict[str, Figure]:
     return {"rho": plots.rho(table), "lr": plots.loss_over_lr(curves), "alpha": plots.alpha_over_time(alphas(results))}
 
 
-def finite(row: Row) -> dict[str, object]:
+def finite(row: Row | Standing) -> dict[str, object]:
     """A row for JSON, which has no infinity."""
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in asdict(row).items()}

@@ -9,6 +9,7 @@ from typing import Protocol
 from ..config import PEERS
 from ..engine import StoppedError
 from ..workloads import WORKLOADS
+from .methods import FIELD, FIELD_GIVEN
 from .runs import OURS, TUNED, Job, Result
 
 #: The learning rates that are tuned among, from 1e-6 to 100, three a decade; and where on it the search begins: at 1e-3, at 0.046.
@@ -63,12 +64,28 @@ def untuned(workload: str, base: str, seeds: int, given: Iterable[float]) -> Pla
     yield jobs + [Job(workload, base, "given", lr, 1) for lr in given]
 
 
+def field(workload: str, base: str, seeds: int) -> Plan:
+    """The methods of the field from where they start, and ours; all from given learning rates too, with seed 1."""
+    starts = {"ours": None} | {name: method.lr for name, method in FIELD.items() if base in method.bases}
+    jobs = [Job(workload, base, name, lr, seed) for name, lr in starts.items() for seed in range(1, seeds + 1)]
+    jobs += [Job(workload, base, "given" if name == "ours" else name, lr, 1) for name in starts for lr in FIELD_GIVEN]
+    yield [*dict.fromkeys(jobs)]
+
+
 def plans(workloads: Iterable[str], seeds: int, quick: bool) -> Iterator[Plan]:
     """All of some workloads."""
     for name in workloads:
         for base in WORKLOADS[name].bases:
             yield tuned(name, base, seeds)
             yield untuned(name, base, seeds, QUICK_GIVEN if quick else GIVEN)
+
+
+def plans_of_methods(workloads: Iterable[str], seeds: int) -> Iterator[Plan]:
+    """The same with the methods of the field instead of the peers."""
+    for name in workloads:
+        for base in WORKLOADS[name].bases:
+            yield tuned(name, base, seeds)
+            yield field(name, base, seeds)
 
 
 def advance(plan: Plan, known: Mapping[Job, Result], answer: Mapping[Job, Result] | None = None) -> list[Job] | None:

@@ -62,7 +62,7 @@ def rho(table: Sequence[Row]) -> Figure:
                     axis.plot([statistics.median(own)] * 2, [y + above - 0.18, y + above + 0.18], color=colour, linewidth=3)
     axes[0].set_yticks(range(len(methods)), [TITLES[method] for method in methods])
     for text in axes[0].get_yticklabels():
-        text.set_fontweight("bold" if text.get_text().startswith("HD") else "normal")
+        text.set_fontweight("bold" if text.get_text().startswith("HD,") else "normal")
     figure.legend(
         [Line2D([], [], color=colour, marker="o") for colour, _ in LOOKS.values()], SETS.values(), loc="outside lower center", ncols=2
     )

@@ -1,15 +1,17 @@
 """One run: a workload, trained by one method from one seed."""
 
 import math
+import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
@@ -19,7 +21,8 @@ from ..config import PEERS, LabError, first_line
 from ..data import Data
 from ..peers import make_peer, step_of
 from ..store import Folder
-from ..workloads import WORKLOADS, Workload
+from ..workloads import WORKLOADS, Problem, Workload
+from .methods import FIELD, FIELD_GIVEN
 
 #: The base optimizers: torch's class, ours, and what both are given.
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -29,16 +32,22 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 #: What is trained: torch's own from each learning rate of a grid; ours without one, without and with a known budget, and from given ones;
-#: the others.
+#: the others, and the methods of the field.
 TUNED = ("constant", "cosine")
 OURS = ("ours", "ours-cosine")
-METHODS = (*TUNED, *OURS, "given", *PEERS)
+METHODS = (*TUNED, *OURS, "given", *PEERS, *FIELD)
 
 #: The file of results in a comparison's folder.
 RUNS = "runs.jsonl"
 
 #: Of the budget, for the warm-up of the cosine; and how many learning rates are kept of a run of ours.
 WARM_UP, KEPT = 0.05, 100
+
+#: How many steps torch's optimizer is timed for.
+TIMED = 40
+
+#: From how many steps later a minibatch is held out: that of the next would be what the learning rate follows without any.
+AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,16 @@ class Job:
         """Whether this version can make it."""
         return self.workload in WORKLOADS and self.base in KINDS and self.method in METHODS
 
+    @property
+    def untold(self) -> bool:
+        """Whether it starts from where its method does by itself."""
+        return self.lr == (FIELD[self.method].lr if self.method in FIELD else None)
+
+    @property
+    def spread(self) -> bool:
+        """Whether it is one of those that show how much the learning rate matters to a method of the field, or to ours."""
+        return self.seed == 1 and (self.untold or self.lr in FIELD_GIVEN)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -69,6 +88,8 @@ class Result:
         bytes: of the optimizer's state, per parameter that is trained.
         error: of a run that failed.
         alpha: of ours: some steps, from 1, and the learning rates of those.
+        pace: seconds of a step of training, the median.
+        pace_torch: the same of torch's optimizer just after it, of one run of a method that is timed.
     """
 
     job: Job
@@ -78,6 +99,8 @@ class Result:
     bytes: float | None = None
     error: str | None = None
     alpha: tuple[list[int], list[float]] | None = None
+    pace: float | None = None
+    pace_torch: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -95,9 +118,10 @@ def result(line: Mapping[str, Any]) -> Result:
     lr = None if line["lr"] is None else float(line["lr"])
     job = Job(str(line["workload"]), str(line["base"]), str(line["method"]), lr, int(line["seed"]))
     train, valid = (math.inf if line[name] is None else float(line[name]) for name in ("train", "valid"))
-    seconds, size = (None if line[name] is None else float(line[name]) for name in ("seconds", "bytes"))
+    names = ("seconds", "bytes", "pace", "pace_torch")  # of which earlier versions had two
+    seconds, size, *paces = (None if line.get(name) is None else float(line[name]) for name in names)
     alpha = line["alpha"] and ([int(i) for i in line["alpha"][0]], [float(x) for x in line["alpha"][1]])
-    return Result(job, train, valid, seconds, size, None if line["error"] is None else str(line["error"]), alpha or None)
+    return Result(job, train, valid, seconds, size, None if line["error"] is None else str(line["error"]), alpha or None, *paces)
 
 
 def results_of(folder: Folder) -> list[Result]:
@@ -120,7 +144,12 @@ def attempt(job: Job, data: Path | None) -> Result:
     """Train, on the data of a file where the workload needs some; a run that fails has an error in its result."""
     begun = time.perf_counter()
     try:
-        return train(job, WORKLOADS[job.workload], None if data is None else stored(data))
+        workload, own = WORKLOADS[job.workload], None if data is None else stored(data)
+        found = train(job, workload, own)
+        if job.seed > 1 or not job.untold or job.method not in ("ours", *FIELD):
+            return found
+        beside = train(replace(job, method="constant", lr=1e-6), replace(workload, steps=TIMED), own)
+        return replace(found, pace_torch=beside.pace)
     except Exception as error:
         told = f"{type(error).__name__}: {first_line(error)}"
         return Result(job, seconds=round(time.perf_counter() - begun, 3), error=told)
@@ -137,18 +166,15 @@ def train(job: Job, workload: Workload, data: Data | None) -> Result:
     begun = time.perf_counter()
     torch.manual_seed(job.seed)
     problem = workload.make(job.seed, data)
+    held = held_out(problem, workload.make(job.seed, data), workload.steps) if job.method in FIELD and FIELD[job.method].held_out else None
     torch.manual_seed(job.seed + 1000)
     opt, scheduler = optimizer_of(job, workload, problem.model)
     alpha: tuple[list[int], list[float]] | None = ([], []) if job.method in (*OURS, "given") else None
     kept = {round(workload.steps ** (k / (KEPT - 1))) for k in range(KEPT)}
     problem.model.train()
+    times = [time.perf_counter()]
     for i in range(workload.steps):
-        if problem.before:
-            problem.before(i)
-        opt.zero_grad()
-        loss = problem.loss(i)
-        torch.autograd.backward(loss)
-        step_of(job.method, opt, loss)
+        loss = step(job, problem, opt, held, i)
         if scheduler:
             scheduler.step()
         if alpha and i + 1 in kept:
@@ -156,13 +182,42 @@ def train(job: Job, workload: Workload, data: Data | None) -> Result:
             alpha[1].append(float(f"{float(opt.param_groups[0]['alpha']):.4g}"))
         if i % 20 == 0 and job.method in TUNED and not math.isfinite(loss.item()):
             return Result(job, seconds=round(time.perf_counter() - begun, 3))
+        times.append(time.perf_counter())
+    pace = float(f"{statistics.median(after - before for before, after in pairwise(times)):.4g}")
     size = state_bytes(opt, problem.model)
     if hasattr(opt, "eval"):
         opt.eval()
         if problem.inputs:
             update_bn(problem.inputs(), problem.model)
     ended, valid = (x if math.isfinite(x) else math.inf for x in problem.evaluate())
-    return Result(job, ended, valid, round(time.perf_counter() - begun, 3), round(size, 2), None, alpha)
+    return Result(job, ended, valid, round(time.perf_counter() - begun, 3), round(size, 2), None, alpha, pace)
+
+
+def step(job: Job, problem: Problem, opt: Any, held: Callable[[int], Tensor] | None, i: int) -> Tensor:
+    """A step of training, and of a method that looks at held-out data what follows it; returns the loss."""
+    if problem.before:
+        problem.before(i)
+    opt.zero_grad()
+    loss = problem.loss(i)
+    torch.autograd.backward(loss, create_graph=job.method in FIELD and FIELD[job.method].graph)
+    step_of(job.method, opt, loss)
+    if held:
+        opt.adapt(held(i))
+    return loss
+
+
+def held_out(problem: Problem, twin: Problem, steps: int) -> Callable[[int], Tensor]:
+    """Losses of minibatches that steps are not made of: as no workload has data to spare, those of AHEAD steps later.
+
+    They come from a twin of the problem, which has its parameters, so that its own minibatches are drawn as ever.
+    """
+    for own, other in zip(problem.model.modules(), twin.model.modules(), strict=True):
+        for name, parameter in own.named_parameters(recurse=False, remove_duplicate=False):
+            setattr(other, name, parameter)  # and not in its dictionary alone: recurrent layers keep lists of them
+    twin.model.train()
+    for i in range(AHEAD):  # they are drawn in turn
+        twin.loss(i)
+    return lambda i: twin.loss(min(i + AHEAD, steps - 1))
 
 
 def optimizer_of(job: Job, workload: Workload, model: nn.Module) -> tuple[Any, LambdaLR | None]:
@@ -178,6 +233,9 @@ def make_optimizer(
     torchs, ours, options = KINDS[job.base]
     if job.method in PEERS:
         opt: Any = make_peer(job.method, model, 0.0, weight_decay, groups)
+    elif job.method in FIELD:
+        method = FIELD[job.method]
+        opt = (method.kind or ours)(groups, **{"lr": job.lr, **({} if method.kind else options), **method.options(job.base)})
     else:
         opt = (torchs if job.method in TUNED else ours)(groups, lr=job.lr, **options)
     scheduler = LambdaLR(opt, lambda i: cosine(i, steps)) if job.method in ("cosine", "ours-cosine") else None

@@ -5,7 +5,7 @@ import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 from rich import box
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..config import PEERS
 from ..workloads import WORKLOADS
+from .methods import FIELD
 from .plan import GRID
 from .runs import METHODS, OURS, TUNED, Result
 
@@ -29,6 +30,7 @@ TITLES = {
     "ours-cosine": "HD, budget known",
     "given": "HD, lr given",
     **PEERS,
+    **{name: method.title for name, method in FIELD.items()},
 }
 
 #: The two sets of workloads.
@@ -42,6 +44,8 @@ def title_of(method: str, base: str) -> str:
     """How the table names a method beside a base."""
     if method in TUNED:
         return f"{BASES[base]}, {method}"
+    if method in FIELD:
+        return f"{BASES[base]}, {TITLES[method]}"
     return PEERS.get(method) or TITLES[method].replace("HD", ADAPTING[base])
 
 
@@ -49,8 +53,8 @@ def title_of(method: str, base: str) -> str:
 class Row:
     """A line of the table. Losses are medians over the seeds, infinite where most failed; of a baseline those of the best learning rates.
 
-    rho, rho_cos: over the loss of the tuned base with a constant learning rate, with cosine decay. worst: the largest rho of the runs of
-    ours from given learning rates. bytes: of state per parameter. failures: runs that diverged or failed, of ``runs``, with the first
+    rho, rho_cos: over the loss of the tuned base with a constant learning rate, with cosine decay. worst: the largest rho of the runs from
+    given learning rates. bytes: of state per parameter. failures: runs that diverged or failed, of ``runs``, with the first
     error.
     """
 
@@ -91,8 +95,9 @@ def rows(results: Iterable[Result]) -> list[Row]:
             continue
         lowest = [losses(own[method]) for method in TUNED]
         for method in (name for name in METHODS if name in own and name != "given"):
-            worst = worst_of(own.get("given", []), lowest[0]) if method == "ours" else (None, None)
-            table.append(row(own[method], lowest, worst))
+            if runs := [x for x in own[method] if x.job.untold or method not in FIELD]:
+                given = own.get("given", []) if method == "ours" else [x for x in own[method] if method in FIELD and x.job.spread]
+                table.append(row(runs, lowest, worst_of(given, lowest[0])))
     return table
 
 
@@ -305,25 +310,33 @@ def page(table: Sequence[Row]) -> str:
 
 def comma_separated(table: Sequence[Row]) -> str:
     """compare.csv: all rows with all columns."""
+    return separated(["judged", *(field.name for field in fields(Row))], ([row.judged, *astuple(row)] for row in table))
+
+
+def separated(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """Comma-separated values, empty where one is missing."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["judged", *(field.name for field in fields(Row))])
-    writer.writerows([row.judged, *("" if value is None else value for value in asdict(row).values())] for row in table)
+    writer.writerow(heads)
+    writer.writerows(["" if value is None else value for value in line] for line in lines)
     return text.getvalue()
 
 
 def say(table: Sequence[Row]) -> Group:
     """What the command closes with: for each set a line for each method over all pairs."""
-    tables = []
-    for judged, title in SETS.items():
-        if found := lines(table, judged):
-            told = Table(box=box.SIMPLE_HEAD, title=f"{title}: median losses over the tuned base's (ρ) and its cosine's (ρ_cos)")
-            for name in HEADS:
-                told.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-            for line in found:
-                told.add_row(*cells(line))
-            tables.append(told)
-    return Group(*tables)
+    title = "median losses over the tuned base's (ρ) and its cosine's (ρ_cos)"
+    found = {name: lines(table, judged) for judged, name in SETS.items()}
+    return Group(*(shown(f"{name}: {title}", HEADS, map(cells, own)) for name, own in found.items() if own))
+
+
+def shown(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
+    """A table on the terminal, whose first column is text."""
+    told = Table(box=box.SIMPLE_HEAD, title=title, collapse_padding=True)
+    for i, name in enumerate(heads):
+        told.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for line in lines:
+        told.add_row(*line)
+    return told
 
 
 def alphas(results: Iterable[Result]) -> Mapping[str, list[Any]]:
