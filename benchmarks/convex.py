@@ -3,7 +3,7 @@
     python -m benchmarks.convex
 
 Minimises logistic losses and squared hinges over data that scikit-learn ships and data that are made, in float64, all rows at once, from a
-random point of norm 1, until no coordinate of the gradient exceeds 1e-4. Takes about five minutes of one core. Writes
+random point of norm 1, until no coordinate of the gradient exceeds 1e-4. Takes about six minutes of one core. Writes
 docs/results/convex.json, docs/results/convex.md and docs/images/convex.png; with ``--quick`` for one of the problems, in seconds.
 """
 
