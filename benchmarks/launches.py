@@ -20,7 +20,22 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient, Multiplicative
+from hypergradient import (
+    HDM,
+    SGDHD,
+    AdaGradRule,
+    AdamHD,
+    AdamRule,
+    AdamWHD,
+    Additive,
+    Autostep,
+    Delayed,
+    Hypergradient,
+    LionRule,
+    Marthe,
+    Multiplicative,
+    Signal,
+)
 
 from .report import machine, sentence
 from .timing import fill
@@ -34,6 +49,7 @@ FREE = {
     "_local_scalar_dense",  # of a number on the host: one on the device would be an error
 }
 
+A = Additive(0.01)
 BOTH = (Multiplicative(0.01), Multiplicative(0.01))
 
 #: A row's name, what it may launch at most for 24 tensors, and its optimizer.
@@ -55,6 +71,22 @@ ROWS: list[tuple[str, int | None, Make]] = [
         160,
         lambda params: AdamWHD(params, lr=1e-3, adapt={"lr": Multiplicative(0.02), "betas": BOTH, "weight_decay": Multiplicative(0.02)}),
     ),
+]
+
+ELEMENTS: dict[str, Any] = {"lr": 1e-3, "scope": "element", "signal": Signal(1.0, curvature="squares")}
+
+#: Methods since 2018, each after the additive rule that moves the same things, of which it may launch 20 more.
+ROWS += [
+    ("AdamHD, AdaGrad, normalized", 79, lambda params: AdamHD(params, lr=1e-3, rule=AdaGradRule(0.1), signal=Signal(normalized=True))),
+    ("AdamHD, Adam", 79, lambda params: AdamHD(params, lr=1e-3, rule=AdamRule(1e-3, log=True))),
+    ("AdamWHD, additive", None, lambda params: AdamWHD(params, lr=1e-3, hypergrad_lr=1e-8)),
+    ("AdamWHD, MetaOptimize", 90, lambda params: AdamWHD(params, lr=1e-3, rule=Delayed(LionRule(1e-3, log=True)), signal=Signal(0.9999))),
+    ("SGDHD, MARTHE, automatic μ", 55, lambda params: SGDHD(params, lr=1e-3, momentum=0.9, rule=Marthe(auto=True))),
+    ("SGDHD, additive, momentum too", None, lambda params: SGDHD(params, lr=1e-3, momentum=0.9, adapt={"lr": A, "momentum": A})),
+    ('HDM, scope="group"', 108, lambda params: HDM(params, scope="group")),
+    ('SGDHD, additive, scope="element"', None, lambda params: SGDHD(params, lr=1e-3, hypergrad_lr=1e-8, scope="element")),
+    ("SGDHD, IDBD", 91, lambda params: SGDHD(params, rule=Additive(0.01, log=True), **ELEMENTS)),
+    ("SGDHD, Autostep", 91, lambda params: SGDHD(params, rule=Autostep(), **ELEMENTS)),
 ]
 
 #: What 240 tensors may launch for each launch of 24 of as many elements.

@@ -18,6 +18,9 @@ MISSED = {
     "AdamHD, no lr": 191,
     'AdamWHD, no lr, scope="tensor"': 196,
     "SGDHD Nesterov, no lr": 177,
+    "AdamHD, Adam": 86,
+    "SGDHD, MARTHE, automatic μ": 72,
+    "SGDHD, Autostep": 131,
 }
 
 

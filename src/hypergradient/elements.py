@@ -15,7 +15,7 @@ from .products import Bundle, last_direction, objective
 from .ranks import local
 from .rules import Rule
 from .setup import Setup
-from .tensors import Tensors, copy_all, dot, finite_zero, make_buffer, real, replace
+from .tensors import Tensors, copy_all, dot, make_buffer, real
 
 
 class Moved(NamedTuple):
@@ -27,8 +27,8 @@ class Moved(NamedTuple):
 
 
 def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapping[Tensor, Tensor]) -> tuple[list[Moved], list[Tensor]]:
-    """α of each element and what its rule keeps, of its own h = −g d; and what is 0 where they are finite."""
-    found, zeros, reached = list[Moved](), list[Tensor](), dict[int, list[Tensor]]()
+    """α of each element and what its rule keeps, of its own h = −g d; and whether they are finite, in parts."""
+    found, fine, reached = list[Moved](), list[Tensor](), dict[int, list[Tensor]]()
     for bundle in bundles:
         tensors = bundle.split()
         moved = "trace" in tensors or bundle.states[0].get("applied", False) is not False
@@ -44,7 +44,7 @@ def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapp
         numbers = (setup.direction.objective(bundle.group) if own else {}) | numbers_of_elements(setup, bundle, moved, "trace" in tensors)
         fixed = setup.rule, setup.direction, own, moved, setup.numbers.on_device
         pieces = setup.run(turn_piece, tensors, numbers, *fixed, writes=True, flat=True, live=8)
-        zeros += [kinds[0][0] for _, kinds in pieces]
+        fine += [kinds[0][0] for _, kinds in pieces]
         if setup.rule.caps:
             own_sum = sum(
                 (kinds[1][0].double() for _, kinds in pieces), torch.zeros((), dtype=torch.float64, device=tensors["p"][0].device)
@@ -55,7 +55,7 @@ def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapp
         divisor = torch.where(most.isfinite(), most, 1.0).clamp(min=1.0)
         for column in (moved.new["lr"] for moved in found if moved.bundle.g == g):
             Tensors(column).div_(divisor.to(column[0].dtype))
-    return found, zeros
+    return found, fine
 
 
 def elements_of(setup: Setup, bundle: Bundle, like: Sequence[Tensor]) -> dict[str, list[Tensor]]:
@@ -100,11 +100,13 @@ def turn_piece(
     memory = {name: piece[f"new memory_{name}"] for name in rule.fresh()}
     move = rule.move(memory if c is None else memory | {"curvature": c}, alpha, numbers["beta"], h, abs(h), 1.0, torch)
     new = {"lr": move.alpha.clamp(numbers["low"], numbers["high"])} | {f"memory_{name}": move.memory[name] for name in memory}
-    zero = sum((finite_zero(x) for x in new.values()), finite_zero(g))
+    fine = []
     for name, x in new.items():
-        there = piece[f"new {name}"]
-        there.copy_(torch.where(x.isfinite(), x, there) if guards else x)
-    return [zero] if c is None else [zero, dot(lr, c.to(lr.dtype))]
+        there, finite = piece[f"new {name}"], x.isfinite()
+        there.copy_(torch.where(finite, x, there) if guards else x)
+        fine.append(finite.all())
+    whole = fine[0] if len(fine) == 1 else torch.stack(fine).all()
+    return [whole] if c is None else [whole, dot(lr, c.to(lr.dtype))]
 
 
 def write_elements(state: State, moved: Iterable[Moved], ok: Any) -> None:
@@ -114,5 +116,8 @@ def write_elements(state: State, moved: Iterable[Moved], ok: Any) -> None:
             for p, x in zip(bundle.params, before[name], strict=True):
                 make_buffer(state[p], name, p, x, None if name == "lr" else torch.promote_types(p.dtype, torch.float32))
             there = Tensors(local(real(state[p][name])) for p in bundle.params)
-            goes = ok.to(there.dtype) if isinstance(ok, Tensor) else None
-            replace(there, Tensors(column), {} if goes is None else {"goes": goes, "stays": 1 - goes})
+            if isinstance(ok, Tensor):
+                goes = ok.to(there.dtype)
+                there.mul_(1 - goes).add_(Tensors(column).mul_(goes))
+            else:
+                there.copy_(column)

@@ -26,7 +26,7 @@ from .elements import turn_elements, write_elements
 from .products import Row, bundles, with_gradients
 from .signal import curvatures
 from .sums import hypergradient_sums, squares, start_sums
-from .turn import all_zero, every, turn, undo
+from .turn import all_of, every, turn, undo
 from .updates import Plan, known, update
 
 #: Steps in which a device looks for a safe start, since the host does not know whether there has been a gradient.
@@ -92,11 +92,11 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
     own_turn = partial(turn, rule, None if unbounded else largest, None if setup.elements else setup.memory)
     turned = numbers.each(own_turn, columns, dials.size)
     moved = others.batches(setup.adapted, setup.bounds, groups, sums, numbers)
-    new, zeros = turn_elements(setup, found, own, bent) if setup.elements else ([], [])
+    new, fine = turn_elements(setup, found, own, bent) if setup.elements else ([], [])
     for held in (
         every(turned["fine"]),
         *(every(batch.found["fine"]) for batch in moved),
-        all_zero(zeros),
+        all_of(fine),
     ):
         ok = held if ok is True else ok if held is True else ok & held
     if setup.elements and setup.ranks.many:

@@ -97,6 +97,6 @@ def every(column: Any) -> Any:
     return column if isinstance(column, bool) else all(column)
 
 
-def all_zero(zeros: Sequence[Tensor]) -> Any:
-    """Whether none is NaN: a tensor where there is any."""
-    return (torch.stack([x.to(zeros[0].device, torch.float64) for x in zeros]) == 0).all() if zeros else True
+def all_of(fine: Sequence[Tensor]) -> Any:
+    """Whether all hold: a tensor where there is any."""
+    return torch.stack([x.to(fine[0].device) for x in fine]).all() if fine else True
