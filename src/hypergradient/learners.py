@@ -8,17 +8,9 @@ from .checks import check_above, check_number, check_pair
 from .rules import Learner, Memory, Move, Rule
 
 
-@dataclass(frozen=True)
-class Bounded(Learner):
-    """A learner whose s_t is of size 1, whatever that of the hypergradients."""
-
-    def reach(self, alpha: Any, bound: Any) -> Any:
-        return 1.0
-
-
 @final
 @dataclass(frozen=True)
-class AdaGradRule(Bounded):
+class AdaGradRule(Learner):
     """AdaGrad on the learning rate: G_t = G_{t-1} + h_t², s_t = h_t / (√G_t + ε), α_t = α_{t-1} − β s_t.
 
     HDM moves a learning rate so, and its momentum, by hypergradients that are ``Signal(normalized=True)``. It needs no scale of h, and its
@@ -56,7 +48,7 @@ class AdaGradRule(Bounded):
 
 @final
 @dataclass(frozen=True)
-class AdamRule(Bounded):
+class AdamRule(Learner):
     """Adam on the learning rate: s_t = m̂_t / (√v̂_t + ε), with bias-corrected means m and v of h and h².
 
     With ``log=True`` and a discounted ``Signal`` it is MetaOptimize's second choice of a meta-update.
@@ -99,7 +91,7 @@ class AdamRule(Bounded):
 
 @final
 @dataclass(frozen=True)
-class LionRule(Bounded):
+class LionRule(Learner):
     """Lion on the learning rate: s_t = sign(b1 m_{t-1} + (1 − b1) h_t), then m_t = b2 m_{t-1} + (1 − b2) h_t.
 
     With ``log=True`` and a discounted ``Signal`` it is the meta-update of MetaOptimize: a step moves log α up or down by β. Their package
@@ -138,7 +130,7 @@ class LionRule(Bounded):
 
 @final
 @dataclass(frozen=True)
-class Autostep(Bounded):
+class Autostep(Learner):
     """Autostep on the learning rates of elements: log α moves by h over a running maximum of |h|, and no step goes too far.
 
         v_t = max(|h_t|, v_{t-1} + α_{t-1} c_t (|h_t| − v_{t-1}) / τ),    log α_t = log α_{t-1} − β h_t / v_t,

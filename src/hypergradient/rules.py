@@ -196,6 +196,9 @@ class Learner(Level):
     def of_value(self) -> bool:
         return self.log is False
 
+    def reach(self, alpha: Any, bound: Any) -> Any:
+        return 1.0  # s_t is of that size, whatever the hypergradients are
+
     def check_lr(self, lr: float) -> None:
         if self.of_log and lr == 0:
             raise ValueError(f"{type(self).__name__} with log=True moves log lr, so it can never leave lr=0: start from lr > 0")

@@ -76,17 +76,17 @@ class Setup:
         """Whether there is a trace: of past directions, or to the average."""
         return self.rule.averages or self.rule.discounts or self.horizon not in (None, 1)
 
-    @property
+    @cached_property
     def discounted(self) -> bool:
         """Whether the trace is that of a signal or of the rule, which has all in it that a step moves by."""
         return bool(self.signal.discount) or self.rule.discounts
 
-    @property
+    @cached_property
     def norms(self) -> dict[str, bool]:
         """Of which hyperparameters ‖g‖ and ‖∂θ/∂φ‖ are taken."""
         return {name: rule.reads_norms or (name == "lr" and self.signal.normalized) for name, rule in self.rules.items()}
 
-    @property
+    @cached_property
     def keeps_element(self) -> dict[str, float]:
         """What is kept of the learning rate of each element, by its name in the state, with what it is at first."""
         return {f"memory_{name}": value for name, value in self.rule.fresh().items()} if self.elements else {}

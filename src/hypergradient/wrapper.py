@@ -30,6 +30,7 @@ class Hypergradient(HypergradientOptimizer):
             ``momentum`` or first of two ``betas``: so far from the iterate to its average gradients are taken instead.
         horizon: how many past directions the hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default 1, under
             ``TuningFree`` a fifth of the run so far.
+        signal: ``Signal(...)`` instead of ``horizon``: a discounted trace, with curvature or without, or normalized hypergradients.
         scope: ``"group"``, ``"global"``, ``"tensor"`` or ``"element"`` (see ``SGDHD``). Default ``"group"``.
         lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
 
