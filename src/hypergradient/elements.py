@@ -13,9 +13,9 @@ from .execute import Numbers
 from .factors import adapted
 from .products import Bundle, last_direction, objective
 from .ranks import local
-from .rules import Rule
+from .rules import Rule, clipped
 from .setup import Setup
-from .tensors import Tensors, copy_all, dot, make_buffer, real
+from .tensors import Tensors, copy_all, dot, finite_zero, make_buffer, real
 
 
 class Moved(NamedTuple):
@@ -99,12 +99,13 @@ def turn_piece(
     h = h * alpha if numbers["by_alpha"] else h
     memory = {name: piece[f"new memory_{name}"] for name in rule.fresh()}
     move = rule.move(memory if c is None else memory | {"curvature": c}, alpha, numbers["beta"], h, abs(h), 1.0, torch)
-    new = {"lr": move.alpha.clamp(numbers["low"], numbers["high"])} | {f"memory_{name}": move.memory[name] for name in memory}
+    new = {"lr": clipped(move.alpha, numbers["low"], numbers["high"], torch)} | {f"memory_{name}": move.memory[name] for name in memory}
     fine = []
     for name, x in new.items():
-        there, finite = piece[f"new {name}"], x.isfinite()
+        there = piece[f"new {name}"]
+        finite = x.isfinite() if guards else finite_zero(x) == 0
         there.copy_(torch.where(finite, x, there) if guards else x)
-        fine.append(finite.all())
+        fine.append(finite.all() if guards else finite)
     whole = fine[0] if len(fine) == 1 else torch.stack(fine).all()
     return [whole] if c is None else [whole, dot(lr, c.to(lr.dtype))]
 

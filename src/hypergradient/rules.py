@@ -6,6 +6,7 @@ what it is, and chooses by ``where``. Rules are written for the learning rate, a
 of hyperparameters.py.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -340,6 +341,8 @@ def norms_of(x: Mapping[str, Any], xp: Any) -> tuple[Any, Any]:
 
 def clipped(x: Any, low: Any, high: Any, xp: Any) -> Any:
     """x inside bounds that are numbers, or columns; one of each too."""
+    if isinstance(low, float) and isinstance(high, float) and low == -math.inf and high == math.inf:
+        return x
     if isinstance(low, Tensor) != isinstance(high, Tensor):
         return x.clamp(min=low).clamp(max=high)
     return xp.clamp(x, low, high)

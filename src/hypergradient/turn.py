@@ -51,8 +51,8 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
     if waits is not None:  # there was no gradient yet
         found = {name: xp.where(waits, x.get(name, value), value) for name, value in found.items()}
     alpha = found["alpha"]
-    if not (isinstance(x["low"], float) and x["low"] == -math.inf and isinstance(x["high"], float) and x["high"] == math.inf):
-        inside = clipped(alpha, x["low"], x["high"], xp)
+    inside = clipped(alpha, x["low"], x["high"], xp)
+    if inside is not alpha:
         found["alpha"] = alpha = xp.where(alpha == before, alpha, inside)
     fine = True if largest is None else abs(alpha) + (h - h) <= largest
     if rule.averages:
