@@ -43,7 +43,7 @@ def ranked(table: Sequence[Row]) -> list[str]:
 
 def rho(table: Sequence[Row]) -> Figure:
     """Methods from top to bottom by their median on validation; each workload and base a dot, medians of a set as bars."""
-    methods = ranked(table)
+    methods, sets = ranked(table), [judged for judged in LOOKS if any(row.judged == judged for row in table)]
     figure = Figure(figsize=(12, 0.4 * len(methods) + 1.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, title, name in zip(axes, ("training loss", "validation loss"), ("rho_train", "rho_valid"), strict=True):
@@ -54,7 +54,8 @@ def rho(table: Sequence[Row]) -> Figure:
         axis.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        for judged, (colour, above) in LOOKS.items():
+        for judged in sets:
+            colour, above = LOOKS[judged] if len(sets) > 1 else (LOOKS[judged][0], 0.0)
             for y, method in enumerate(methods):
                 own = [inside(getattr(row, name)) for row in table if row.method == method and row.judged == judged]
                 if own:
@@ -63,9 +64,8 @@ def rho(table: Sequence[Row]) -> Figure:
     axes[0].set_yticks(range(len(methods)), [TITLES[method] for method in methods])
     for text in axes[0].get_yticklabels():
         text.set_fontweight("bold" if text.get_text().startswith("HD,") else "normal")
-    figure.legend(
-        [Line2D([], [], color=colour, marker="o") for colour, _ in LOOKS.values()], SETS.values(), loc="outside lower center", ncols=2
-    )
+    handles = [Line2D([], [], color=LOOKS[judged][0], marker="o") for judged in sets]
+    figure.legend(handles, [SETS[judged] for judged in sets], loc="outside lower center", ncols=2)
     return figure
 
 
