@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cases import Problem, flat, resumed, turns
-from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient
+from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Autostep, Hypergradient, LionRule, Signal
 from hypergradient.average import joined, part
 
 MAKE = [
@@ -144,3 +144,26 @@ def test_a_rest_is_not_kept_of_wider_parameters() -> None:
     twin.load_state_dict(copy.deepcopy(opt.state_dict()))
     other.train(twin, 2, start=20)
     assert not any("rest" in own for own in twin.state.values())
+
+
+TRACED = [
+    pytest.param(partial(SGDHD, rule=Additive(1e-6), signal=Signal(0.9999)), id="SGDHD"),
+    pytest.param(partial(AdamWHD, lr=1e-3, rule=LionRule(1e-2, log=True), signal=Signal(0.9999), capturable=True), id="AdamWHD-capturable"),
+    pytest.param(partial(SGDHD, lr=1e-2, rule=Autostep(), signal=Signal(1.0, curvature="squares"), scope="element"), id="Autostep"),
+]
+
+
+@pytest.mark.parametrize(("make", "dtype"), turns(TRACED, HALF, 2))
+def test_a_discounted_trace_forgets_what_it_should(make: Any, dtype: torch.dtype) -> None:
+    """1 − 1e-4 is 1 in 16 bits: in these z would only grow. It is float32, also where it goes on from a checkpoint."""
+
+    def start() -> tuple[Problem, Any]:
+        problem = Problem(dtype)
+        return problem, make(problem.parameters())
+
+    whole, opt, second, resumed_opt = resumed(start)
+    assert torch.equal(flat(whole.parameters()), flat(second.parameters()))
+    for p in whole.parameters():
+        assert opt.state[p]["trace"].dtype == torch.float32
+    for p in second.parameters():
+        assert resumed_opt.state[p]["trace"].dtype == torch.float32

@@ -100,7 +100,7 @@ def restore(opt: Any, state_dict: Mapping[str, Any]) -> None:
         for name, value in state_dict["state"].get(i, {}).items():
             if name == "applied":
                 opt.state[p][name] = bool(opt.state[p][name])  # as it was loaded: the wrapper forgets some
-            elif name == "trace" and setup.rule.averages and p.dtype in HALVES:
+            elif name.startswith("trace") and setup.widens and p.dtype in HALVES:
                 opt.state[p][name] = value.to(p.device, torch.float32)
             elif name in setup.keeps_element and isinstance(value, Tensor) and value.shape == p.shape:
                 opt.state[p][name] = value.to(p.device)  # as wide as it was

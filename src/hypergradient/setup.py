@@ -81,6 +81,11 @@ class Setup:
         """Whether the trace is that of a signal or of the rule, which has all in it that a step moves by."""
         return bool(self.signal.discount) or self.rule.discounts
 
+    @property
+    def widens(self) -> bool:
+        """Whether the trace of parameters of 16 bits is float32: what it forgets in a step would be rounded away."""
+        return self.rule.averages or self.discounted
+
     @cached_property
     def norms(self) -> dict[str, bool]:
         """Of which hyperparameters ‖g‖ and ‖∂θ/∂φ‖ are taken."""

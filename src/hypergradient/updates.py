@@ -183,7 +183,8 @@ def advance(setup: Setup, plan: Plan, bundle: Bundle, numbers: Numbers, shared: 
     missing = [name for name in wants if first.get(name) is None]
     for name in missing:
         value = plan.found["alpha"][plan.dials.index[bundle.rows[0]]] if name == "lr" else 0.0
-        make_buffers(bundle.states, name, bundle.params, value, torch.float32 if half and name == "trace" else None)
+        wide = name.startswith("trace") and bundle.params[0].dtype in HALVES and setup.widens
+        make_buffers(bundle.states, name, bundle.params, value, torch.float32 if wide else None)
         for p, own in zip(bundle.params, bundle.states, strict=True) if name in direction.copies else ():
             own[name].copy_(p)
     goes = numbers.get("goes")
