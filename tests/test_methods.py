@@ -33,6 +33,7 @@ from hypergradient import (
     Marthe,
     Multiplicative,
     Signal,
+    TuningFree,
 )
 from methods import Adam, Online, Sgd, composed
 
@@ -858,6 +859,9 @@ REFUSED = [
         ValueError,
         "part",
     ),
+    (make(HDM, hypergrad_lr=-1.0), ValueError, "hypergrad_lr must be a finite number >= 0"),
+    (make(HDM, momentum_lr=-1.0), ValueError, "momentum_lr must be a finite number >= 0"),
+    (make(HDM, rule=TuningFree(), scope="group", signal=None), ValueError, "HDM takes a rule that does not average"),
     (lambda: Additive(Adapted(0.0, LionRule(1e-3, log=True))), ValueError, "can never leave 0"),
 ]
 
@@ -870,6 +874,14 @@ def test_refused(call: Any, exception: Any, message: str) -> None:
 
 REFUSED_AT_STEP = [
     pytest.param(SGDHD, {"lr": 0.01, "hypergrad_lr": 1e-3, "signal": HESSIAN}, 1, RuntimeError, r"create_graph=True", id="no graph"),
+    pytest.param(
+        SGDHD,
+        {"lr": 0.01, "hypergrad_lr": 1e-3, "signal": Signal(0.9, curvature=lambda p: torch.ones(7))},
+        0,
+        ValueError,
+        r"parameter's shape .* got \(7,\)",
+        id="curvature of another shape",
+    ),
     pytest.param(HDM, {"monotone": True}, 0, (TypeError, ValueError, RuntimeError), "closure", id="no closure"),
 ]
 
@@ -884,3 +896,21 @@ def test_refused_at_step(ours: Any, options: dict, first: int, exception: Any, m
     with pytest.raises(exception, match=message):
         on_training(opt, problem, first)
     torch.testing.assert_close((flat(problem.parameters()), opt.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_hdm_without_lr_has_a_schedule_multiply(capturable: bool) -> None:
+    """α starts from 0, which no factor can leave: lr reads 1 before the first step, and the schedule is a factor on α."""
+    problem = small()
+    opt = HDM(problem.parameters(), scope="group", capturable=capturable)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 0.5)
+    for t in range(4):
+        problem.train(opt, 1, t)
+        scheduler.step()
+    (group,) = opt.param_groups
+    assert float(group["adapted_lr"]) > 0
+    torch.testing.assert_close(float(group["alpha"]), 0.5 * float(group["adapted_lr"]))
+    alone = HDM(problem.parameters(), scope="group", capturable=capturable)
+    assert alone.param_groups[0]["lr"] == 1
+    problem.train(alone, 1)
+    assert alone.param_groups[0]["lr"] == 0

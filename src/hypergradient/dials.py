@@ -181,11 +181,11 @@ class Scope:
 
         Args:
             groups: the param groups.
-            started: whether a device takes it that the rule has found a learning rate; the host sees it.
+            started: whether it is taken that the rule has found a learning rate, as on a device; the host sees it otherwise.
         """
         for group in groups:
             place = place_of(group)
-            if group.get("lr_free") and (started if self.numbers.on_device else group[place] != 0):
+            if group.get("lr_free") and (started or (not self.numbers.on_device and group[place] != 0)):
                 group["lr_free"] = False
             elif group.get("lr_free") and place == "lr":
                 swap(group, "lr", 0.0, 1.0)

@@ -150,7 +150,7 @@ def write(opt: Any, plan: Plan, moved: bool = False) -> None:
     numbers.put(dials.write_means(groups, opt.state, "beta" in plan.found))
     if moved:
         numbers.put(dials.used(groups, plan.dials))
-    dials.wrote(groups, opt.begun >= BEGINS)
+    dials.wrote(groups, (numbers.on_device and opt.begun >= BEGINS) or not opt.setup.rule.averages)
 
 
 def warn_of_writing(opt: Any) -> None:

@@ -60,6 +60,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         direction: Direction,
         *,
         default_hypergrad_lr: float,
+        default_lr: float = 1e-3,
         hypergrad_lr: float | None = None,
         rule: Rule | None = None,
         adapt: Mapping[str, Any] | None = None,
@@ -84,9 +85,9 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         self.hypergradients: list[Any] = []
         self.last_h: Tensor | None = None
         self.other_hypergradients: list[dict[str, Any]] = []
-        self.free = options["lr"] is None and self.setup.rule.averages
+        self.free = options["lr"] is None and (self.setup.rule.averages or default_lr == 0)
         if options["lr"] is None:
-            options["lr"] = 1.0 if self.free else 1e-3
+            options["lr"] = 1.0 if self.free else default_lr
         if options.get("betas", ()) is None:
             options["betas"] = (0.9, 0.99 if self.setup.direction.between else 0.999)
         own = {"hypergrad_lr": self.setup.rule.first_beta, "lr_bounds": lr_bounds}

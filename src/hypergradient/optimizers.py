@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import directions
+from .checks import check_number
 from .learners import AdaGradRule
 from .optimizer import HypergradientOptimizer, Shared
 from .signal import Signal
@@ -134,7 +135,7 @@ class HDM(HypergradientOptimizer):
 
     Args:
         {params}
-        lr: α_0 >= 0. Default 0.
+        lr: α_0 >= 0. Default 0, which reads 1 before the first step, so that a scheduler has something to multiply.
         momentum: μ_0 in [0, 0.9995]. Default 0.95.
         weight_decay: coupled L2 penalty λ >= 0; λθ is part of g. Default 0.
         monotone: take null steps; needs ``step(closure)``, whose loss counts, and whose gradients are those of all data. Default False.
@@ -174,7 +175,7 @@ class HDM(HypergradientOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.0,
+        lr: float | Tensor | None = None,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         *,
@@ -183,14 +184,17 @@ class HDM(HypergradientOptimizer):
         momentum_lr: float = 1.0,
         **shared: Unpack[Shared],
     ) -> None:
+        check_number("momentum_lr", momentum_lr)
         if not ({"rule", "adapt"} & {name for name, value in shared.items() if value is not None}):
             eta = shared.pop("hypergrad_lr", None)
-            shared["adapt"] = {"lr": AdaGradRule(0.1 if eta is None else eta), "momentum": AdaGradRule(momentum_lr, log=False)}
+            eta = 0.1 if eta is None else eta
+            check_number("hypergrad_lr", eta)
+            shared["adapt"] = {"lr": AdaGradRule(eta), "momentum": AdaGradRule(momentum_lr, log=False)}
             shared.setdefault("bounds", {"momentum": (0.0, 0.9995)})
         own: Shared = {"signal": Signal(normalized=True), "scope": "element", "lr_bounds": (0.0, None)}
         own.update(shared)
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, options, directions.HeavyBall(monotone=monotone), default_hypergrad_lr=0.1, **own)
+        super().__init__(params, options, directions.HeavyBall(monotone=monotone), default_hypergrad_lr=0.1, default_lr=0.0, **own)
         if self.setup.rule.averages:
             raise ValueError("HDM takes a rule that does not average: SGDHD has momentum that TuningFree can leave to the average")
 

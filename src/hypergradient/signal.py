@@ -87,10 +87,15 @@ def curvatures(signal: Signal, dials: Iterable[Sequence[Tensor]], state: Mapping
 
     Raises:
         RuntimeError: the gradients have no graph.
+        ValueError: a function gives another shape.
     """
-    if callable(signal.curvature):
-        return {p: signal.curvature(p) for own in dials for p in own}
     found: dict[Tensor, Tensor] = {}
+    if callable(signal.curvature):
+        for p in (p for own in dials for p in own):
+            found[p] = signal.curvature(p)
+            if found[p].shape != p.shape:
+                raise ValueError(f"curvature must give a tensor of its parameter's shape {tuple(p.shape)}, got {tuple(found[p].shape)}")
+        return found
     for own in ([p for p in dial if "trace" in state.get(p, ())] for dial in dials if signal.curvature == "hessian"):
         grads = [p.grad for p in own if p.grad is not None and p.grad.requires_grad]
         if len(grads) < len(own):
