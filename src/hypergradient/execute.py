@@ -31,6 +31,9 @@ BLOCK = 262_144
 #: Elements of a piece where nothing but dot products is made of it: few calls, and few numbers to sum in float32.
 DOTS = 1 << 22
 
+#: Elements from which on a tensor goes alone through work that makes many temporaries, which stay in the cache then.
+TINY = 2048
+
 #: Bytes of all that a step may hold for a time on an accelerator.
 TEMPORARY = 256 << 20
 
@@ -55,12 +58,12 @@ def blocks(tensors: Mapping[str, Tensor], size: int = BLOCK) -> Iterator[dict[st
         yield {name: pieces[i] for name, pieces in flat.items()}
 
 
-def parts(sizes: Sequence[int]) -> list[list[int]]:
+def parts(sizes: Sequence[int], small: int = SMALL) -> list[list[int]]:
     """Which tensors are worked on together, in order: large ones alone, small ones up to ``BLOCK`` elements."""
     found: list[list[int]] = []
     filled = BLOCK + 1
     for i, size in enumerate(sizes):
-        if size >= SMALL:
+        if size >= small:
             found.append([i])
             continue
         filled += size
@@ -190,7 +193,7 @@ class Runner:
         narrow = tensors["p"][0].dtype.itemsize < 4 and any(isinstance(x, Tensor) for x in numbers.values())
         pieces = tensors["p"][0].device.type == "cpu" and not narrow
         rest: list[int] = []
-        together = parts(sizes) if pieces else [[i] for i in range(len(sizes))]
+        together = parts(sizes, TINY if flat else SMALL) if pieces else [[i] for i in range(len(sizes))]
         if writes and pieces:  # in the other order than for the dot products: what these read last is in the cache yet
             together.reverse()
         for part in together:

@@ -116,16 +116,17 @@ def with_gradients(ranks: Ranks, groups: Sequence[Group], state: State, given: M
     return found
 
 
-def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor]) -> list[Bundle]:
+def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor], sums: bool = True) -> list[Bundle]:
     """The tensors in bundles: of a param group, alike in dtype, device, buffers and numbers.
 
     Args:
         setup: the optimizer's parts.
         rows: the tensors.
         kept: those whose gradients are to be kept, which are not put with others.
+        sums: whether the sums of each tensor are asked for, where each has learning rates of its own.
     """
     buffers = (*setup.direction.buffers, "gradient", "trace", "trace_momentum", "rest", *("lr",) * setup.elements)
-    apart = setup.scope in ("tensor", "element") and not setup.lists  # each has numbers of its own
+    apart = sums and setup.scope in ("tensor", "element") and not setup.lists
     marks = ("applied",) if setup.lists and not setup.elements else ("applied", *setup.direction.counts, *("late",) * setup.rule.averages)
     found: dict[Any, Bundle] = {}
     for i, g, group, p, grad, state, spec in rows:
