@@ -15,7 +15,7 @@ from .products import Bundle, last_direction, objective
 from .ranks import local
 from .rules import Rule, clipped
 from .setup import Setup
-from .tensors import Tensors, copy_all, dot, finite_zero, make_buffer, real
+from .tensors import Tensors, copy_all, dot, finite_zero, make_buffer, real, wide
 
 
 class Moved(NamedTuple):
@@ -26,9 +26,12 @@ class Moved(NamedTuple):
     new: dict[str, list[Tensor]]
 
 
-def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapping[Tensor, Tensor]) -> tuple[list[Moved], list[Tensor]]:
+def turn_elements(
+    setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapping[Tensor, Tensor], groups: int
+) -> tuple[list[Moved], list[Tensor]]:
     """α of each element and what its rule keeps, of its own h = −g d; and whether they are finite, in parts."""
-    found, fine, reached = list[Moved](), list[Tensor](), dict[int, list[Tensor]]()
+    found, fine = list[Moved](), list[Tensor]()
+    reached = {spec: torch.zeros(groups, dtype=wide(setup.ranks.device), device=setup.ranks.device) for spec in setup.ranks.specs}
     for bundle in bundles:
         tensors = bundle.split()
         moved = "trace" in tensors or bundle.states[0].get("applied", False) is not False
@@ -43,18 +46,15 @@ def turn_elements(setup: Setup, bundles: Sequence[Bundle], own: bool, bent: Mapp
             tensors["curvature"] = [local(real(bent[p])) for p in bundle.params]
         numbers = (setup.direction.objective(bundle.group) if own else {}) | numbers_of_elements(setup, bundle, moved, "trace" in tensors)
         fixed = setup.rule, setup.direction, own, moved, setup.numbers.on_device
-        pieces = setup.run(turn_piece, tensors, numbers, *fixed, writes=True, flat=True, live=8)
-        fine += [kinds[0][0] for _, kinds in pieces]
-        if setup.rule.caps:
-            own_sum = sum(
-                (kinds[1][0].double() for _, kinds in pieces), torch.zeros((), dtype=torch.float64, device=tensors["p"][0].device)
-            )
-            reached.setdefault(bundle.g, []).append(setup.ranks.add_up(own_sum, bundle.spec or ()))
-    for g, parts in reached.items():  # no step goes beyond what the curvature allows
-        most = torch.stack(parts).sum()
+        for _, (whole, *sums) in setup.run(turn_piece, tensors, numbers, *fixed, writes=True, flat=True, live=8):
+            fine += whole
+            for x in sums:
+                reached[bundle.spec or ()][bundle.g] += x[0]
+    if setup.rule.caps:  # Σ α c ≤ 1: no step goes beyond what the curvature allows
+        most = torch.stack([setup.ranks.add_up(x, spec) for spec, x in reached.items()]).sum(0)
         divisor = torch.where(most.isfinite(), most, 1.0).clamp(min=1.0)
-        for column in (moved.new["lr"] for moved in found if moved.bundle.g == g):
-            Tensors(column).div_(divisor.to(column[0].dtype))
+        for bundle, _, new in found:
+            Tensors(new["lr"]).div_(divisor[bundle.g].to(new["lr"][0].dtype))
     return found, fine
 
 
@@ -92,9 +92,9 @@ def turn_piece(
     Where only the device knows whether they are finite it ``guards`` what was there, so that no product with 0 is NaN.
     """
     lr = piece["new lr"]
-    wide = torch.promote_types(lr.dtype, torch.float32)  # in float16 g d is soon infinite, or 0
-    g, alpha = objective(piece, numbers, direction, own).to(wide), lr.to(wide)
-    c = (piece["curvature"].to(wide) if "curvature" in piece else g * g) if rule.caps else None
+    dtype = torch.promote_types(lr.dtype, torch.float32)  # in float16 g d is soon infinite, or 0
+    g, alpha = objective(piece, numbers, direction, own).to(dtype), lr.to(dtype)
+    c = (piece["curvature"].to(dtype) if "curvature" in piece else g * g) if rule.caps else None
     h = -(g * last_direction(piece, numbers, direction)) * numbers["weight"] if moved else torch.zeros_like(g)
     h = h * alpha if numbers["by_alpha"] else h
     memory = {name: piece[f"new memory_{name}"] for name in rule.fresh()}
