@@ -61,7 +61,8 @@ def turn_elements(
 def elements_of(setup: Setup, bundle: Bundle, like: Sequence[Tensor]) -> dict[str, list[Tensor]]:
     """The learning rates of elements and what their rule keeps, as they are in the states, or as they start."""
     found = {name: [local(real(state[name])) for state in bundle.states if name in state] for name in ("lr", *setup.keeps_element)}
-    for name, value in {"lr": adapted(bundle.group), **setup.keeps_element}.items():
+    lr = adapted(bundle.group)
+    for name, value in {"lr": lr.reshape(()) if isinstance(lr, Tensor) else lr, **setup.keeps_element}.items():
         if not found[name]:
             dtypes = [p.dtype if name == "lr" else torch.promote_types(p.dtype, torch.float32) for p in like]
             found[name] = [torch.empty_like(p, dtype=dtype).fill_(value) for p, dtype in zip(like, dtypes, strict=True)]
