@@ -31,7 +31,8 @@ def turn_elements(
 ) -> tuple[list[Moved], list[Tensor]]:
     """α of each element and what its rule keeps, of its own h = −g d; and whether they are finite, in parts."""
     found, fine = list[Moved](), list[Tensor]()
-    reached = {spec: torch.zeros(groups, dtype=wide(setup.ranks.device), device=setup.ranks.device) for spec in setup.ranks.specs}
+    specs = setup.ranks.specs if setup.rule.caps else ()
+    reached = {spec: torch.zeros(groups, dtype=wide(setup.ranks.device), device=setup.ranks.device) for spec in specs}
     for bundle in bundles:
         tensors = bundle.split()
         moved = "trace" in tensors or bundle.states[0].get("applied", False) is not False
@@ -50,7 +51,7 @@ def turn_elements(
             fine += whole
             for x in sums:
                 reached[bundle.spec or ()][bundle.g] += x[0]
-    if setup.rule.caps:  # Σ α c ≤ 1: no step goes beyond what the curvature allows
+    if reached:  # Σ α c ≤ 1: no step goes beyond what the curvature allows
         most = torch.stack([setup.ranks.add_up(x, spec) for spec, x in reached.items()]).sum(0)
         divisor = torch.where(most.isfinite(), most, 1.0).clamp(min=1.0)
         for bundle, _, new in found:
@@ -77,8 +78,7 @@ def numbers_of_elements(setup: Setup, bundle: Bundle, moved: bool, traced: bool)
     if not moved:
         return found
     if not traced:
-        state = {name: bundle.number(name, setup.numbers) for name in setup.direction.counts} | {"lr": bundle.last_lr(setup)}
-        found |= setup.direction.last_numbers(state, group["last"]) | bundle.factor_of_elements
+        found |= setup.direction.last_numbers(bundle.last_state(setup), group["last"]) | bundle.factor_of_elements
     weight: Any = 1.0 if traced and (of_log or setup.discounted) else bundle.last_factor  # which has it in it already
     applied = bundle.states[0].get("applied")
     weight = weight * applied if isinstance(applied, Tensor) else weight

@@ -92,8 +92,7 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> Plan:
     own_turn = partial(turn, rule, None if unbounded else largest, None if setup.elements else setup.memory)
     turned = numbers.each(own_turn, columns, dials.size)
     moved = others.batches(setup.adapted, setup.bounds, groups, sums, numbers)
-    of_elements = bundles(setup, rows, (), sums=False) if setup.elements else []
-    new, fine = turn_elements(setup, of_elements, own, bent, len(groups)) if setup.elements else ([], [])
+    new, fine = turn_elements(setup, bundles(setup, rows, (), sums=False), own, bent, len(groups)) if setup.elements else ([], [])
     for held in (every(turned["fine"]), *(every(batch.found["fine"]) for batch in moved), all_of(fine)):
         ok = held if ok is True else ok if held is True else ok & held
     if setup.elements and setup.ranks.many:

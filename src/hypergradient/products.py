@@ -91,6 +91,10 @@ class Bundle:
         lr = 1.0 if setup.elements else self.number("lr", setup.numbers)
         return lr if setup.elements or (isinstance(self.last_factor, float) and self.last_factor == 1) else lr * self.last_factor
 
+    def last_state(self, setup: Setup) -> dict[str, Any]:
+        """The numbers of the last step that coefficients of its direction are made of: counts, and what it moved them by."""
+        return {name: self.number(name, setup.numbers) for name in setup.direction.counts} | {"lr": self.last_lr(setup)}
+
 
 def with_gradients(ranks: Ranks, groups: Sequence[Group], state: State, given: Mapping[Tensor, Tensor] | None) -> list[Row]:
     """The tensors that have a gradient, in ``p.grad`` or among those that ``adapt()`` was given.
@@ -173,9 +177,8 @@ def terms(setup: Setup, bundle: Bundle, own: bool, adapts: bool) -> Iterator[tup
     now = direction.objective(group) if own else {}
     last: Numbers = {}
     if names or (moved and "trace" not in tensors):
-        state = {name: bundle.number(name, setup.numbers) for name in direction.counts} | {"lr": bundle.last_lr(setup)}
         of = partial(LAST_STEPS[type(direction)].numbers, direction) if names else direction.last_numbers
-        last = of(state, group["last"]) | (bundle.factor_of_elements if setup.elements else {})
+        last = of(bundle.last_state(setup), group["last"]) | (bundle.factor_of_elements if setup.elements else {})
     norms = setup.norms
     ready = "trace" in tensors or direction.stored  # no work but dot products of tensors that there are
     light = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not moved)
