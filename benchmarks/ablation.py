@@ -24,11 +24,11 @@ from matplotlib.lines import Line2D
 
 from hypergradient import TuningFree
 from hypergradient.directions import SGD, Adam
-from hypergradient.lab import plots
-from hypergradient.lab.compare.command import data_files
+from hypergradient.lab.cli.compare import data_files
 from hypergradient.lab.compare.runs import Job, attempt
 from hypergradient.lab.compare.table import BASES
-from hypergradient.lab.engine import flush_denormals
+from hypergradient.lab.experiments import plots
+from hypergradient.lab.runs.engine import flush_denormals
 from hypergradient.lab.workloads import WORKLOADS
 from hypergradient.optimizer import HypergradientOptimizer
 

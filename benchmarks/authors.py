@@ -12,10 +12,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from hypergradient.lab.config import TITLES, Config
-from hypergradient.lab.data import load
-from hypergradient.lab.store import Folder
-from hypergradient.lab.train import train
+from hypergradient.lab.runs.config import TITLES, Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.runs.store import Folder
+from hypergradient.lab.runs.train import train
 
 from .report import machine, sentence
 

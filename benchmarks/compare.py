@@ -17,12 +17,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from hypergradient.lab.cli.compare import drawn
 from hypergradient.lab.compare import plots, table, verdict
-from hypergradient.lab.compare.command import drawn
 from hypergradient.lab.compare.methods import FIELD
 from hypergradient.lab.compare.runs import Result, results_of
-from hypergradient.lab.config import PEERS
-from hypergradient.lab.store import Folder
+from hypergradient.lab.runs.config import PEERS
+from hypergradient.lab.runs.store import Folder
 
 from .report import machine
 

@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 
 from matplotlib.figure import Figure
 
-from hypergradient.lab import plots
-from hypergradient.lab.compare.command import data_files
+from hypergradient.lab.cli.compare import data_files
 from hypergradient.lab.compare.runs import Job, attempt
+from hypergradient.lab.experiments import plots
 from hypergradient.lab.workloads import WORKLOADS
 
 from .ablation import begin

@@ -24,10 +24,10 @@ from torch.optim.swa_utils import update_bn
 
 from hypergradient.lab.compare.runs import RUNS, TUNED, Job, decay_groups, make_optimizer, state_bytes
 from hypergradient.lab.compare.table import markdown, number, pair_of, title_of
-from hypergradient.lab.config import LabError, first_line
-from hypergradient.lab.data import Data
-from hypergradient.lab.peers import step_of
-from hypergradient.lab.store import Folder
+from hypergradient.lab.errors import LabError, first_line
+from hypergradient.lab.runs.data import Data
+from hypergradient.lab.runs.peers import step_of
+from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.workloads.problem import Order, seeded
 
 from .gpu_parts import Mixed, Part, gpt, resnet

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hypergradient.lab.compare.runs import Job
-from hypergradient.lab.config import LabError
-from hypergradient.lab.data import Data, load
-from hypergradient.lab.models import RandomCropFlip
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.runs.data import Data, load
+from hypergradient.lab.runs.models import RandomCropFlip
 from hypergradient.lab.workloads.sequence import Gpt
 
 from .text import FOLDERS, gather, text_data

@@ -22,10 +22,10 @@ from matplotlib.lines import Line2D
 from torch.nn.functional import cross_entropy
 
 from hypergradient import SGDHD, AdamHD, Additive, Multiplicative
-from hypergradient.lab.data import Data, load
-from hypergradient.lab.engine import flush_denormals, limited, shuffled
-from hypergradient.lab.models import make_model
-from hypergradient.lab.train import evaluate
+from hypergradient.lab.runs.data import Data, load
+from hypergradient.lab.runs.engine import flush_denormals, limited, shuffled
+from hypergradient.lab.runs.models import make_model
+from hypergradient.lab.runs.train import evaluate
 
 from .report import machine, sentence
 

@@ -9,10 +9,10 @@ import argparse
 import csv
 from pathlib import Path
 
-from hypergradient.lab.config import Config
-from hypergradient.lab.data import load
-from hypergradient.lab.store import Folder
-from hypergradient.lab.train import train
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.runs.store import Folder
+from hypergradient.lab.runs.train import train
 
 from .report import machine, sentence
 

@@ -23,13 +23,13 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
-from hypergradient.lab.config import Config
-from hypergradient.lab.data import Data, load
-from hypergradient.lab.engine import shuffled
-from hypergradient.lab.ensemble import Ensemble
-from hypergradient.lab.heatmap import VALUES
-from hypergradient.lab.store import Folder
-from hypergradient.lab.train import Run, train
+from hypergradient.lab.experiments.heatmap import VALUES
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.data import Data, load
+from hypergradient.lab.runs.engine import shuffled
+from hypergradient.lab.runs.ensemble import Ensemble
+from hypergradient.lab.runs.store import Folder
+from hypergradient.lab.runs.train import Run, train
 
 from .report import machine, sentence
 

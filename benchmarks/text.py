@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from hypergradient.lab.config import LabError
-from hypergradient.lab.data import Data
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.runs.data import Data
 
 #: Where a Debian machine has text, and where its Python has; what is not there is left out.
 FOLDERS = ("/usr/share/doc", "/usr/share/man", "/usr/lib/python3", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))

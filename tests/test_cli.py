@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hypergradient.lab import demo as room
 from hypergradient.lab import main
-from hypergradient.lab.config import TITLES
+from hypergradient.lab.experiments import demo as room
+from hypergradient.lab.runs.config import TITLES
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -17,17 +17,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypergradient.lab.cli.compare import chosen, start
 from hypergradient.lab.compare import table
-from hypergradient.lab.compare.command import chosen, start
 from hypergradient.lab.compare.methods import FIELD
 from hypergradient.lab.compare.plan import GRID, GUESS, bracket, drive, peers_of, plans, tuned
 from hypergradient.lab.compare.runs import METHODS, Job, Result, attempt, cosine, result, results_of
 from hypergradient.lab.compare.workers import Workers
-from hypergradient.lab.config import PEERS, LabError
-from hypergradient.lab.data import Data
-from hypergradient.lab.engine import StoppedError
-from hypergradient.lab.peers import MODULES
-from hypergradient.lab.store import Folder
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.runs.config import PEERS
+from hypergradient.lab.runs.data import Data
+from hypergradient.lab.runs.engine import StoppedError
+from hypergradient.lab.runs.peers import MODULES
+from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.workloads import FAMILIES, WORKLOADS, fine_tuning
 from kills import first_dies
 from test_cli import call

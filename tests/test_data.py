@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from hypergradient.lab.config import LabError
-from hypergradient.lab.data import load
-from hypergradient.lab.train import evaluate
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.runs.train import evaluate
 
 
 def write(folder: Path, split: str, *, size: int = 6, labels: list[int] | None = None, channels: int = 1, **columns: object) -> None:

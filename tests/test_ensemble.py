@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hypergradient.lab.config import Config
-from hypergradient.lab.data import load
-from hypergradient.lab.engine import shuffled
-from hypergradient.lab.ensemble import Ensemble
-from hypergradient.lab.train import Run, evaluate
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.runs.engine import shuffled
+from hypergradient.lab.runs.ensemble import Ensemble
+from hypergradient.lab.runs.train import Run, evaluate
 
 FAMILIES = {
     "sgd": [

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hypergradient.lab import data
-from hypergradient.lab.config import Config
-from hypergradient.lab.curves import data_of, sensitivity, tuning
-from hypergradient.lab.heatmap import COLUMNS, Row, cells, figure, grid, write_csv
-from hypergradient.lab.plots import by_optimizer, curves
-from hypergradient.lab.store import Folder, History
+from hypergradient.lab.experiments.curves import data_of, sensitivity, tuning
+from hypergradient.lab.experiments.heatmap import COLUMNS, Row, cells, figure, grid, write_csv
+from hypergradient.lab.experiments.plots import by_optimizer, curves
+from hypergradient.lab.runs import data
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.store import Folder, History
 from test_cli import call
 
 

@@ -14,10 +14,10 @@ import torch
 from benchmarks import gpu, gpu_parts, text
 
 from hypergradient.average import is_average
-from hypergradient.lab import peers
 from hypergradient.lab.compare.runs import RUNS, Job
-from hypergradient.lab.config import LabError
-from hypergradient.lab.data import Data
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.runs import peers
+from hypergradient.lab.runs.data import Data
 
 LRS = {"gpt": (3e-4, 6e-4, 1.2e-3), "resnet": (0.2, 0.4, 0.8)}
 PEERS = {"gpt": ("prodigy-plus", "schedule-free-adamw"), "resnet": ("dog",)}

@@ -16,7 +16,7 @@ from hypergradient.lab.compare.methods import FIELD, FIELD_GIVEN
 from hypergradient.lab.compare.plan import drive, field, tuned
 from hypergradient.lab.compare.runs import AHEAD, RUNS, Job, Result, attempt, held_out, make_optimizer, result
 from hypergradient.lab.compare.table import rows
-from hypergradient.lab.store import Folder
+from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.workloads import WORKLOADS
 from test_cli import call
 from test_compare import TINY, Fakes, played

@@ -7,18 +7,19 @@ from threading import Event
 import pytest
 import torch
 
-from hypergradient.lab.config import Config, LabError
-from hypergradient.lab.data import load
-from hypergradient.lab.models import RandomCropFlip, cnn_bn, make_model
-from hypergradient.lab.store import Folder
-from hypergradient.lab.sweep import sweep
-from hypergradient.lab.train import Run, train
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.runs.models import RandomCropFlip, cnn_bn, make_model
+from hypergradient.lab.runs.store import Folder
+from hypergradient.lab.runs.train import Run, train
+from hypergradient.lab.sweeps.sweep import sweep
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
 OWN = """
 from torch import nn
-from hypergradient.lab.models import RandomCropFlip
+from hypergradient.lab.runs.models import RandomCropFlip
 
 
 def small(shape, classes):

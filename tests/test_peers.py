@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from hypergradient.lab.config import PEERS, Config, LabError
-from hypergradient.lab.data import Data, load
-from hypergradient.lab.models import make_model
-from hypergradient.lab.peers import MODULES
-from hypergradient.lab.store import Folder
-from hypergradient.lab.sweep import sweep
-from hypergradient.lab.train import Run, evaluate, train
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.runs.config import PEERS, Config
+from hypergradient.lab.runs.data import Data, load
+from hypergradient.lab.runs.models import make_model
+from hypergradient.lab.runs.peers import MODULES
+from hypergradient.lab.runs.store import Folder
+from hypergradient.lab.runs.train import Run, evaluate, train
+from hypergradient.lab.sweeps.sweep import sweep
 from test_cli import call
 
 SHORT = Config("digits", limit=256, epochs=2, batch_size=64, weight_decay=0.0)
@@ -83,7 +84,7 @@ def test_train_without_a_learning_rate(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_missing_package_of_a_peer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("hypergradient.lab.peers.find_spec", lambda name: None)
+    monkeypatch.setattr("hypergradient.lab.runs.peers.find_spec", lambda name: None)
     config = replace(SHORT, optimizer="dog", lr=0.0, hypergrad_lr=None)
     with pytest.raises(LabError, match=r"--optimizer dog needs the package dog: pip install 'hypergradient\[peers\]'"):
         sweep([config], load("digits"), tmp_path)

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from hypergradient.lab import figures, heatmap, report, stored, tower
 from hypergradient.lab.compare.runs import Job, Result
-from hypergradient.lab.config import Config, LabError
-from hypergradient.lab.curves import sensitivity, tuning
-from hypergradient.lab.data import load
-from hypergradient.lab.store import FORMAT, Folder, provenance
-from hypergradient.lab.sweep import folder_of, sweep
-from hypergradient.lab.train import train
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.experiments import heatmap, tower
+from hypergradient.lab.experiments.curves import sensitivity, tuning
+from hypergradient.lab.pages import figures, report, stored
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.runs.store import FORMAT, Folder, provenance
+from hypergradient.lab.runs.train import train
+from hypergradient.lab.sweeps.sweep import folder_of, sweep
 from test_compare import made
 
 SHORT = Config("digits", limit=256, epochs=2, batch_size=64)

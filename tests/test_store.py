@@ -12,10 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hypergradient.lab.config import Config, LabError
-from hypergradient.lab.data import load
-from hypergradient.lab.events import label
-from hypergradient.lab.sweep import Store, folder_of, plan, sweep
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.loggers.tensorboard import label
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.sweeps.sweep import Store, folder_of, plan, sweep
 from test_cli import call
 
 GRID = [Config("digits", "logreg", "adam-hd", lr=lr, epochs=40) for lr in (1e-3, 1e-2, 1e-1)]

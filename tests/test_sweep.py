@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hypergradient.lab.config import Config, LabError
-from hypergradient.lab.data import load
-from hypergradient.lab.sweep import folder_of, sweep
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.sweeps.sweep import folder_of, sweep
 from kills import kill_often
 
 BASE = Config("digits", "logreg", "sgd-hd", epochs=40, threshold=0.25)

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 
 from hypergradient import Adapted, Additive, Multiplicative
-from hypergradient.lab import report, tower
-from hypergradient.lab.config import Config, LabError
-from hypergradient.lab.data import load
-from hypergradient.lab.engine import Summary
-from hypergradient.lab.figures import tower_figures
-from hypergradient.lab.store import Folder
-from hypergradient.lab.stored import Run
-from hypergradient.lab.sweep import Store, plan, sweep
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.experiments import tower
+from hypergradient.lab.pages import report
+from hypergradient.lab.pages.figures import tower_figures
+from hypergradient.lab.pages.stored import Run
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.runs.engine import Summary
+from hypergradient.lab.runs.store import Folder
+from hypergradient.lab.sweeps.sweep import Store, plan, sweep
 from kills import kill_often
 from test_cli import call
 from test_report import page_of

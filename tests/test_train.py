@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hypergradient.lab.config import TITLES, Config, LabError
-from hypergradient.lab.data import load
-from hypergradient.lab.engine import StoppedError, loss_of, shuffled
-from hypergradient.lab.store import Folder
-from hypergradient.lab.train import Run, train
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.runs.config import TITLES, Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.runs.engine import StoppedError, loss_of, shuffled
+from hypergradient.lab.runs.store import Folder
+from hypergradient.lab.runs.train import Run, train
 
 
 def tables(folder: Path) -> list[dict]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hypergradient.lab.config import Config
-from hypergradient.lab.data import Data, load
-from hypergradient.lab.store import Folder
-from hypergradient.lab.train import train
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.data import Data, load
+from hypergradient.lab.runs.store import Folder
+from hypergradient.lab.runs.train import train
 
 CIFAR = Path(__file__).parents[3] / "shared/data/cifar10"
 

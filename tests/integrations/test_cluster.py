@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import pytest
 
-from hypergradient.lab.config import Config, LabError
-from hypergradient.lab.data import load
-from hypergradient.lab.sweep import finished, folder_of, sweep
+from hypergradient.lab.errors import LabError
+from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.sweeps.sweep import finished, folder_of, sweep
 from test_sweep import histories
 
 pytestmark = pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -82,7 +83,7 @@ def run(root: Path, address: str) -> None:
 
 def start(root: Path, address: str) -> multiprocessing.process.BaseProcess:
     context = multiprocessing.get_context("forkserver")  # which imports Ray once for all
-    context.set_forkserver_preload(["hypergradient.lab.cluster"])
+    context.set_forkserver_preload(["hypergradient.lab.sweeps.cluster"])
     child = context.Process(target=run, args=(root, address))
     child.start()
     return child

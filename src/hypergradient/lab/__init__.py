@@ -10,7 +10,7 @@ def main() -> None:
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         sys.exit(complain(f"the lab needs {', '.join(missing)}: pip install 'hypergradient[lab]'"))
-    from .cli import run
+    from .cli.app import run
 
     run()
 

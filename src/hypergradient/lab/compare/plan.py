@@ -6,8 +6,8 @@ from contextlib import suppress
 from threading import Event
 from typing import Protocol
 
-from ..config import PEERS
-from ..engine import StoppedError
+from ..runs.config import PEERS
+from ..runs.engine import StoppedError
 from ..workloads import WORKLOADS
 from .methods import FIELD, FIELD_GIVEN
 from .runs import OURS, TUNED, Job, Result

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .. import plots
+from ..experiments import plots
 from ..workloads import WORKLOADS
 from .table import BASES, SETS, TITLES, OverLr, Row
 

@@ -17,10 +17,11 @@ from torch.optim.swa_utils import update_bn
 
 from hypergradient import SGDHD, AdamHD, AdamWHD
 
-from ..config import PEERS, LabError, first_line
-from ..data import Data
-from ..peers import make_peer, step_of
-from ..store import Folder
+from ..errors import LabError, first_line
+from ..runs.config import PEERS
+from ..runs.data import Data
+from ..runs.peers import make_peer, step_of
+from ..runs.store import Folder
 from ..workloads import WORKLOADS, Problem, Workload
 from .methods import FIELD, FIELD_GIVEN
 

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from ..config import PEERS
+from ..runs.config import PEERS
 from ..workloads import WORKLOADS
 from .methods import FIELD
 from .plan import GRID

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..engine import flush_denormals
+from ..runs.engine import flush_denormals
 from ..workloads import WORKLOADS
 from .runs import Job, Result, attempt
 

@@ -3,8 +3,8 @@
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ..data import Data, load
-from ..models import mlp
+from ..runs.data import Data, load
+from ..runs.models import mlp
 from .image import convolutions, halved, images
 from .problem import Problem, Workload, seeded, supervised
 

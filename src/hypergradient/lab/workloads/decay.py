@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ..data import Data, Split
-from ..models import mlp
+from ..runs.data import Data, Split
+from ..runs.models import mlp
 from .image import convolutions, halved
 from .problem import Problem, Workload, seeded, supervised
 

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from ..data import Data
+from ..runs.data import Data
 from .image import halved, images
 from .problem import Order, Problem, Workload, evaluation, seeded, supervised
 

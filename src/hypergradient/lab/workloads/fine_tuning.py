@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import register_parametrization
 
-from ..data import Data, Split, load
-from ..models import Transformer
+from ..runs.data import Data, Split, load
+from ..runs.models import Transformer
 from .problem import Problem, Workload, seeded, supervised
 
 THAW = 200

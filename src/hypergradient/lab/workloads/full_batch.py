@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from ..data import Data, Split, load
-from ..models import linear, mlp
+from ..runs.data import Data, Split, load
+from ..runs.models import linear, mlp
 from .problem import Losses, Problem, Workload, seeded, supervised
 from .tabular import breast_cancer
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from ..data import Data, load
-from ..models import mlp
+from ..runs.data import Data, load
+from ..runs.models import mlp
 from .problem import Losses, Order, Problem, Workload, seeded
 
 SIDE, DISCOUNT, EPISODE = 6, 0.9, 20

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from ..data import Data, Split
+from ..runs.data import Data, Split
 from .problem import Order, Problem, Workload, mean_losses, seeded, supervised
 
 USERS, ITEMS, WORDS, NEGATIVES = 500, 300, 1000, 5

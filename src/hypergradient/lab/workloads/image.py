@@ -6,8 +6,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
-from ..data import Data, Split, load
-from ..models import mlp
+from ..runs.data import Data, Split, load
+from ..runs.models import mlp
 from .problem import Problem, Workload, seeded, supervised
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..data import Data
-from ..models import mlp
+from ..runs.data import Data
+from ..runs.models import mlp
 from .image import halved
 from .problem import Problem, Workload, seeded, supervised
 

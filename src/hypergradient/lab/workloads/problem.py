@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Data
+from ..runs.data import Data
 
 Losses = tuple[float, float]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_attention
 
-from ..data import Data, Split, load
+from ..runs.data import Data, Split, load
 from .problem import Problem, Workload, seeded, supervised
 
 

@@ -2,8 +2,8 @@
 
 from torch.nn.functional import cross_entropy
 
-from ..data import Data
-from ..models import Transformer, mlp
+from ..runs.data import Data
+from ..runs.models import Transformer, mlp
 from .image import convolutions, halved, images
 from .problem import Problem, Workload, seeded, supervised
 from .sequence import on_characters

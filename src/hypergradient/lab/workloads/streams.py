@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from ..data import Data
-from ..models import mlp
+from ..runs.data import Data
+from ..runs.models import mlp
 from .problem import Problem, Workload, mean_losses, seeded, supervised
 
 STEPS = {"blocks": 800, "switch": 800, "new-labels": 800, "drift": 1500}

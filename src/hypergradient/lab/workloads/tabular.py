@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, huber_loss, mse_loss, poisson_nll_loss
 
-from ..data import Data, Split, load
-from ..models import linear, mlp
+from ..runs.data import Data, Split, load
+from ..runs.models import linear, mlp
 from .problem import Problem, Workload, mean_losses, seeded, supervised
 
 

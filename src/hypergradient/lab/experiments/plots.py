@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from .config import TITLES, Config
-from .store import Folder, History
+from ..runs.config import TITLES, Config
+from ..runs.store import Folder, History
 
 #: Okabe and Ito's palette, which colour-blind readers tell apart.
 COLOURS = {"sgd": "#E69F00", "sgdn": "#CC3311", "adam": "#0072B2", "adamw": "#009E73"}

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib import colormaps
 
+from ..errors import LabError
+from ..runs.config import TITLES, Config
+from ..runs.engine import Summary
+from ..runs.store import EPOCHS, ITERATIONS, Folder, History
+from ..sweeps.sweep import folder_of
 from . import plots
-from .config import TITLES, Config, LabError
-from .engine import Summary
-from .store import EPOCHS, ITERATIONS, Folder, History
-from .sweep import folder_of
 
 #: What tells the runs of one figure apart; the columns before a history's own.
 OPTIONS = {

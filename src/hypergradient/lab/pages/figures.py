@@ -9,16 +9,16 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from . import heatmap, plots, tower
-from .compare import plots as compare_plots
-from .compare.runs import Result
-from .compare.table import BASES, SETS, Row, over_lr
-from .compare.table import TITLES as METHODS
-from .config import HYPERGRAD_LR, LEVELS, TITLES
-from .curves import STYLES
-from .grid import LEVELLED
+from ..compare import plots as compare_plots
+from ..compare.runs import Result
+from ..compare.table import BASES, SETS, Row, over_lr
+from ..compare.table import TITLES as METHODS
+from ..experiments import heatmap, plots, tower
+from ..experiments.curves import STYLES
+from ..runs.config import HYPERGRAD_LR, LEVELS, TITLES
+from ..sweeps.grid import LEVELLED
+from ..workloads import WORKLOADS
 from .stored import TELLING, Run, finite, series, shown, subject, varied
-from .workloads import WORKLOADS
 
 #: What is drawn at most: iterations of a run, evenly spread over a logarithmic axis, and runs.
 POINTS, RUNS = 300, 200

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import LabError, first_line
+from ..errors import LabError, first_line
 
 Split = tuple[Tensor, Tensor]
 

@@ -16,16 +16,17 @@ from typing import Any
 
 import torch
 
-from .chunk import Chunk
-from .config import PEERS, Config, LabError, choose, first_line
-from .data import Data
-from .engine import CHECKPOINT_EVERY, Save, Summary, split, stop_signals
-from .ensemble import MODELS, SHARED, stackable
-from .events import Events
-from .models import model_for
-from .peers import check_peer
-from .store import FORMAT, Folder, check_format
-from .train import Run
+from ..errors import LabError, first_line
+from ..loggers.tensorboard import Events
+from ..runs.chunk import Chunk
+from ..runs.config import PEERS, Config, choose
+from ..runs.data import Data
+from ..runs.engine import CHECKPOINT_EVERY, Save, Summary, split, stop_signals
+from ..runs.ensemble import MODELS, SHARED, stackable
+from ..runs.models import model_for
+from ..runs.peers import check_peer
+from ..runs.store import FORMAT, Folder, check_format
+from ..runs.train import Run
 
 ENGINES = ("auto", "batched", "sequential", "ray")
 

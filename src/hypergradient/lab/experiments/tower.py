@@ -19,10 +19,11 @@ from matplotlib.ticker import NullLocator
 from rich import box
 from rich.table import Table
 
+from ..errors import LabError
+from ..runs.config import HYPERGRAD_LR, LEVELS, TITLES, Config, choose
+from ..runs.engine import Summary
+from ..runs.store import Folder
 from . import plots
-from .config import HYPERGRAD_LR, LEVELS, TITLES, Config, LabError, choose
-from .engine import Summary
-from .store import Folder
 
 HEIGHTS = (0, 1, 2, 3, 4)
 LRS = {"sgd": tuple(10.0**k for k in range(-5, 1)), "adam": tuple(10.0**k for k in range(-6, 0))}

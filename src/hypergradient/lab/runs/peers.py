@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import LabError
+from ..errors import LabError
 
 MODULES = {
     "prodigy": "prodigyopt",

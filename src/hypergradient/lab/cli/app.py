@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from . import complain
+from .. import complain
 from .talk import follow, note, notes, progress, tell
 
 if TYPE_CHECKING:
-    from .engine import Summary
+    from ..runs.engine import Summary
 
 app = typer.Typer(
     help="Hypergradient descent: train with a learning rate that adapts itself, and reproduce the paper (Baydin et al., ICLR 2018).",
@@ -57,9 +57,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The paper's tuning example in small: six optimizers, two models, digits that need no download. Under a minute."""
-    from .demo import configurations, demo
-    from .engine import StoppedError, flush_denormals
-    from .report import write as write_report
+    from ..experiments.demo import configurations, demo
+    from ..pages.report import write as write_report
+    from ..runs.engine import StoppedError, flush_denormals
 
     flush_denormals()
     configs = configurations(seed, device)
@@ -125,13 +125,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one model. The defaults are the paper's settings."""
-    from .config import HYPERGRAD_LR, PEERS, Config
-    from .data import load
-    from .engine import StoppedError, flush_denormals, split
-    from .report import write as write_report
-    from .store import Folder
-    from .sweep import check
-    from .train import train
+    from ..pages.report import write as write_report
+    from ..runs.config import HYPERGRAD_LR, PEERS, Config
+    from ..runs.data import load
+    from ..runs.engine import StoppedError, flush_denormals, split
+    from ..runs.store import Folder
+    from ..runs.train import train
+    from ..sweeps.sweep import check
 
     flush_denormals()
     if lr is None:
@@ -195,8 +195,8 @@ def heatmap(
     as_json: Json = False,
 ) -> None:
     """Iterations until a training loss is reached, over α0 × β in {1e-6 ... 1e-1}²: SGD, SGDN, Adam and their HD versions."""
-    from . import heatmap as room
-    from .config import Config
+    from ..experiments import heatmap as room
+    from ..runs.config import Config
     from .experiment import run_experiment
 
     at_least_1(seeds=seeds, cap=cap)
@@ -253,7 +253,7 @@ def tower(
     as_json: Json = False,
 ) -> None:
     """The final training loss over α0 × β, from no adaptation to towers that adapt α, its β, the β of that, and so on."""
-    from . import tower as room
+    from ..experiments import tower as room
     from .experiment import run_experiment
 
     at_least_1(seeds=seeds)
@@ -287,8 +287,8 @@ def sensitivity(
     as_json: Json = False,
 ) -> None:
     """Curves from α0 in {1e-1 ... 1e-6}: SGD and Adam, their HD versions, additive and multiplicative."""
-    from . import curves
-    from .config import Config
+    from ..experiments import curves
+    from ..runs.config import Config
     from .experiment import run_experiment
 
     at_least_1(seeds=seeds)
@@ -313,8 +313,8 @@ def tuning(
     as_json: Json = False,
 ) -> None:
     """Curves from α0 = 1e-3: SGD, SGDN, Adam and their HD versions, on MNIST and, for vgg16, on CIFAR-10."""
-    from . import curves
-    from .config import Config
+    from ..experiments import curves
+    from ..runs.config import Config
     from .experiment import run_experiment
 
     at_least_1(seeds=seeds)
@@ -338,7 +338,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Any grid over any option of train, with seeds as an axis."""
-    from . import grid as room
+    from ..sweeps import grid as room
     from .experiment import run_experiment
 
     if seeds is not None:
@@ -381,8 +381,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Without a learning rate, on fifty workloads: beside tuned Adam, AdamW and SGD, with cosine decay too, Prodigy, DoG and others."""
-    from .compare import command as room
-    from .config import LabError
+    from ..errors import LabError
+    from . import compare as room
 
     seeds = (1 if quick else 3) if seeds is None else seeds
     processes = os.cpu_count() or 1 if processes is None else processes
@@ -399,19 +399,19 @@ def compare(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Of an experiment or a run, finished or not.", metavar="DIR")]) -> None:
     """Write the report of an experiment again: one page, DIR/report.html, that needs no network."""
-    from .report import write
+    from ..pages.report import write
 
     print(write(folder))
 
 
 def events(root: Path, wanted: bool) -> Any:
-    from .events import Events
+    from ..loggers.tensorboard import Events
 
     return Events(root) if wanted else None
 
 
 def at_least_1(**values: int) -> None:
-    from .config import LabError
+    from ..errors import LabError
 
     for name, value in values.items():
         if value < 1:
@@ -426,7 +426,7 @@ def run() -> None:
     except TyperException as error:
         code = complain(f"{error.format_message()} (see hypergradient --help)")
     except Exception as error:
-        from .config import LabError
+        from ..errors import LabError
 
         if not isinstance(error, LabError):
             raise

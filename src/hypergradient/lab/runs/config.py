@@ -14,6 +14,8 @@ import torch
 from hypergradient import SGDHD, AdamHD, Adapted, Additive, Multiplicative, TuningFree
 from hypergradient.rules import Level, Rule
 
+from ..errors import LabError, first_line
+
 #: The paper's optimizers, those of other packages that promise to need no learning rate, and the models:
 #: how figures write their names.
 TITLES = {"sgd": "SGD", "sgd-hd": "SGD-HD", "sgdn": "SGDN", "sgdn-hd": "SGDN-HD", "adam": "Adam", "adam-hd": "Adam-HD"}
@@ -61,10 +63,6 @@ ADAPTABLE = {
 }
 
 HYPERGRAD_DATA = ("train", "validation")
-
-
-class LabError(Exception):
-    """Something the user can mend: one line that names the value, what is allowed, and the mend."""
 
 
 @dataclass(frozen=True)
@@ -273,9 +271,3 @@ class Config:
 def choose(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise LabError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def first_line(error: BaseException) -> str:
-    """An exception in one short line, for messages that quote it."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -9,9 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .config import HYPERGRAD_LR, Config, LabError, first_line
-from .engine import Summary
-from .store import Folder
+from ..errors import LabError, first_line
+from ..runs.config import HYPERGRAD_LR, Config
+from ..runs.engine import Summary
+from ..runs.store import Folder
 
 #: Options that have no meaning for a baseline, and without levels above the first.
 LEVELLED = ("level", "level_lr")

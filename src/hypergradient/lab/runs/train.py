@@ -13,6 +13,7 @@ from torch.optim.swa_utils import update_bn
 
 from hypergradient.hyperparameters import HYPERPARAMETERS
 
+from ..loggers.tensorboard import Events
 from .config import PEERS, Config
 from .data import Data
 from .engine import (
@@ -29,7 +30,6 @@ from .engine import (
     stop_signals,
     summarise,
 )
-from .events import Events
 from .models import model_for
 from .peers import step_of
 from .store import Folder, History

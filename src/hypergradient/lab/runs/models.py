@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config import Config, LabError, first_line
+from ..errors import LabError, first_line
+from .config import Config
 from .data import Data
 
 #: VGG-16's convolutions, 3x3, by their number of channels; each group ends with max pooling (Simonyan and Zisserman 2015, column D).

@@ -14,22 +14,22 @@ import typer
 from matplotlib.figure import Figure
 from rich.console import Console, Group
 
-from ..config import LabError
-from ..data import Data, load
-from ..engine import StoppedError, stop_signals
-from ..peers import check_peer
-from ..plots import save
-from ..report import write as write_report
-from ..store import FORMAT, Folder, provenance
-from ..talk import note, notes, progress
+from ..compare import plots, verdict
+from ..compare.methods import FIELD
+from ..compare.plan import Plan, advance, drive, peers_of, plans, plans_of_methods
+from ..compare.runs import RUNS, Job, Result, results_of
+from ..compare.table import Row, alphas, comma_separated, over_lr, page, rows, say
+from ..compare.verdict import Standing, of_field, standings
+from ..compare.workers import Workers
+from ..errors import LabError
+from ..experiments.plots import save
+from ..pages.report import write as write_report
+from ..runs.data import Data, load
+from ..runs.engine import StoppedError, stop_signals
+from ..runs.peers import check_peer
+from ..runs.store import FORMAT, Folder, provenance
 from ..workloads import FAMILIES, WORKLOADS
-from . import plots, verdict
-from .methods import FIELD
-from .plan import Plan, advance, drive, peers_of, plans, plans_of_methods
-from .runs import RUNS, Job, Result, results_of
-from .table import Row, alphas, comma_separated, over_lr, page, rows, say
-from .verdict import Standing, of_field, standings
-from .workers import Workers
+from .talk import note, notes, progress
 
 #: What workloads train on, and how --data names it.
 DATA = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from .config import HYPERGRAD_LR, MODEL_TITLES, TITLES, LabError, first_line
-from .curves import STYLES
-from .grid import LEVELLED
-from .store import DEFAULTS, Folder
+from ..errors import LabError, first_line
+from ..experiments.curves import STYLES
+from ..runs.config import HYPERGRAD_LR, MODEL_TITLES, TITLES
+from ..runs.store import DEFAULTS, Folder
+from ..sweeps.grid import LEVELLED
 
 #: How options are named, and those that every hover text gives.
 NAMES = {"lr": "α₀", "hypergrad_lr": "β", "level_lr": "β above", "epochs": "planned epochs", "iterations": "iterations at most"}

@@ -16,12 +16,12 @@ from urllib.parse import quote
 
 from plotly.offline import get_plotlyjs
 
-from .compare import table, verdict
-from .compare.runs import Result, results_of
+from ..compare import table, verdict
+from ..compare.runs import Result, results_of
+from ..runs.store import DEFAULTS, Folder
+from ..workloads import WORKLOADS
 from .figures import POINTS, RUNS, chips_of, compare_figures, curve_figures, heat_figures, tower_figures
-from .store import DEFAULTS, Folder
 from .stored import Run, finite, named, read, shown, subject, varied
-from .workloads import WORKLOADS
 
 HEADINGS = {
     "demo": "Six optimizers from one learning rate",

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from .config import TITLES, Config
+from ..runs.config import TITLES, Config
+from ..runs.data import load
+from ..runs.engine import Summary
+from ..runs.store import Folder
+from ..runs.train import Watch, train
 from .curves import model_and_data, write
-from .data import load
-from .engine import Summary
 from .plots import by_optimizer
-from .store import Folder
-from .train import Watch, train
 
 #: Enough for the learning rates to find their place, and a minute on two cores at most.
 DEMO_EPOCHS = 15

@@ -11,10 +11,10 @@ from pathlib import Path
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from ..runs.config import TITLES, Config
+from ..runs.engine import Summary
+from ..runs.store import Folder
 from . import plots
-from .config import TITLES, Config
-from .engine import Summary
-from .store import Folder
 
 VALUES = tuple(10.0**k for k in range(-6, 0))
 FAMILIES = ("sgd", "sgdn", "adam")

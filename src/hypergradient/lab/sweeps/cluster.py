@@ -17,9 +17,9 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from .config import LabError, first_line
-from .data import Data
-from .engine import Save, StoppedError, flush_denormals, stop_signals
+from ..errors import LabError, first_line
+from ..runs.data import Data
+from ..runs.engine import Save, StoppedError, flush_denormals, stop_signals
 from .sweep import Work
 
 #: How often a part may lose its worker without having given anything in between.

@@ -6,12 +6,12 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from .config import Config
-from .data import load
-from .engine import StoppedError, Summary, flush_denormals
-from .report import write as write_report
-from .store import Folder
-from .sweep import check, check_engine, sweep
+from ..pages.report import write as write_report
+from ..runs.config import Config
+from ..runs.data import load
+from ..runs.engine import StoppedError, Summary, flush_denormals
+from ..runs.store import Folder
+from ..sweeps.sweep import check, check_engine, sweep
 from .talk import count, note, notes, progress, tell
 
 #: Writes an experiment's figures and tables, and gives the files.

@@ -23,7 +23,8 @@ import torch
 
 import hypergradient
 
-from .config import Config, LabError, first_line
+from ..errors import LabError, first_line
+from .config import Config
 
 #: Of the layout that is written; a folder with a higher number is left alone.
 FORMAT = 1

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from .config import Config, LabError
+from ..errors import LabError
+from .config import Config
 from .data import Data, Split
 from .store import FORMAT, Folder, History
 

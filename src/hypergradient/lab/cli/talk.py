@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .config import Config
-    from .engine import Summary
-    from .sweep import Watch as SweepWatch
-    from .train import Watch
+    from ..runs.config import Config
+    from ..runs.engine import Summary
+    from ..runs.train import Watch
+    from ..sweeps.sweep import Watch as SweepWatch
 
 #: Progress and notes go to stderr, results to stdout.
 notes = Console(stderr=True, highlight=False)

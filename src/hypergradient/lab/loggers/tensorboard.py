@@ -5,10 +5,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, LabError, first_line
+from ..errors import LabError, first_line
+from ..runs.config import Config
 
 if TYPE_CHECKING:
-    from .engine import Saved
+    from ..runs.engine import Saved
 
 
 class Events:
