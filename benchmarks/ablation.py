@@ -7,18 +7,14 @@ means of final losses by those of the whole rule. Writes docs/results/ablation.j
 is missing.
 """
 
-import argparse
-import json
 import math
-import statistics
 from contextlib import ExitStack
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-import torch
+import pandas as pd  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -28,9 +24,11 @@ from hypergradient.lab.cli.compare import data_files
 from hypergradient.lab.compare.runs import Job, attempt
 from hypergradient.lab.compare.table import BASES
 from hypergradient.lab.experiments import plots
-from hypergradient.lab.runs.engine import flush_denormals
 from hypergradient.lab.workloads import WORKLOADS
 from hypergradient.optimizer import HypergradientOptimizer
+
+from .kept import answers
+from .report import command, write
 
 #: The seeds, of whose losses the mean is taken.
 SEEDS = (1, 2, 3)
@@ -41,9 +39,9 @@ def without_room(rule: TuningFree, s: Any, _: Any, *rest: Any) -> Any:
 
 
 #: What is changed: of the rule, but for ``eval`` of the optimizer and ``left_to_average`` of its direction.
-CHANGE = TuningFree._change
+CHANGE, WHOLE = TuningFree._change, "the whole rule"
 PARTS: dict[str, dict[str, Any]] = {
-    "the whole rule": {},
+    WHOLE: {},
     "the parameters are evaluated, not their average": {"eval": lambda _: None},
     "gradients at the iterate, with classical momentum": {"left_to_average": lambda direction: direction},
     "signal alone: q = s": {"_change": without_room},
@@ -55,87 +53,66 @@ PARTS: dict[str, dict[str, Any]] = {
 OWNERS = {"eval": (HypergradientOptimizer,), "left_to_average": (SGD, Adam)}
 MADE = [name for name, workload in WORKLOADS.items() if not workload.judged]
 
-#: By part, then by workload and base, then by seed: final training and validation loss.
-Losses = dict[str, dict[str, dict[str, list[float]]]]
 
-
-def losses(work: tuple[str, str, str, int, Path | None]) -> list[float]:
-    """Final training and validation loss of one run: of a part, workload, base and seed."""
-    part, name, base, seed, data = work
+def losses(work: tuple[str, Job, Path | None]) -> list[float]:
+    """Final training and validation loss of one run."""
+    part, job, file = work
     with ExitStack() as stack:
         for attribute, value in PARTS[part].items():
             for owner in OWNERS.get(attribute, (TuningFree,)):
                 stack.enter_context(patch.object(owner, attribute, value))
-        found = attempt(Job(name, base, "ours", None, seed), data)
+        found = attempt(job, file)
     return [found.train, found.valid]
 
 
-def begin() -> None:
-    flush_denormals()
-    torch.set_num_threads(1)
+def ratios(found: dict[str, list[float]]) -> dict[str, pd.DataFrame]:
+    """By part, workload and base, means of losses over those of the whole rule, inside of what is drawn."""
+    rows = pd.DataFrame([[*key.split(" | ")[:3], *pair] for key, pair in found.items()], columns=["part", "work", "base", "train", "valid"])
+    means = rows.groupby(["part", "work", "base"], sort=False).mean()
+    whole = means.loc[WHOLE].replace(math.inf, math.nan)
+    return {part: (means.loc[part] / whole).clip(0.2, 10) for part in PARTS}
 
 
-def mean(results: Losses, part: str, work: str, i: int) -> float:
-    return statistics.fmean(pair[i] for pair in results[part][work].values())
-
-
-def ratios(results: Losses, part: str, i: int) -> dict[str, float]:
-    """Losses over those of the whole rule, inside of what is drawn."""
-    whole = {work: mean(results, "the whole rule", work, i) for work in results[part]}
-    return {work: min(max(mean(results, part, work, i) / x, 0.2), 10.0) for work, x in whole.items() if math.isfinite(x)}
-
-
-def figure(results: Losses) -> Figure:
+def figure(over: dict[str, pd.DataFrame]) -> Figure:
     """A row a part, a dot a workload and base, the median as a bar; training loss, then validation loss."""
     fig = Figure(figsize=(12, 0.4 * len(PARTS) + 1.6), layout="constrained")
-    axes = fig.subplots(1, 2, sharey=True)
-    parts = [*PARTS][:0:-1]
-    for i, (axis, loss) in enumerate(zip(axes, ("training loss", "validation loss"), strict=True)):
-        axis.set_xscale("log")
-        axis.set_xlim(0.18, 11)
+    axes, parts = fig.subplots(1, 2, sharey=True), [*PARTS][:0:-1]
+    for axis, column, loss in zip(axes, ("train", "valid"), ("training loss", "validation loss"), strict=True):
+        axis.set(xscale="log", xlim=(0.18, 11), xlabel=f"{loss}, over that of the whole rule")
         axis.set_xticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
         axis.minorticks_off()
         axis.axvline(1, color="black", linewidth=1)
         axis.grid(alpha=0.3)
-        axis.set_xlabel(f"{loss}, over that of the whole rule")
         for y, part in enumerate(parts):
-            own = ratios(results, part, i)
-            for work, x in own.items():
-                axis.plot(x, y, "o", color=plots.COLOURS[work.split(", ")[1]], markersize=4, alpha=0.6)
-            axis.plot([statistics.median(own.values())] * 2, [y - 0.38, y + 0.38], color="black", linewidth=2.5)
+            own = over[part][column]
+            axis.scatter(own, [y] * len(own), 16, color=[plots.COLOURS[base] for _, base in own.index], alpha=0.6, zorder=2)
+            axis.plot([own.median()] * 2, [y - 0.38, y + 0.38], color="black", linewidth=2.5)
     axes[0].set_yticks(range(len(parts)), parts)
     marks = [Line2D([], [], color=plots.COLOURS[base], marker="o", linestyle="none") for base in BASES]
     fig.legend(marks, BASES.values(), loc="outside lower center", ncols=3)
     return fig
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", required=True, help="a folder in the Hugging Face Parquet layout, or a Hub id")
-    parser.add_argument("--cifar10", required=True, help="the same")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="where results and images are written")
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
-    options = parser.parse_args()
-    file = options.output / "results" / "ablation.json"
-    results: Losses = json.loads(file.read_text()) if file.exists() else {}
-    with TemporaryDirectory() as side, get_context("spawn").Pool(options.processes, begin) as pool:
-        files = data_files(MADE, {"mnist": options.mnist, "cifar10": options.cifar10}, Path(side))
-        works = [
-            (part, name, base, seed, files.get(WORKLOADS[name].data or ""))
+def main(*, mnist: str, cifar10: str, output: Path = Path("docs"), processes: int = 2) -> None:
+    """
+    Args:
+        mnist: a folder in the Hugging Face Parquet layout, or a Hub id
+        cifar10: the same
+        output: where results and images are written
+        processes: runs at a time
+    """
+    with TemporaryDirectory() as side:
+        files = data_files(MADE, {"mnist": mnist, "cifar10": cifar10}, Path(side))
+        jobs = [Job(name, base, "ours", None, seed) for name in MADE for base in WORKLOADS[name].bases for seed in SEEDS]
+        works = {
+            f"{part} | {job.workload} | {job.base} | {job.seed}": (part, job, files.get(WORKLOADS[job.workload].data or ""))
             for part in PARTS
-            for name in MADE
-            for base in WORKLOADS[name].bases
-            for seed in SEEDS
-            if str(seed) not in results.setdefault(part, {}).setdefault(f"{name}, {base}", {})
-        ]
-        for (part, name, base, seed, _), found in zip(works, pool.imap(losses, works), strict=True):
-            results[part][f"{name}, {base}"][str(seed)] = found
-            file.write_text(json.dumps(results, indent=1) + "\n")
-            print(part, name, base, seed, *found, flush=True)
-    figure(results).savefig(options.output / "images" / "ablation.png", dpi=130)
-    for part in PARTS:
-        print(f"{part}: {' / '.join(f'{statistics.median(ratios(results, part, i).values()):.2f}' for i in (0, 1))}")
+            for job in jobs
+        }
+        over = ratios(answers(output / "results" / "ablation.json", works, losses, processes))
+    write(output / "images" / "ablation.png", figure(over))
+    print(pd.DataFrame({part: own.median() for part, own in over.items()}).T.round(2))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -7,23 +7,20 @@ Every number is the median over the turns, of the ratio in one turn. Writes docs
 """
 
 import importlib
-import json
 import shutil
-import statistics
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
-import hypergradient
+from hypergradient.lab.runs.optimizers import OURS, PARTS
 
-from .report import machine, sentence
-from .timing import fill, interleaved, ratio
-
-LR = 1e-9  # nothing moves far: what is timed is the work
+from .report import publish, table
+from .timing import compared, optimizer
 
 #: Shapes, and how many turns.
 MODELS: dict[str, tuple[list[tuple[int, ...]], int]] = {
@@ -33,52 +30,45 @@ MODELS: dict[str, tuple[list[tuple[int, ...]], int]] = {
     "28 M in 40": ([(1000, 700)] * 40, 15),
 }
 
-ADAM, SGD = "torch Adam fused", "torch SGD fused"
+ADAM, SGD = "Adam(lr=1e-9, fused=True)", "SGD(lr=1e-9, fused=True)"
 
-#: A row's name, the row of torch that it is compared with, and its optimizer by a version of the library.
-ROWS: list[tuple[str, str, Any]] = [
-    ("AdamHD, additive", ADAM, lambda m, params: m.AdamHD(params, lr=LR, hypergrad_lr=0.0)),
-    ("AdamHD, multiplicative", ADAM, lambda m, params: m.AdamHD(params, lr=LR, rule=m.Multiplicative(0.0))),
-    ("AdamHD, no lr", ADAM, lambda m, params: m.AdamHD(params)),
-    ("AdamWHD, additive", ADAM, lambda m, params: m.AdamWHD(params, lr=LR, hypergrad_lr=0.0)),
-    ('AdamHD, no lr, scope="tensor"', ADAM, lambda m, params: m.AdamHD(params, scope="tensor")),
-    ("Hypergradient(Adam fused)", ADAM, lambda m, params: m.Hypergradient(torch.optim.Adam(params, lr=LR, fused=True), hypergrad_lr=0.0)),
-    ("SGDHD, additive", SGD, lambda m, params: m.SGDHD(params, LR, hypergrad_lr=0.0)),
-    ("SGDHD momentum, additive", SGD, lambda m, params: m.SGDHD(params, LR, 0.9, hypergrad_lr=0.0)),
-    ("SGDHD Nesterov, no lr", SGD, lambda m, params: m.SGDHD(params, momentum=0.9, nesterov=True)),
-]
+#: By name, what of torch it is compared with, and its optimizer in both versions; nothing moves far: what is timed is the work.
+ROWS = {
+    "AdamHD, additive": (ADAM, "AdamHD(lr=1e-9, hypergrad_lr=0.0)"),
+    "AdamHD, multiplicative": (ADAM, "AdamHD(lr=1e-9, rule=Multiplicative(0.0))"),
+    "AdamHD, no lr": (ADAM, "AdamHD"),
+    "AdamWHD, additive": (ADAM, "AdamWHD(lr=1e-9, hypergrad_lr=0.0)"),
+    'AdamHD, no lr, scope="tensor"': (ADAM, "AdamHD(scope='tensor')"),
+    "Hypergradient(Adam fused)": (ADAM, f"Hypergradient({ADAM}, hypergrad_lr=0.0)"),
+    "SGDHD, additive": (SGD, "SGDHD(lr=1e-9, hypergrad_lr=0.0)"),
+    "SGDHD momentum, additive": (SGD, "SGDHD(lr=1e-9, momentum=0.9, hypergrad_lr=0.0)"),
+    "SGDHD Nesterov, no lr": (SGD, "SGDHD(momentum=0.9, nesterov=True)"),
+}
 
 
-def load(source: Path, place: Path) -> Any:
-    """The library of a folder beside this one, under another name."""
+def load(source: Path, place: Path) -> dict[str, Any]:
+    """What the library of a folder has, beside this one, under another name."""
     shutil.copytree(source, place / "hypergradient_before", ignore=shutil.ignore_patterns("lab", "__pycache__"))
-    sys.path.insert(0, str(place))
-    return importlib.import_module("hypergradient_before")
+    with patch.object(sys, "path", [str(place), *sys.path]):
+        return vars(importlib.import_module("hypergradient_before"))
 
 
-def measured(before: Any, shapes: list[tuple[int, ...]], turns: int) -> dict[str, tuple[float, float, float]]:
+def measured(before: dict[str, Any], shapes: list[tuple[int, ...]], turns: int) -> dict[str, tuple[float, float, float]]:
     """For each row new over before, new over torch, and before over torch."""
     params = [nn.Parameter(torch.randn(shape) * 0.01) for shape in shapes]
     grads = [torch.randn_like(p) * 1e-3 for p in params]
-    steps: dict[str, Any] = {
-        ADAM: torch.optim.Adam(params, lr=LR, fused=True).step,
-        SGD: torch.optim.SGD(params, lr=LR, fused=True).step,
-    }
-    for name, _, make in ROWS:
-        steps[f"{name}, new"] = make(hypergradient, params).step
-        steps[f"{name}, before"] = make(before, params).step
+    made = {call: optimizer(call, params) for call in (ADAM, SGD)} | {name: optimizer(call, params) for name, (_, call) in ROWS.items()}
+    with patch.dict(OURS, before), patch.dict(PARTS, before):
+        made |= {f"{name}, before": optimizer(call, params) for name, (_, call) in ROWS.items()}
 
-    def fresh(turn: int) -> None:
+    def fresh(*_: object) -> None:
         for p, g in zip(params, grads, strict=True):
             p.grad = g.clone()
 
-    seconds = interleaved(steps, turns, warm=5, before=fresh)
-    found = {}
-    for name, base, _ in ROWS:
-        new, old = seconds[f"{name}, new"], seconds[f"{name}, before"]
-        torchs = statistics.median(seconds[base])
-        found[name] = ratio(new, old)[0], statistics.median(new) / torchs, statistics.median(old) / torchs
-    return found
+    older = {name: f"{name}, before" for name in ROWS}
+    found = compared({name: opt.step for name, opt in made.items()}, older, turns, others={}, warm=5, before=fresh)
+    times, ratios = ({row["optimizer"]: row[kind] for row in found} for kind in ("milliseconds", "ratio"))
+    return {name: (ratios[name][0], *(times[x] / times[base] for x in (name, older[name]))) for name, (base, _) in ROWS.items()}
 
 
 def compare(source: Path, docs: Path) -> None:
@@ -86,10 +76,9 @@ def compare(source: Path, docs: Path) -> None:
     with TemporaryDirectory() as place:
         before = load(source, Path(place))
         found = {model: measured(before, *entry) for model, entry in MODELS.items()}
-    lines = [sentence(__doc__), machine(), "", "New over before (new, before over torch's fused):", ""]
-    lines += ["| | " + " | ".join(MODELS) + " |", "|---|" + "---|" * len(MODELS)]
-    for name, _, _ in ROWS:
-        lines.append(f"| {name} | " + " | ".join("{:.2f} ({:.1f}, {:.1f})".format(*found[model][name]) for model in MODELS) + " |")
-    print("\n".join(lines))
-    (docs / "results" / "before.json").write_text(json.dumps({"machine": machine(), "rows": found}, indent=1) + "\n")
-    fill(docs / "performance.md", "before", lines)
+    publish(docs, "before", __doc__, {"rows": found}, text(found))
+
+
+def text(found: dict[str, dict[str, tuple[float, float, float]]]) -> str:
+    rows = [[name, *("{:.2f} ({:.1f}, {:.1f})".format(*own[name]) for own in found.values())] for name in ROWS]
+    return f"New over before (new, before over torch's fused):\n\n{table(['', *found], rows)}"

@@ -1,29 +1,23 @@
 """The methods of benchmarks.convex, each an optimizer with ``step(closure)``, what is tried of each, and their runs."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from scipy.optimize import minimize
-from torch import Tensor
+from torch import Tensor, nn
 
-from hypergradient import HDM, SGDHD, AdamHD, Additive, Multiplicative
+from hypergradient.lab.runs import calls
 
 from .convex_problems import Problem
+from .timing import optimizer
 
 #: What the authors' experiments stop at: the largest coordinate of the gradient, and the number of gradients.
 TOLERANCE, MOST = 1e-4, 1000
 
 #: Methods that average are evaluated every so many steps.
 EVERY = 10
-
-Closure = Callable[[], Any]
-
-#: What is tried of a method: its arguments by what the page calls them.
-Settings = Mapping[str, tuple[float, ...]]
 
 
 class OverError(Exception):
@@ -36,12 +30,12 @@ class Accelerated:
     Without ``momentum`` it is that of functions that are convex and no more, which grows to 1.
     """
 
-    def __init__(self, w: Tensor, lr: float, momentum: float | None = None) -> None:
-        self.w, self.lr, self.momentum = w, lr, momentum
-        self.last, self.time = w.detach().clone(), 1.0
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float | None = None) -> None:
+        (self.w,), self.lr, self.momentum = params, lr, momentum
+        self.last, self.time = self.w.detach().clone(), 1.0
 
     @torch.no_grad()
-    def step(self, closure: Closure) -> None:
+    def step(self, closure: Callable[[], Any]) -> None:
         closure()
         assert self.w.grad is not None
         x = self.w - self.lr * self.w.grad
@@ -51,122 +45,63 @@ class Accelerated:
         self.last, self.time = x, time
 
 
-class LBFGS:
-    """SciPy's L-BFGS-B. A step is a whole run, which ends where a line search fails."""
+class SciPy:
+    """Its L-BFGS-B. A step is a whole run, which ends where a line search fails."""
 
-    def __init__(self, w: Tensor, memory: int) -> None:
-        self.w, self.memory = w, memory
+    def __init__(self, params: Iterable[nn.Parameter], memory: int) -> None:
+        (self.w,), self.memory = params, memory
 
-    def step(self, closure: Closure) -> None:
+    def step(self, closure: Callable[[], Any]) -> None:
         def both(x: Any) -> tuple[float, Any]:
-            with torch.no_grad():
-                self.w.copy_(torch.from_numpy(x))
-            loss = float(closure())
-            assert self.w.grad is not None
-            return loss, self.w.grad.numpy()
+            self.w.data.copy_(torch.from_numpy(x))
+            loss, gradient = float(closure()), self.w.grad
+            assert gradient is not None
+            return loss, gradient.numpy()
 
-        never = {"ftol": 0.0, "gtol": 0.0, "maxiter": 10**6, "maxfun": 10**6}
-        minimize(both, self.w.detach().numpy().copy(), jac=True, method="L-BFGS-B", options={"maxcor": self.memory, **never})
+        options = {"maxcor": self.memory, "ftol": 0.0, "gtol": 0.0, "maxiter": 10**6, "maxfun": 10**6}
+        minimize(both, self.w.detach().numpy().copy(), jac=True, method="L-BFGS-B", options=options)
         raise OverError
 
 
-@dataclass(frozen=True)
-class Method:
-    """``make(w, problem, *arguments)`` for each of ``settings(problem)``.
+OWN: dict[str, Any] = {"Accelerated": Accelerated, "SciPy": SciPy, "LBFGS": torch.optim.LBFGS}
 
-    ``kind`` is "first-order" or "L-BFGS" for what HDM is held to, else "HDM" or "ours". ``averages``: its point is an average, which
-    ``opt.averaged()`` shows.
+
+def methods(problem: Problem) -> dict[str, dict[str, str]]:
+    """By name, in the order of the tables, what is tried: constructors' calls by what the page calls them.
+
+    Learning rates, momenta, η and η_β are the authors', of scalar HDM eight of their twenty. The additive β are those with which the square
+    of the first gradient would add c/L to 1/L.
     """
+    unit, root, other = 1 / problem.smoothness, problem.smoothness**0.5, problem.convexity**0.5
+    beta = unit / float(problem(problem.start())[1].square().sum())
+    rates = {f"lr = {lr:g}": lr for lr in (1e-3, 1e-2, 0.1, 1.0, 10.0)} | {"lr = 1/L": unit}
 
-    kind: str
-    make: Callable[..., Any]
-    settings: Callable[[Problem], Settings] = lambda _: {"": ()}
-    averages: bool = False
+    def hdm(*scales: float, etas: Iterable[float] = (1.0, 3.0, 5.0, 10.0), scope: str = "element") -> dict[str, str]:
+        found = {(c, x): f"HDM(hypergrad_lr={c * unit!r}, momentum_lr={x}, monotone=True, scope={scope!r})" for c in scales for x in etas}
+        return {f"η = {c:g}/L, η_β = {x:g}" if len(found) > 1 else "": call for (c, x), call in found.items()}
 
-
-def rates(problem: Problem) -> Settings:
-    """The authors' learning rates for Adam and AdaGrad."""
-    return {f"lr = {lr:g}": (lr,) for lr in (1e-3, 1e-2, 0.1, 1.0, 10.0)} | {"lr = 1/L": (1 / problem.smoothness,)}
-
-
-def balls(_: Problem) -> Settings:
-    """Their momenta for the heavy ball."""
-    return {f"momentum = {x:g}": (x,) for x in (0.1, 0.5, 0.9, 0.99)}
-
-
-def pairs(problem: Problem) -> Settings:
-    """Their η and η_β for HDM."""
-    return {f"η = {c:g}/L, η_β = {x:g}": (c / problem.smoothness, x) for c in (10, 1, 100, 0.1) for x in (1.0, 3.0, 5.0, 10.0, 100.0)}
-
-
-def fewer(problem: Problem) -> Settings:
-    """Eight of them."""
-    return {f"η = {c:g}/L, η_β = {x:g}": (c / problem.smoothness, x) for c in (10, 1) for x in (1.0, 3.0, 5.0, 10.0)}
-
-
-def additive(problem: Problem) -> Settings:
-    """β with which the square of the first gradient would add c/L to 1/L."""
-    unit = 1 / problem.smoothness / float(problem(problem.start())[1].square().sum())
-    return {f"β = {c:g}/(L‖g₀‖²)": (c * unit,) for c in (0.01, 0.1, 1, 10)}
-
-
-def multiplicative(_: Problem) -> Settings:
-    return {f"β = {x:g}": (x,) for x in (1e-3, 0.01, 0.1)}
-
-
-def sgd(w: Tensor, problem: Problem, momentum: float = 0.0) -> Any:
-    return torch.optim.SGD([w], lr=1 / problem.smoothness, momentum=momentum)
-
-
-def accelerated(w: Tensor, problem: Problem) -> Any:
-    return Accelerated(w, 1 / problem.smoothness)
-
-
-def strongly(w: Tensor, problem: Problem) -> Any:
-    root, other = problem.smoothness**0.5, problem.convexity**0.5
-    return Accelerated(w, 1 / problem.smoothness, (root - other) / (root + other))
-
-
-def of_torch(w: Tensor, _: Problem) -> Any:
-    return torch.optim.LBFGS([w], max_iter=10**6, tolerance_grad=0, tolerance_change=0, history_size=10, line_search_fn="strong_wolfe")
-
-
-def hdm(w: Tensor, problem: Problem, eta: float | None = None, eta_beta: float = 1.0, **options: Any) -> Any:
-    """With η = 10/L and η_β = 1 where nothing is given, as in the authors' code."""
-    eta = 10 / problem.smoothness if eta is None else eta
-    return HDM([w], hypergrad_lr=eta, momentum_lr=eta_beta, **{"monotone": True, **options})
-
-
-def hd(rule: type[Additive] | type[Multiplicative], w: Tensor, problem: Problem, beta: float) -> Any:
-    return SGDHD([w], lr=1 / problem.smoothness, rule=rule(beta))
-
-
-def tuned(name: str) -> Callable[..., Any]:
-    """One of torch's optimizers, eps as in the authors' code."""
-    return lambda w, _, lr: getattr(torch.optim, name)([w], lr=lr, eps=1e-8)
-
-
-#: By name, in the order of the tables.
-METHODS = {
-    "GD, 1/L": Method("first-order", sgd),
-    "heavy ball, tuned": Method("first-order", sgd, balls),
-    "AGD, convex": Method("first-order", accelerated),
-    "AGD, strongly convex": Method("first-order", strongly),
-    "AdaGrad, tuned": Method("first-order", tuned("Adagrad"), rates),
-    "Adam, tuned": Method("first-order", tuned("Adam"), rates),
-    **{f"L-BFGS, memory {m}": Method("L-BFGS", lambda w, _, m=m: LBFGS(w, m)) for m in (1, 3, 5, 10)},
-    "L-BFGS of torch, memory 10": Method("L-BFGS", of_torch),
-    "HDM, tuned": Method("HDM", hdm, pairs),
-    "HDM, untuned": Method("HDM", hdm),
-    "HDM, untuned, not monotone": Method("HDM", partial(hdm, monotone=False)),
-    "HDM, η = 0.1": Method("HDM", partial(hdm, eta=0.1)),
-    "HDM, scalar, tuned": Method("HDM", partial(hdm, scope="group"), fewer),
-    "HDM, scalar, untuned": Method("HDM", partial(hdm, scope="group")),
-    "SGD-HD, additive, tuned": Method("ours", partial(hd, Additive), additive),
-    "SGD-HD, multiplicative, tuned": Method("ours", partial(hd, Multiplicative), multiplicative),
-    "SGDHD, no lr": Method("ours", lambda w, _: SGDHD([w], momentum=0.9, nesterov=True), averages=True),
-    "AdamHD, no lr": Method("ours", lambda w, _: AdamHD([w]), averages=True),
-}
+    return {
+        "GD, 1/L": {"": f"SGD(lr={unit})"},
+        "heavy ball, tuned": {f"momentum = {x:g}": f"SGD(lr={unit}, momentum={x})" for x in (0.1, 0.5, 0.9, 0.99)},
+        "AGD, convex": {"": f"Accelerated(lr={unit})"},
+        "AGD, strongly convex": {"": f"Accelerated(lr={unit}, momentum={(root - other) / (root + other)})"},
+        "AdaGrad, tuned": {label: f"Adagrad(lr={lr}, eps=1e-8)" for label, lr in rates.items()},
+        "Adam, tuned": {label: f"Adam(lr={lr}, eps=1e-8)" for label, lr in rates.items()},
+        **{f"L-BFGS, memory {m}": {"": f"SciPy(memory={m})"} for m in (1, 3, 5, 10)},
+        "L-BFGS of torch, memory 10": {
+            "": "LBFGS(max_iter=1000000, tolerance_grad=0, tolerance_change=0, history_size=10, line_search_fn='strong_wolfe')"
+        },
+        "HDM, tuned": hdm(10, 1, 100, 0.1, etas=(1.0, 3.0, 5.0, 10.0, 100.0)),
+        "HDM, untuned": hdm(10, etas=[1.0]),
+        "HDM, untuned, not monotone": {"": f"HDM(hypergrad_lr={10 * unit}, momentum_lr=1.0, monotone=False)"},
+        "HDM, η = 0.1": {"": "HDM(hypergrad_lr=0.1, momentum_lr=1.0, monotone=True)"},
+        "HDM, scalar, tuned": hdm(10, 1, scope="group"),
+        "HDM, scalar, untuned": hdm(10, etas=[1.0], scope="group"),
+        "SGD-HD, additive, tuned": {f"β = {c:g}/(L‖g₀‖²)": f"SGDHD(lr={unit}, rule=Additive({c * beta}))" for c in (0.01, 0.1, 1, 10)},
+        "SGD-HD, multiplicative, tuned": {f"β = {x:g}": f"SGDHD(lr={unit}, rule=Multiplicative({x}))" for x in (1e-3, 0.01, 0.1)},
+        "SGDHD, no lr": {"": "SGDHD(momentum=0.9, nesterov=True)"},
+        "AdamHD, no lr": {"": "AdamHD"},
+    }
 
 
 class Run:
@@ -178,12 +113,11 @@ class Run:
         ends: whether it ends where it is solved.
     """
 
-    def __init__(self, problem: Problem, most: int, ends: bool) -> None:
+    def __init__(self, problem: Problem, most: int = MOST, ends: bool = False) -> None:
         self.problem, self.most, self.ends = problem, most, ends
-        self.w = torch.nn.Parameter(problem.start())
+        self.w = nn.Parameter(problem.start())
         self.losses: list[float] = []  # the lowest so far
         self.solved: int | None = None
-        self.label = ""
 
     def __call__(self) -> Tensor:
         if len(self.losses) == self.most:
@@ -203,34 +137,32 @@ class Run:
         if self.solved and self.ends:
             raise OverError
 
+    def by(self, text: str) -> "Run":
+        """The same when the optimizer of a call has made it."""
+        call = calls.read(text)
+        opt = OWN[call.name]([self.w], **call.options) if call.name in OWN else optimizer(text, [self.w])
+        averages = call.adapts and opt.setup.rule.averages
+        try:
+            while True:
+                opt.step(self)
+                if averages and len(self.losses) % EVERY == 0:
+                    with opt.averaged(), torch.no_grad():
+                        self.see(*self.problem(self.w))
+        except OverError:
+            return self
 
-def run(method: Method, arguments: Sequence[float], problem: Problem, most: int, ends: bool) -> Run:
-    closure = Run(problem, most, ends)
-    opt = method.make(closure.w, problem, *arguments)
-    try:
-        while True:
-            opt.step(closure)
-            if method.averages and len(closure.losses) % EVERY == 0:
-                with opt.averaged(), torch.no_grad():
-                    closure.see(*problem(closure.w))
-    except OverError:
-        return closure
 
-
-def best(method: Method, problem: Problem) -> Run:
-    """All evaluations with the setting that solves it with the fewest, or, where none does, ends lowest; it is in ``label``."""
-    settings = method.settings(problem)
+def best(settings: Mapping[str, str], problem: Problem) -> tuple[str, Run]:
+    """All evaluations with the setting that solves it with the fewest, or, where none does, ends lowest."""
+    (label, call), *others = settings.items()
+    if not others:
+        return label, Run(problem).by(call)
     most, found = MOST, None
-    for name, arguments in settings.items():
-        tried = run(method, arguments, problem, most, len(settings) > 1)
-        tried.label = name
+    for name, call in settings.items():
+        tried = Run(problem, most, ends=True).by(call)
         if tried.solved:
-            most, found = tried.solved - 1, tried  # who needs as many is no better
+            most, found, label = tried.solved - 1, tried, name  # who needs as many is no better
         elif most == MOST and (found is None or tried.losses[-1] < found.losses[-1]):
-            found = tried
+            found, label = tried, name
     assert found is not None
-    if found.solved and found.ends:
-        label = found.label
-        found = run(method, settings[label], problem, MOST, False)
-        found.label = label
-    return found
+    return label, Run(problem).by(settings[label]) if found.solved else found

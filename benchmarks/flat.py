@@ -6,10 +6,7 @@ Trains one workload of ``hypergradient compare`` in each of six families, seed 1
 docs/results/flat.json and docs/images/flat.png; a second start does what is missing.
 """
 
-import argparse
-import json
 import math
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +17,8 @@ from hypergradient.lab.compare.runs import Job, attempt
 from hypergradient.lab.experiments import plots
 from hypergradient.lab.workloads import WORKLOADS
 
-from .ablation import begin
+from .kept import answers
+from .report import command, write
 
 WORKS = {"cifar": "adam", "gpt": "adamw", "autoencoder": "adam", "tabular": "adam", "short-60": "adam", "batch-8": "adam"}
 
@@ -35,19 +33,16 @@ def validation(job: tuple[Job, Path | None]) -> float:
 
 def figure(losses: dict[str, float]) -> Figure:
     fig = Figure(figsize=(11, 5.6), layout="constrained")
-    axes = fig.subplots(2, 3, sharex=True).flat
-    for axis, (work, base) in zip(axes, WORKS.items(), strict=True):
-        for method, (title, colour) in METHODS.items():
-            found = [losses[key(work, method, lr)] for lr in LRS]
-            axis.plot(LRS, [y if math.isfinite(y) else math.nan for y in found], "o-", color=colour, markersize=3, label=title)
-        none = losses[key(work, "ours", None)]
+    for axis, (work, base) in zip(fig.subplots(2, 3, sharex=True).flat, WORKS.items(), strict=False):
+        constant, given = ([losses[key(work, method, lr)] for lr in LRS] for method in METHODS)
+        for values, (title, colour) in zip((constant, given), METHODS.values(), strict=True):
+            shown = [y if math.isfinite(y) else math.nan for y in values]
+            axis.plot(LRS, shown, "o-", color=colour, markersize=3, label=title)
+        none, finite = losses[key(work, "ours", None)], [*filter(math.isfinite, constant)]
         axis.axhline(none, color="black", linestyle=plots.DASHED, linewidth=1, label="AdamHD, no learning rate")
-        axis.set_xscale("log")
-        finite = [losses[key(work, "constant", lr)] for lr in LRS if math.isfinite(losses[key(work, "constant", lr)])]
-        lowest = min(none, *finite, *(losses[key(work, "given", lr)] for lr in LRS))
+        lowest = min(none, *finite, *given)
         highest = min(max(finite), 30 * lowest)
-        axis.set_yscale("log" if highest > 3 * lowest else "linear")
-        axis.set_ylim(lowest / 1.1, highest * 1.2)
+        axis.set(xscale="log", yscale="log" if highest > 3 * lowest else "linear", ylim=(lowest / 1.1, highest * 1.2))
         plots.fix_ticks(axis)
         axis.grid(alpha=0.3)
         axis.set_title(f"{WORKLOADS[work].title}{' (AdamW)' if base == 'adamw' else ''}", fontsize=10)
@@ -61,25 +56,22 @@ def key(work: str, method: str, lr: float | None) -> str:
     return f"{work} {method} {lr}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", required=True, help="a folder in the Hugging Face Parquet layout, or a Hub id")
-    parser.add_argument("--mnist", default="ylecun/mnist", help="the same")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="where results and images are written")
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
-    options = parser.parse_args()
-    file = options.output / "results" / "flat.json"
-    losses: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    with TemporaryDirectory() as side, get_context("spawn").Pool(options.processes, begin) as pool:
-        files = data_files(WORKS, {"mnist": options.mnist, "cifar10": options.cifar10}, Path(side))
-        rows = [(work, method, lr) for work in WORKS for method, lr in [*((m, lr) for m in METHODS for lr in LRS), ("ours", None)]]
-        missing = [row for row in rows if key(*row) not in losses]
-        jobs = [(Job(work, WORKS[work], method, lr, 1), files.get(WORKLOADS[work].data or "")) for work, method, lr in missing]
-        for row, loss in zip(missing, pool.imap(validation, jobs), strict=True):
-            losses[key(*row)] = loss
-            file.write_text(json.dumps(losses, indent=1) + "\n")
-    figure(losses).savefig(options.output / "images" / "flat.png", dpi=130)
+def main(*, cifar10: str, mnist: str = "ylecun/mnist", output: Path = Path("docs"), processes: int = 2) -> None:
+    """
+    Args:
+        cifar10: a folder in the Hugging Face Parquet layout, or a Hub id
+        mnist: the same
+        output: where results and images are written
+        processes: runs at a time
+    """
+    with TemporaryDirectory() as side:
+        files = data_files(WORKS, {"mnist": mnist, "cifar10": cifar10}, Path(side))
+        kinds = [*((method, lr) for method in METHODS for lr in LRS), ("ours", None)]
+        jobs = [Job(work, base, method, lr, 1) for work, base in WORKS.items() for method, lr in kinds]
+        works = {key(job.workload, job.method, job.lr): (job, files.get(WORKLOADS[job.workload].data or "")) for job in jobs}
+        losses = answers(output / "results" / "flat.json", works, validation, processes)
+    write(output / "images" / "flat.png", figure(losses))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

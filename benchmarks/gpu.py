@@ -7,14 +7,14 @@ of --output as soon as it has ended, a failed one with its error. What is there 
 a line that is taken out is run anew. The table of all lines is gpu.md beside it. --small runs a tiny form of everything on the processor.
 """
 
-import argparse
 import gc
 import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
 from hypergradient.lab.compare.runs import RUNS, TUNED, Job, decay_groups, make_optimizer, state_bytes
-from hypergradient.lab.compare.table import markdown, number, pair_of, title_of
+from hypergradient.lab.compare.table import number, pair_of, title_of
 from hypergradient.lab.errors import LabError, first_line
 from hypergradient.lab.runs.data import Data
 from hypergradient.lab.runs.peers import step_of
@@ -31,7 +31,7 @@ from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.workloads.problem import Order, seeded
 
 from .gpu_parts import Mixed, Part, gpt, resnet
-from .report import machine, sentence
+from .report import command, machine, page, table, write
 
 #: Steps that are not timed; batches that final losses are of, and batch norm's statistics.
 WARM, SEEN, REFRESH = 10, 20, 50
@@ -121,26 +121,21 @@ def run(part: Part, job: Job, data: Data) -> dict[str, Any]:
 
 def attempt(part: Part, job: Job, data: Data) -> dict[str, Any]:
     """A line of runs.jsonl; a run that fails has nulls and an error there."""
-    begun = time.perf_counter()
+    begun, device = time.perf_counter(), data.train_x.device
     names = ("train", "valid", "accuracy", "seconds", "per_second", "peak", "bytes", "parameters", "alpha", "error")
     line = asdict(job) | {"steps": part.steps, "batch": part.batch, "unit": part.unit} | dict.fromkeys(names)
     try:
         line |= run(part, job, data)
     except Exception as error:
         line["error"] = f"{type(error).__name__}: {first_line(error)}"
-    device = data.train_x.device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
     return line | {"seconds": round(time.perf_counter() - begun, 2), "about": part.about, "machine": f"{machine()[:-1]}, {gpu}."}
 
 
-def key(line: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(line[name] for name in KEY)
-
-
 def go(part: Part, seed: int, folder: Folder) -> None:
     """Run what is missing of a part."""
-    done = {key(line) for line in lines_of(folder)}
-    missing = [job for job in part.jobs(seed) if key(asdict(job) | {"steps": part.steps}) not in done]
+    done = [{name: line[name] for name in KEY} for line in lines_of(folder)]
+    missing = [job for job in part.jobs(seed) if asdict(job) | {"steps": part.steps} not in done]
     if not missing:
         print(f"{part.name}: nothing is missing", flush=True)
         return
@@ -166,75 +161,74 @@ def title(line: dict[str, Any]) -> str:
 
 def cells(line: dict[str, Any]) -> list[str]:
     """A line as text."""
-    alpha, peak = line["alpha"], line["peak"]
     return [
         title(line),
         str(line["seed"]),
         pair_of(line["train"], line["valid"], ".4f"),
-        "–" if line["accuracy"] is None else f"{line['accuracy']:.2%}",
+        number(line["accuracy"], ".2%"),
         number(line["seconds"], ".1f"),
         "–" if line["per_second"] is None else f"{line['per_second']:,}",
-        number(peak and peak / 2**30, ".2f"),
+        number(line["peak"] and line["peak"] / 2**30, ".2f"),
         number(line["bytes"], ".1f"),
-        " and ".join(f"{x:.3g}" for x in alpha) if alpha else "–",
+        " and ".join(f"{x:.3g}" for x in line["alpha"] or []) or "–",
         line["error"] or "–",
     ]
 
 
-def page(lines: Iterable[dict[str, Any]]) -> str:
+def page_of(lines: Iterable[dict[str, Any]]) -> str:
     """All lines as Markdown: a table for each model, budget and machine."""
     assert __doc__
-    tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for line in lines:
-        heading = f"{line['workload']}, {line['steps']:,} steps of {line['batch']}"
-        tables.setdefault((heading, line["unit"], line["about"], line["machine"]), []).append(line)
-    text = [f"# {__doc__.splitlines()[0]}", "", sentence(__doc__)]
-    text += ["Losses at the end in evaluation mode, of the average where a method has one; others' optimizers with their defaults."]
-    for (heading, unit, about, where), own in tables.items():
+
+    def kind(line: dict[str, Any]) -> tuple[str, ...]:
+        return f"{line['workload']}, {line['steps']:,} steps of {line['batch']}", line["unit"], line["about"], line["machine"]
+
+    tables = []
+    for (heading, unit, about, where), group in groupby(sorted(lines, key=kind), kind):
+        own = [*group]
         size = next((f"{line['parameters']:,} parameters" for line in own if line["parameters"]), "all failed")
         heads = ["method", "seed", "training / validation loss", "accuracy", "seconds", f"{unit} a second", "peak, GiB"]
         heads += ["state, bytes a parameter", "last α", "error"]
-        text += ["", f"## {heading}", "", f"{about}; {size}. {where}", "", *markdown(heads, map(cells, own))]
-    return "\n".join([*text, ""])
+        tables.append((heading, about, size, where, table(heads, map(cells, own))))
+    return page("gpu.md", __doc__, title=__doc__.splitlines()[0], tables=tables)
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("gpt", "resnet", "all"), default="all", help="what is trained")
-    parser.add_argument("--data", help="CIFAR-10 for resnet: a folder in the Hugging Face Parquet layout, or a Hub id; --small has digits")
-    parser.add_argument("--text", nargs="+", help="folders of text for gpt, default those of Debian and Python")
-    parser.add_argument("--device", help="default cuda, with --small cpu")
-    parser.add_argument("--small", action="store_true", help="tiny models, 20 steps")
-    parser.add_argument("--steps", type=int, help="of each run, default 700 for gpt, 2,900 for resnet")
-    parser.add_argument("--seed", type=int, default=1, help="of weights and batches")
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="where results lie")
-    options = parser.parse_args(None if arguments is None else [*arguments])
-    try:
-        start(options)
-    except LabError as error:
-        parser.error(str(error))
-
-
-def start(options: argparse.Namespace) -> None:
-    """Run the parts, and write the page."""
-    device = options.device or ("cpu" if options.small else "cuda")
+def main(
+    *,
+    part: Literal["gpt", "resnet", "all"] = "all",
+    data: str | None = None,
+    text: list[str] | None = None,
+    device: str | None = None,
+    small: bool = False,
+    steps: int | None = None,
+    seed: int = 1,
+    output: Path = Path("runs/gpu"),
+) -> None:
+    """
+    Args:
+        part: what is trained
+        data: CIFAR-10 for resnet: a folder in the Hugging Face Parquet layout, or a Hub id; --small has digits
+        text: folders of text for gpt, default those of Debian and Python
+        device: default cuda, with --small cpu
+        small: tiny models, 20 steps
+        steps: of each run, default 700 for gpt, 2,900 for resnet
+        seed: of weights and batches
+        output: where results lie
+    """
+    device = device or ("cpu" if small else "cuda")
     if device.startswith("cuda") and not torch.cuda.is_available():
         mend = "start it where there is one, or add --small, which runs a tiny form of everything on the processor"
         raise LabError(f"--device {device}: torch sees no GPU here: {mend}")
-    if options.steps is not None and options.steps < 1:
-        raise LabError(f"--steps must be at least 1, got {options.steps}")
+    if steps is not None and steps < 1:
+        raise LabError(f"--steps must be at least 1, got {steps}")
     torch.backends.cudnn.benchmark = device.startswith("cuda")
-    parts = {"gpt": gpt(options.text, device, options.small), "resnet": resnet(options.data, device, options.small)}
-    folder = Folder(options.output)
-    options.output.mkdir(parents=True, exist_ok=True)
-    for name in parts if options.part == "all" else [options.part]:
-        part = parts[name]
-        go(replace(part, steps=options.steps or part.steps), options.seed, folder)
-    text = page(lines_of(folder))
-    (options.output / "gpu.md").write_text(text)
-    print(text)
-    print(f"{options.output / RUNS} and {options.output / 'gpu.md'}")
+    parts = {"gpt": gpt(text, device, small), "resnet": resnet(data, device, small)}
+    folder = Folder(output)
+    output.mkdir(parents=True, exist_ok=True)
+    for own in parts.values() if part == "all" else [parts[part]]:
+        go(replace(own, steps=steps or own.steps), seed, folder)
+    write(output / "gpu.md", found := page_of(lines_of(folder)))
+    print(found, f"{output / RUNS} and {output / 'gpu.md'}", sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

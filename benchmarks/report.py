@@ -1,16 +1,50 @@
-"""What every page of results says of itself."""
+"""What the benchmarks share: their command lines, and how data, figures, pages and tables are written."""
 
+import json
 import platform
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from cyclopts import App, Parameter
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 import hypergradient
+from hypergradient.lab.compare.table import markdown
+from hypergradient.lab.errors import LabError
+
+#: The text of pages stands beside the code.
+PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "pages"),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=StrictUndefined,
+)
 
 
-def sentence(doc: str | None) -> str:
+def app(main: Callable[..., object]) -> App:
+    """A benchmark's command line: the parameters of its ``main`` are the options, and its module's docstring is the help."""
+    found = App(help=main.__globals__["__doc__"], help_format="plaintext", default_parameter=Parameter(negative=(), consume_multiple=True))
+    found.default(main)
+    return found
+
+
+def command(main: Callable[..., object]) -> None:
+    """Run a benchmark."""
+    try:
+        app(main)()
+    except LabError as error:
+        sys.exit(str(error))
+
+
+def made(doc: str | None) -> str:
     """The command in a script's docstring, as the page's origin."""
-    command = next(line.strip() for line in (doc or "").splitlines() if line.startswith("    python"))
-    return f"Made by `{command}`."
+    found = next(line.strip() for line in (doc or "").splitlines() if line.startswith("    python"))
+    return f"Made by `{found}`."
 
 
 def machine() -> str:
@@ -18,3 +52,31 @@ def machine() -> str:
         f"hypergradient {hypergradient.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{torch.get_num_threads()} threads on {platform.machine()}."
     )
+
+
+def page(name: str, doc: str | None, **values: Any) -> str:
+    """A page of pages/, which ``made`` and ``machine`` stand in too."""
+    return PAGES.get_template(name).render(made=made(doc), machine=machine(), **values)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(markdown(heads, rows))
+
+
+def write(path: Path, what: Any, indent: int | None = 1) -> None:
+    """A figure, a text, or data as JSON; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(what, Figure):
+        what.savefig(path, dpi=130)
+    else:
+        path.write_text(what if isinstance(what, str) else json.dumps(what, indent=indent, ensure_ascii=False) + "\n")
+
+
+def publish(docs: Path, name: str, doc: str | None, data: dict[str, Any], text: str) -> None:
+    """Data as results/NAME.json, and Markdown between the comments ``<!-- name -->`` and ``<!-- /name -->`` of performance.md."""
+    write(docs / "results" / f"{name}.json", {"machine": machine(), **data})
+    file, name = docs / "performance.md", name.replace("-", "_")
+    before, rest = file.read_text().split(f"<!-- {name} -->")
+    after = rest.split(f"<!-- /{name} -->")[1]
+    print(text)
+    write(file, f"{before}<!-- {name} -->\n\n{made(doc)}\n{machine()}\n\n{text}\n\n<!-- /{name} -->{after}")

@@ -12,101 +12,71 @@ Writes docs/results/step-time.json, docs/images/step-time.png, and the table in 
 is the step beside an older version of the library instead: see before.py.
 """
 
-import argparse
-import json
 import os
-import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
-import dadaptation
-import dog
-import prodigyopt
-import pytorch_optimizer
-import schedulefree
 import torch
 from gradient_descent_the_ultimate_optimizer import gdtuo
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
-from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient, Multiplicative
+from hypergradient.lab.compare.runs import state_bytes
 
 from .before import compare
-from .report import machine, sentence
-from .timing import fill, interleaved, peak_bytes, ratio
+from .report import command, publish, table, write
+from .timing import Step, compared, optimizer, peak_bytes, peer, told
 
 LR = 1e-9  # nothing moves far: what is timed is the work
 
-MODELS: dict[str, list[tuple[int, ...]]] = {
-    "28 million in 40 tensors": [(1000, 700)] * 40,
-    "1,000 tensors of 1,000": [(10, 100)] * 1000,
-    "one of 50 million": [(50_000, 1000)],
+#: The models by name, their shapes, and what tables call them.
+MODELS: dict[str, tuple[list[tuple[int, ...]], str]] = {
+    "28 million in 40 tensors": ([(1000, 700)] * 40, "28 M in 40"),
+    "1,000 tensors of 1,000": ([(10, 100)] * 1000, "1,000 of 1,000"),
+    "one of 50 million": ([(50_000, 1000)], "1 of 50 M"),
 }
-SHORT = dict(zip(MODELS, ("28 M in 40", "1,000 of 1,000", "1 of 50 M"), strict=True))
-
-Make = Callable[[list[Any]], Any]
 
 ADAM, SGD, MOMENTUM = "torch Adam fused", "torch SGD fused", "torch SGD momentum fused"
 DEFAULT, FOREACH = "torch Adam default", "torch Adam foreach"
 
-#: A row's name, the row that it is compared with, and its optimizer.
-ROWS: list[tuple[str, str, Make]] = [
-    (ADAM, ADAM, lambda params: torch.optim.Adam(params, lr=LR, fused=True)),
-    (FOREACH, ADAM, lambda params: torch.optim.Adam(params, lr=LR, foreach=True)),
-    (DEFAULT, ADAM, lambda params: torch.optim.Adam(params, lr=LR)),
-    ("AdamHD fused", ADAM, lambda params: AdamHD(params, lr=LR, rule=Multiplicative(0.0), fused=True)),
-    ("AdamHD fused, additive", ADAM, lambda params: AdamHD(params, lr=LR, hypergrad_lr=0.0, fused=True)),
-    ("AdamHD fused, no lr (TuningFree)", ADAM, lambda params: AdamHD(params, fused=True)),
-    ("AdamWHD fused, additive", ADAM, lambda params: AdamWHD(params, lr=LR, hypergrad_lr=0.0, fused=True)),
-    ("AdamHD, additive", DEFAULT, lambda params: AdamHD(params, lr=LR, hypergrad_lr=0.0)),
-    ("AdamHD, no lr (TuningFree)", DEFAULT, lambda params: AdamHD(params)),
-    (
-        "Hypergradient(Adam fused), additive",
-        ADAM,
-        lambda params: Hypergradient(torch.optim.Adam(params, lr=LR, fused=True), hypergrad_lr=0.0),
-    ),
-    (MOMENTUM, ADAM, lambda params: torch.optim.SGD(params, lr=LR, momentum=0.9, fused=True)),
-    ("SGDHD momentum fused, additive", MOMENTUM, lambda params: SGDHD(params, LR, 0.9, hypergrad_lr=0.0, fused=True)),
-    ("SGDHD momentum, additive", MOMENTUM, lambda params: SGDHD(params, LR, 0.9, hypergrad_lr=0.0)),
-    (SGD, ADAM, lambda params: torch.optim.SGD(params, lr=LR, fused=True)),
-    ("SGDHD fused, additive", SGD, lambda params: SGDHD(params, LR, hypergrad_lr=0.0, fused=True)),
-    ("SGDHD, additive", SGD, lambda params: SGDHD(params, LR, hypergrad_lr=0.0)),
-    ("Prodigy (prodigyopt)", ADAM, lambda params: prodigyopt.Prodigy(params, lr=LR)),
-    ("Prodigy (pytorch_optimizer)", ADAM, lambda params: pytorch_optimizer.Prodigy(params, lr=LR)),
-    ("DAdaptAdam (dadaptation)", ADAM, lambda params: dadaptation.DAdaptAdam(params, lr=LR)),
-    ("DoG (dog-optimizer)", ADAM, lambda params: dog.DoG(params, lr=LR)),
-    ("AdamWScheduleFree (schedulefree)", ADAM, lambda params: schedulefree.AdamWScheduleFree(params, lr=LR)),
-]
+#: By name, the row that it is compared with, and its optimizer.
+ROWS = {
+    ADAM: (ADAM, "Adam(lr=1e-9, fused=True)"),
+    FOREACH: (ADAM, "Adam(lr=1e-9, foreach=True)"),
+    DEFAULT: (ADAM, "Adam(lr=1e-9)"),
+    "AdamHD fused": (ADAM, "AdamHD(lr=1e-9, rule=Multiplicative(0.0), fused=True)"),
+    "AdamHD fused, additive": (ADAM, "AdamHD(lr=1e-9, hypergrad_lr=0.0, fused=True)"),
+    "AdamHD fused, no lr (TuningFree)": (ADAM, "AdamHD(fused=True)"),
+    "AdamWHD fused, additive": (ADAM, "AdamWHD(lr=1e-9, hypergrad_lr=0.0, fused=True)"),
+    "AdamHD, additive": (DEFAULT, "AdamHD(lr=1e-9, hypergrad_lr=0.0)"),
+    "AdamHD, no lr (TuningFree)": (DEFAULT, "AdamHD"),
+    "Hypergradient(Adam fused), additive": (ADAM, "Hypergradient(Adam(lr=1e-9, fused=True), hypergrad_lr=0.0)"),
+    MOMENTUM: (ADAM, "SGD(lr=1e-9, momentum=0.9, fused=True)"),
+    "SGDHD momentum fused, additive": (MOMENTUM, "SGDHD(lr=1e-9, momentum=0.9, hypergrad_lr=0.0, fused=True)"),
+    "SGDHD momentum, additive": (MOMENTUM, "SGDHD(lr=1e-9, momentum=0.9, hypergrad_lr=0.0)"),
+    SGD: (ADAM, "SGD(lr=1e-9, fused=True)"),
+    "SGDHD fused, additive": (SGD, "SGDHD(lr=1e-9, hypergrad_lr=0.0, fused=True)"),
+    "SGDHD, additive": (SGD, "SGDHD(lr=1e-9, hypergrad_lr=0.0)"),
+}
+
+#: Those of other packages as they are: the lab's have companions, such as DoG its average.
+OTHERS = {
+    "Prodigy (prodigyopt)": "prodigyopt:Prodigy",
+    "Prodigy (pytorch_optimizer)": "pytorch_optimizer:Prodigy",
+    "DAdaptAdam (dadaptation)": "dadaptation:DAdaptAdam",
+    "DoG (dog-optimizer)": "dog:DoG",
+    "AdamWScheduleFree (schedulefree)": "schedulefree:AdamWScheduleFree",
+}
 PEER = "Adam/SGD (gdtuo)"
 
-
-def peer(params: list[nn.Parameter], gradients: list[Tensor]) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The step of gradient-descent-the-ultimate-optimizer, and what must come before it: a loss with these gradients, with a graph."""
-    module = nn.Module()
-    module.tensors = nn.ParameterList([p.detach().clone() for p in params])
-    wrapped = gdtuo.ModuleWrapper(module, optimizer=gdtuo.Adam(LR, optimizer=gdtuo.SGD(0.0)))
-    wrapped.initialize()
-
-    def prepare() -> None:
-        wrapped.begin()
-        loss = sum((p * g).sum() for p, g in zip(wrapped.module.tensors, gradients, strict=True))
-        wrapped.zero_grad()
-        loss.backward(create_graph=True)
-
-    return wrapped.step, prepare
-
-
-def state_bytes(opt: torch.optim.Optimizer) -> int:
-    """What it keeps in tensors, but for those of one number."""
-    tensors = [x for own in opt.state.values() for x in own.values() if isinstance(x, Tensor) and x.numel() > 1]
-    lists = [x if isinstance(x, list) else [x] for group in opt.param_groups for name, x in group.items() if name != "params"]
-    tensors += [x for values in lists for x in values if isinstance(x, Tensor) and x.numel() > 1]
-    return sum({x.data_ptr(): x.nbytes for x in tensors}.values())
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks otherwise
 
 
 def measure(shapes: list[tuple[int, ...]], turns: int) -> list[dict[str, Any]]:
@@ -120,47 +90,34 @@ def measure(shapes: list[tuple[int, ...]], turns: int) -> list[dict[str, Any]]:
         for p, g in zip(params, gradients[turn % 2], strict=True):
             p.grad = g.data  # a tensor of its own, over the same memory
 
-    optimizers = {name: make(params) for name, _, make in ROWS}
-    for opt in optimizers.values():
-        if hasattr(opt, "train"):
-            opt.train()
-    steps: dict[str, Callable[[], Any]] = {name: opt.step for name, opt in optimizers.items()}
-    with_peer = size < 40_000_000  # its graphs keep some ten buffers
-    prepare: Callable[[], None] | None = None
-    if with_peer:
-        steps[PEER], prepare = peer(params, gradients[0])
-    names = list(steps)
+    opts = {name: optimizer(call, params) for name, (_, call) in ROWS.items()}
+    opts |= {name: resolve_name(kind)(params, lr=LR) for name, kind in OTHERS.items()}
+    for opt in opts.values():
+        getattr(opt, "train", bool)()
+    steps: dict[str, Step] = {name: opt.step for name, opt in opts.items()}
+    prepare: Step | None = None
+    if size < 40_000_000:  # its graphs keep some ten buffers
+        prepare, steps[PEER] = peer(
+            nn.ParameterList([p.detach().clone() for p in params]),
+            gdtuo.Adam(LR, optimizer=gdtuo.SGD(0.0)),
+            lambda tensors: sum((p * g).sum() for p, g in zip(tensors, gradients[0], strict=True)),
+        )
+    against, others = {name: other for name, (other, _) in ROWS.items()}, {"to Adam": ADAM, "to foreach": FOREACH}
 
-    count = 0
+    def before(name: str, turn: int) -> None:
+        prepare() if name == PEER and prepare else give(turn)
 
-    def before(turn: int) -> None:
-        nonlocal count
-        if prepare is not None and names[count % len(names)] == PEER:
-            prepare()
-        else:
-            give(turn)
-        count += 1
-
-    seconds = interleaved(steps, turns, warm=4, before=before)
-    rows = []
-    against = {name: other for name, other, _ in ROWS} | {PEER: ADAM}
-    for name in names:
-        row: dict[str, Any] = {"optimizer": name, "milliseconds": sorted(seconds[name])[turns // 2] * 1e3, "against": against[name]}
-        others = {"ratio": against[name], "to Adam": ADAM, "to foreach": FOREACH}
-        row |= {kind: ratio(seconds[name], seconds[other]) for kind, other in others.items()}
-        if name in optimizers:
-            give(turns)
-            row |= {"state": state_bytes(optimizers[name]) / size, "peak": peak_bytes(steps[name]) / size}
-        rows.append(row)
-        print(f"{name:38s} {row['milliseconds']:9.2f} ms {row['ratio'][0]:6.2f} of {row['against']}", flush=True)
+    rows = compared(steps, against, turns, others=others, warm=4, before=before)
+    for row, opt in zip(rows, opts.values(), strict=False):  # the peer is the last, and has none
+        give(turns)
+        row |= {"state": state_bytes(opt, nn.ParameterList(params)), "peak": peak_bytes(opt.step) / size}
     return rows
 
 
-def first_steps(tensors: int) -> None:
-    """Prints what the first two steps of a fused AdamHD take beyond two others, in seconds, with torch's compiler not yet imported."""
+def first_steps(tensors: int) -> float:
+    """Seconds that the first two steps of a fused AdamHD take beyond two others; for a process that has not yet imported the compiler."""
     params = [nn.Parameter(torch.zeros(100 + i, 200)) for i in range(tensors)]
-    opt = AdamHD(params, lr=LR, hypergrad_lr=0.0, fused=True)
-    times = []
+    opt, times = optimizer("AdamHD(lr=1e-9, hypergrad_lr=0.0, fused=True)", params), []
     for _ in range(4):
         for p in params:
             p.grad = torch.ones_like(p)
@@ -168,102 +125,74 @@ def first_steps(tensors: int) -> None:
         opt.step()
         times.append(time.perf_counter() - begun)
     assert opt.setup.run.fused
-    print(json.dumps(sum(times[:2]) - sum(times[2:])))
+    return sum(times[:2]) - sum(times[2:])
 
 
 def compile_times() -> dict[str, float]:
     """Seconds of the first steps, without and with what an earlier process has left on the disk."""
     found = {}
     for tensors in (40, 400):
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder):
             for kind in ("cold", "from the disk"):
-                command = [sys.executable, "-m", "benchmarks.step_time", "--first-steps", str(tensors)]
-                output = subprocess.run(
-                    command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}, capture_output=True, text=True, check=True
-                )
-                found[f"{tensors} tensors, {kind}"] = json.loads(output.stdout.splitlines()[-1])
+                with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                    found[f"{tensors} tensors, {kind}"] = process.submit(first_steps, tensors).result()
     return found
 
 
-def page(rows: dict[str, list[dict[str, Any]]], seconds: dict[str, float]) -> list[str]:
-    lines = [sentence(__doc__), machine(), ""]
-    lines.append("| optimizer | over | " + " | ".join(SHORT[model] for model in rows) + " | state, bytes | peak, bytes |")
-    lines.append("|---|---|" + "---|" * len(rows) + "---|---|")
-    for first in next(iter(rows.values())):
-        cells = []
-        for table in rows.values():
-            row = next((row for row in table if row["optimizer"] == first["optimizer"]), None)
-            cells.append("" if row is None else "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]))
-        memory = [f"{first[name]:.1f}" if name in first else "" for name in ("state", "peak")]
-        lines.append(f"| {first['optimizer']} | {first['against']} | {' | '.join([*cells, *memory])} |")
-    small = next(row for row in list(rows.values())[1] if row["optimizer"] == "AdamHD, additive")
-    lines += [
-        "",
-        "`AdamHD` without a compiler over torch's Adam `foreach=True`, 1,000 tensors of 1,000: {:.2f} ({:.2f} to {:.2f}).".format(
-            *small["to foreach"]
-        ),
-    ]
-    lines += ["", "First steps of a fused `AdamHD`, beyond what later ones take: "]
-    lines[-1] += "; ".join(f"{name} {value:.1f} s" for name, value in seconds.items()) + "."
-    return lines
+def text(models: dict[str, list[dict[str, Any]]], seconds: dict[str, float]) -> str:
+    by_name = [{row["optimizer"]: row for row in rows} for rows in models.values()]
+    lines = []
+    for name, first in by_name[0].items():
+        cells = [told(rows[name]["ratio"]) if name in rows else "" for rows in by_name]
+        lines.append([name, first["against"], *cells, *(f"{first[kind]:.1f}" if kind in first else "" for kind in ("state", "peak"))])
+    small = told(by_name[1]["AdamHD, additive"]["to foreach"])
+    took = "; ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    return f"""{table(["optimizer", "over", *(MODELS[model][1] for model in models), "state, bytes", "peak, bytes"], lines)}
+
+`AdamHD` without a compiler over torch's Adam `foreach=True`, 1,000 tensors of 1,000: {small}.
+
+First steps of a fused `AdamHD`, beyond what later ones take: {took}."""
 
 
-def plot(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot(models: dict[str, list[dict[str, Any]]]) -> Figure:
     """Bars over torch's fused Adam, a panel for each model."""
     figure = Figure(figsize=(11, 6), layout="constrained")
-    axes = figure.subplots(1, len(rows), sharey=True)
-    names = [row["optimizer"] for row in next(iter(rows.values()))][::-1]
-    for ax, (model, table) in zip(axes, rows.items(), strict=True):
-        values = {row["optimizer"]: row["to Adam"] for row in table}
-        for i, name in enumerate(names):
-            if name in values:
-                middle, low, high = values[name]
-                ours = "HD" in name or name.startswith("Hypergradient")
-                color = "#c1440e" if ours else "#4a6c8c" if name.startswith("torch ") else "#9a9a9a"
-                ax.barh(i, middle, color=color, height=0.7)
-                ax.plot([low, high], [i, i], color="black", linewidth=1)
-                ax.text(max(middle, high) * 1.06, i, f"{middle:.2f}", va="center", fontsize=7)
-        ax.set(title=SHORT[model], xscale="log", yticks=range(len(names)), yticklabels=names)
-        ax.set_xlim(0.15, 60)
-        ax.axvline(1, color="black", linewidth=0.6, linestyle=":")
-        ax.tick_params(labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
+    axes = figure.subplots(1, len(models), sharey=True)
+    names = [row["optimizer"] for row in next(iter(models.values()))][::-1]
+    for axis, (model, rows) in zip(axes, models.items(), strict=True):
+        for row in rows:
+            (middle, low, high), name = row["to Adam"], row["optimizer"]
+            color = "#c1440e" if "HD" in name or name.startswith("Hyper") else "#4a6c8c" if name.startswith("torch ") else "#9a9a9a"
+            axis.barh(i := names.index(name), middle, color=color, height=0.7)
+            axis.plot([low, high], [i, i], color="black", linewidth=1)
+            axis.text(max(middle, high) * 1.06, i, f"{middle:.2f}", va="center", fontsize=7)
+        axis.set(title=MODELS[model][1], xscale="log", xlim=(0.15, 60), yticks=range(len(names)), yticklabels=names)
+        axis.axvline(1, color="black", linewidth=0.6, linestyle=":")
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("time of opt.step() over torch's fused Adam, median and middle half", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    return figure
 
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks otherwise
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=25, help="how many times each takes its turn")
-    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), help="which parameters; the table needs all")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where table, plot and data are written")
-    parser.add_argument("--first-steps", type=int, metavar="TENSORS", help="time compilation alone, in this process")
-    parser.add_argument("--before", type=Path, metavar="FOLDER", help="the folder hypergradient of an older version, to compare with")
-    options = parser.parse_args()
-    if options.before:
-        return compare(options.before, options.docs)
-    if options.first_steps:
-        return first_steps(options.first_steps)
-    warnings.filterwarnings("ignore", "Using backward")
-    warnings.filterwarnings("ignore", "`torch.jit")
-    rows = {}
-    for model in options.models:
-        print(model)
-        rows[model] = measure(MODELS[model], options.turns)
-    if list(rows) != list(MODELS):
-        return None
-    seconds = compile_times()
-    print(seconds)
-    found = {"machine": machine(), "models": rows, "first steps": seconds}
-    (options.docs / "results" / "step-time.json").write_text(json.dumps(found, indent=1) + "\n")
-    plot(rows, options.docs / "images" / "step-time.png")
-    fill(options.docs / "performance.md", "step_time", page(rows, seconds))
-    return None
+def main(*, turns: int = 25, models: list[str] | None = None, before: Path | None = None, docs: Path = Path("docs")) -> None:
+    """
+    Args:
+        turns: how many times each takes its turn
+        models: which parameters; the table needs all
+        before: the folder hypergradient of an older version, to compare with
+        docs: where table, plot and data are written
+    """
+    for message in ("Using backward", "`torch.jit"):
+        warnings.filterwarnings("ignore", message)
+    if before:
+        compare(before, docs)
+        return
+    rows = {model: measure(MODELS[model][0], turns) for model in models or MODELS}
+    if list(rows) == list(MODELS):
+        seconds = compile_times()
+        write(docs / "images" / "step-time.png", plot(rows))
+        publish(docs, "step-time", __doc__, {"models": rows, "first steps": seconds}, text(rows, seconds))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

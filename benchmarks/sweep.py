@@ -6,13 +6,9 @@ Both sides of each ratio are timed in turns, in one process; printed are medians
 docs/results/sweep-speed.md and docs/results/sweep-speed.json.
 """
 
-import argparse
-import json
 import statistics
-import time
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -24,14 +20,15 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from hypergradient.lab.experiments.heatmap import VALUES
-from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import Data, load
 from hypergradient.lab.runs.engine import shuffled
 from hypergradient.lab.runs.ensemble import Ensemble
 from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.runs.train import Run, train
 
-from .report import machine, sentence
+from .report import command, page, table, write
+from .timing import Step, interleaved
 
 
 class Pictures(Dataset[Any]):
@@ -45,22 +42,13 @@ class Pictures(Dataset[Any]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        picture = Image.fromarray(self.pictures[index])
-        tensor = torch.from_numpy(np.array(picture)).unsqueeze(0).float().div(255)
+        tensor = torch.from_numpy(np.array(Image.fromarray(self.pictures[index]))).unsqueeze(0).float().div(255)
         return (tensor - 0.1307) / 0.3081, self.labels[index]
 
 
-def usual_epoch(data: Data) -> None:
-    epoch_over(DataLoader(Pictures(data), batch_size=128, shuffle=True))
-
-
-def barest_epoch(data: Data) -> None:
-    """The same epoch as a loop over tensors that does nothing but train: what bounds ours."""
-    epoch_over(map(data.batch, torch.split(shuffled(len(data.train_y), 1, 0), 128)))
-
-
-def epoch_over(batches: Iterable[Any]) -> None:
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+def epoch(batches: Iterable[Any], pixels: int) -> None:
+    """A loop that does nothing but train."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(pixels, 10))
     opt = torch.optim.SGD(model.parameters(), lr=1e-3, weight_decay=1e-4)
     for x, y in batches:
         opt.zero_grad()
@@ -68,76 +56,51 @@ def epoch_over(batches: Iterable[Any]) -> None:
         opt.step()
 
 
-def cells(model: str, hidden: int) -> list[Config]:
-    """The 36 cells of the SGD-HD heat map."""
-    base = Config("MNIST", model, "sgd-hd", hidden=hidden, epochs=1)
-    return [replace(base, lr=lr, hypergrad_lr=beta) for lr in VALUES for beta in VALUES]
+def ratios(slow: Step, fast: Step, turns: int) -> list[float]:
+    """Of each turn."""
+    seconds = interleaved({"slow": slow, "fast": fast}, turns, warm=0)
+    return [a / b for a, b in zip(*seconds.values(), strict=True)]
 
 
-def turns(pairs: list[tuple[Callable[[], None], Callable[[], None]]], repeats: int) -> list[float]:
-    """slow / fast, of each turn."""
-    ratios = []
-    for _ in range(repeats):
-        for slow, fast in pairs:
-            seconds = []
-            for work in (slow, fast):
-                begun = time.perf_counter()
-                work()
-                seconds.append(time.perf_counter() - begun)
-            ratios.append(seconds[0] / seconds[1])
-    return ratios
-
-
-def together(data: Data, model: str, hidden: int, steps: int, repeats: int) -> list[float]:
-    """Time of 36 runs one after the other over that of one ensemble of them."""
-    configs = cells(model, hidden)
+def together(data: Data, model: str, hidden: int, steps: int) -> tuple[Step, Step]:
+    """The 36 cells of the SGD-HD heat map, one after the other, and as one ensemble."""
+    configs = [Config("MNIST", model, paper("SGD-HD", lr, beta), hidden=hidden, epochs=1) for lr in VALUES for beta in VALUES]
     ensemble = Ensemble(configs, data.train_x.shape[1:], data.classes)
     singles = [Run(config, data) for config in configs]
-    order = shuffled(len(data.train_y), 1, 0)
-    batches = [order[i * 128 : (i + 1) * 128] for i in range(steps)]
+    batches = torch.split(shuffled(len(data.train_y), 1, 0), 128)[:steps]
+    return (
+        lambda: [run.step(indices) for run in singles for indices in batches],
+        lambda: [ensemble.step(*data.batch(indices)) for indices in batches],
+    )
 
+
+def main(*, data: str, turns: int = 9, output: Path = Path("docs/results")) -> None:
+    """
+    Args:
+        data: MNIST: a folder in the Hugging Face Parquet layout, or a Hub id
+        turns: how many times both sides take theirs
+        output: where table and data are written
+    """
     warnings.filterwarnings("ignore", message=".*skipped a step")  # cells that diverge cost what others cost
-
-    def one_by_one() -> None:
-        for run in singles:
-            for indices in batches:
-                run.step(indices)
-
-    def at_once() -> None:
-        for indices in batches:
-            ensemble.step(*data.batch(indices))
-
-    return turns([(one_by_one, at_once)], repeats)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="MNIST: a folder in the Hugging Face Parquet layout, or a Hub id")
-    parser.add_argument("--output", type=Path, default=Path("docs/results"), help="where table and data are written")
-    options = parser.parse_args()
-    data = load(options.data)
-
-    def our_epoch() -> None:
-        train(Config("MNIST", "logreg", "sgd", epochs=1), data, Folder(Path(mkdtemp())))
-
+    own = load(data)
+    pixels, loader = own.train_x[0].numel(), DataLoader(Pictures(own), batch_size=128, shuffle=True)
+    usual, config = lambda: epoch(loader, pixels), Config(data, "logreg", paper("SGD"), epochs=1)
+    order = torch.split(shuffled(len(own.train_y), 1, 0), 128)
+    cells = "36 cells of the SGD-HD heat map"
     rows = {
-        "36 cells of the SGD-HD heat map, logistic regression: sequential / batched": together(data, "logreg", 1000, 20, 9),
-        "36 cells of the SGD-HD heat map, 784-100-100-10 network: sequential / batched": together(data, "mlp", 100, 10, 9),
-        "one epoch of logistic regression: loop over a DataLoader / train": turns([(lambda: usual_epoch(data), our_epoch)], 7),
-        "the same: loop over a DataLoader / barest loop over tensors": turns([(lambda: usual_epoch(data), lambda: barest_epoch(data))], 7),
+        f"{cells}, logistic regression: sequential / batched": ratios(*together(own, "logreg", 1000, 20), turns),
+        f"{cells}, 784-100-100-10 network: sequential / batched": ratios(*together(own, "mlp", 100, 10), turns),
+        "one epoch of logistic regression: loop over a DataLoader / train": ratios(
+            usual, lambda: train(config, own, Folder(Path(mkdtemp()))), turns
+        ),
+        "the same: loop over a DataLoader / barest loop over tensors": ratios(usual, lambda: epoch(map(own.batch, order), pixels), turns),
     }
-    (options.output / "sweep-speed.json").write_text(json.dumps(rows, indent=2) + "\n")
-    lines = ["# Speed of sweeps", "", sentence(__doc__), machine(), "", "| | ratio, median | lowest | highest |", "|---|---|---|---|"]
-    for name, ratios in rows.items():
-        lines.append(f"| {name} | {statistics.median(ratios):.1f} | {min(ratios):.1f} | {max(ratios):.1f} |")
-    lines += [
-        "",
-        "`train` also validates, keeps loss and α of every iteration, and writes the run; the barest loop is what torch itself takes for",
-        "469 steps this small, so it bounds the ratio. An earlier run on a busier machine gave 20.3 (16.8 to 27.0) for `train`.",
-    ]
-    (options.output / "sweep-speed.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    lines = [[name, *(f"{kind(found):.1f}" for kind in (statistics.median, min, max))] for name, found in rows.items()]
+    text = page("sweep-speed.md", __doc__, table=table(["", "ratio, median", "lowest", "highest"], lines))
+    write(output / "sweep-speed.json", rows)
+    write(output / "sweep-speed.md", text)
+    print(text)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

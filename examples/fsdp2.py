@@ -53,6 +53,7 @@ def work(rank, size, store, folder):
     assert loss < 0.5
     if rank == 0:
         print(f"loss {loss:.3f}, learning rate {float(opt.param_groups[0]['alpha']):.2g}, on {size} ranks")
+    dist.barrier()  # no rank goes while another waits for it
     dist.destroy_process_group()
 
 

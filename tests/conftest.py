@@ -1,5 +1,7 @@
 """One thread a test process: the problems are tiny, and threads that wait for each other cost more than they compute."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from hypergradient import fused
 
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # no test looks into the cache of whoever runs it, or writes there
 torch.set_num_threads(1)
 fused.HEADERS = True  # it pays here: the tests compile some twenty kernels
 

@@ -7,15 +7,23 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from hypergradient.lab import main
 from hypergradient.lab.experiments import demo as room
-from hypergradient.lab.runs.config import TITLES
+from hypergradient.lab.runs.config import PAPER, Config
+from hypergradient.lab.runs.data import load
+from hypergradient.lab.runs.models import identified, source_digest
+from hypergradient.lab.sweeps.sweep import ended, sweep
+
+COMMAND = str(Path(sys.executable).with_name("hypergradient"))
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -37,41 +45,27 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("train --data nowhere", "--data nowhere: there is no such folder", id="missing-folder"),
         pytest.param("train --data /no/such/folder", "--data /no/such/folder: there is no such folder", id="missing-path"),
         pytest.param("train --model tree", "--model must be one of logreg, mlp, cnn, cnn-bn, vgg16", id="model"),
-        pytest.param(
-            "train --optimizer adagrad",
-            "--optimizer must be one of sgd, sgd-hd, sgdn, sgdn-hd, adam, adam-hd, prodigy, dadapt-adam",
-            id="optimizer",
-        ),
-        pytest.param("train --optimizer sgd --hypergrad-lr 0.1", "--hypergrad-lr has no meaning for sgd", id="beta-of-a-baseline"),
-        pytest.param("train --lr -1", "--lr must be a finite number >= 0, got -1.0", id="negative-lr"),
-        pytest.param("train --lr nan", "--lr must be a finite number >= 0, got nan", id="nan-lr"),
-        pytest.param("train --hypergrad-lr inf", "--hypergrad-lr must be a finite number >= 0, got inf", id="infinite-beta"),
-        pytest.param("train --momentum 1", "--momentum must lie between 0 and 1, got 1.0", id="momentum"),
-        pytest.param("train --batch-size 0", "--batch-size must be at least 1, got 0", id="batch-size"),
-        pytest.param("train --epochs 0", "--epochs must be at least 1, got 0", id="epochs"),
-        pytest.param("train --seed -1", "--seed must be at least 0, got -1", id="seed"),
-        pytest.param("train --height 0", "--height must be at least 1, got 0", id="height"),
-        pytest.param("train --height 2 --optimizer sgd", "--height 2 has no meaning for sgd", id="tower-of-a-baseline"),
-        pytest.param("train --height 2 --level up", "--level must be one of additive, multiplicative, got 'up'", id="level"),
-        pytest.param("train --adapt speed", "NAME=RULE:β with commas, such as weight_decay=multiplicative:0.02", id="adapt"),
-        pytest.param("train --hypergrad-data test", "--hypergrad-data must be one of train, validation, got 'test'", id="hypergrad-data"),
+        pytest.param("train --optimizer sgd-hd", "constructor call of at most 50,000 characters, such as 'AdamHD(lr=1e-3)'", id="no-call"),
+        pytest.param("train --optimizer adagrad", "--optimizer adagrad is none of SGDHD, HDM, AdamHD, AdamWHD", id="optimizer"),
+        pytest.param("train --optimizer SGDHD(rate=1)", "HypergradientOptimizer.__init__() got an unexpected", id="no-option"),
+        pytest.param("train --optimizer SGDHD(lr=-1)", "lr must be a finite number >= 0, got -1", id="negative-lr"),
+        pytest.param("train --optimizer SGDHD(rule=Up(1))", "Up is none of AdaGradRule, AdamRule, Adapted, Additive", id="rule"),
+        pytest.param("train --optimizer SGDHD(lr=[1])", "a list is the axis of a sweep; give one value here", id="axis"),
+        pytest.param("train --batch-size 0", "--batch-size: input should be greater than or equal to 1, got '0'", id="batch-size"),
+        pytest.param("train --epochs 0", "--epochs: input should be greater than or equal to 1, got '0'", id="epochs"),
+        pytest.param("train --seed -1", "--seed: input should be greater than or equal to 0, got '-1'", id="seed"),
+        pytest.param("train --threshold nan", "--threshold: input should be a finite number, got 'nan'", id="threshold"),
+        pytest.param("train --hypergrad-data test", "input should be 'train' or 'validation', got 'test'", id="hypergrad-data"),
         pytest.param("train --device toaster", "--device toaster cannot be used here", id="device"),
-        pytest.param("train --lr much", "'--lr': Input should be a valid number", id="not-a-number"),
-        pytest.param("train --learning-rate 1", "--learning-rate", id="unknown-option"),
+        pytest.param("train --learning-rate 1", "Unknown option: --learning-rate", id="unknown-option"),
+        pytest.param("train --epochs 1 --epochs 2", "--epochs specified multiple times", id="twice"),
+        pytest.param("train --resume", "holds no run to resume", id="nothing-to-resume"),
         pytest.param("train --data text", "--model logreg does not take --data text, which is text: try --model transformer", id="text"),
         pytest.param("train --model transformer", "--model transformer does not take --data digits, which is no text", id="images"),
         pytest.param("train --data quadratic --model cnn", "--model cnn needs images, the data's have the shape (100,)", id="vectors"),
-        pytest.param(
-            "compare --workload tree", "--workload must be one or more, with commas, of digits, mnist, cifar, resnet-gn", id="workload"
-        ),
-        pytest.param("compare --family tree", "--family must be one or more, with commas, of image, sequence, dense", id="family"),
-        pytest.param("compare --workload digits --judged", "leave no workload: leave one of them out", id="no-workload"),
-        pytest.param("compare --methods --judged", "and --judged takes the others: leave one of them out", id="methods-judged"),
-        pytest.param("compare --data nowhere", "--data must be mnist=FOLDER and cifar10=FOLDER", id="compare-data"),
-        pytest.param("compare --workload digits --seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
-        pytest.param("compare --quick --processes 0", "--processes must be at least 1, got 0", id="processes"),
+        pytest.param("heatmap --cap 0", "--cap: input should be greater than or equal to 1, got '0'", id="cap"),
         pytest.param("train stray", "stray", id="stray-argument"),
-        pytest.param("fly", "fly", id="unknown-command"),
+        pytest.param("fly", 'Unknown command "fly". Available commands: demo, train', id="unknown-command"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capfd, tmp_path: Path, words: str, message: str) -> None:
@@ -93,23 +87,33 @@ def test_train_json(monkeypatch, capfd, tmp_path: Path) -> None:
     assert call(monkeypatch, "train", "--epochs", "1") == 2
     assert call(monkeypatch, "train", "--epochs", "2", "--resume") == 0
     out, _ = capfd.readouterr()
-    assert "sgd-hd" in out
+    assert "SGD-HD" in out
+
+
+def test_options_of_a_file_give_way_to_those_that_are_given(monkeypatch, capfd, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('optimizer = "AdamHD(lr=[0.1])"\nepochs = 2\nbatch-size = 64\n')
+    assert call(monkeypatch, "train", "--config", "run.toml") == 2
+    (tmp_path / "run.toml").write_text('optimizer = "AdamHD(lr=0.1)"\nepochs = 2\nbatch-size = 64\n')
+    assert call(monkeypatch, "train", "--config", "run.toml", "--epochs", "1", "--output", "r") == 0
+    found = json.loads((tmp_path / "r/config.json").read_text())["config"]
+    assert (found["optimizer"], found["epochs"], found["batch_size"]) == ("AdamHD(lr=0.1)", 1, 64)
 
 
 def test_weight_decay_on_the_training_loss_is_told_in_a_line(monkeypatch, capfd) -> None:
-    words = "train --epochs 1 --limit 256 --adapt weight_decay=additive:1 --output"
-    assert call(monkeypatch, *words.split(), "a") == 0
-    assert "\nWeight decay that follows the training loss drifts to its lower bound: --hypergrad-data validation" in capfd.readouterr().err
-    assert call(monkeypatch, *words.split(), "b", "--hypergrad-data", "validation") == 0
+    optimizer = "SGDHD(lr=1e-3, weight_decay=1e-4, adapt={'lr': Additive(1e-3), 'weight_decay': Additive(1)})"
+    words = ("train", "--epochs", "1", "--limit", "256", "--optimizer", optimizer, "--output")
+    assert call(monkeypatch, *words, "a") == 0
+    assert "\nWeight decay that follows the training loss drifts to its lower bound: add --hypergrad-data" in capfd.readouterr().err
+    assert call(monkeypatch, *words, "b", "--hypergrad-data", "validation") == 0
     assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["Training", "Results:"]
 
 
 def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
-    monkeypatch.setattr(room, "DEMO_EPOCHS", 1)
+    monkeypatch.setattr(room, "EPOCHS", 1)
     for _ in range(2):  # a second demo replaces the first
         assert call(monkeypatch, "demo", "--output", "d", "--json") == 0
         found = json.loads(capfd.readouterr().out)
-    assert [(run["model"], run["optimizer"]) for run in found["runs"]] == [(model, name) for model in ("logreg", "mlp") for name in TITLES]
+    assert [(run["model"], run["optimizer"]) for run in found["runs"]] == [(model, name) for model in ("logreg", "mlp") for name in PAPER]
     assert (tmp_path / "d/demo.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "d/demo.pdf").read_bytes().startswith(b"%PDF")
     table = pq.read_table(tmp_path / "d/history.parquet").to_pandas()
@@ -122,8 +126,8 @@ def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", ["train --epochs 1", "sweep grid.toml", "demo"])
 def test_denormals_count_as_0(monkeypatch, capfd, tmp_path: Path, words: str) -> None:
-    monkeypatch.setattr(room, "DEMO_EPOCHS", 1)
-    monkeypatch.setattr(room, "TITLES", ["sgd-hd"])
+    monkeypatch.setattr(room, "EPOCHS", 1)
+    monkeypatch.setattr(room, "PAPER", ["SGD-HD"])
     (tmp_path / "grid.toml").write_text("epochs = 1")
     smallest = torch.tensor(1e-40)
     assert (smallest * 1).item() > 0
@@ -131,17 +135,63 @@ def test_denormals_count_as_0(monkeypatch, capfd, tmp_path: Path, words: str) ->
     assert (smallest * 1).item() == 0
 
 
-def test_installed_command() -> None:
-    result = subprocess.run(
-        [Path(sys.executable).with_name("hypergradient"), "train", "--help"], capture_output=True, text=True, check=True
+def test_a_sweep_of_many_runs_is_counted_and_asked_for(monkeypatch, capfd, tmp_path: Path) -> None:
+    numbers = ", ".join(map(str, range(1, 1001)))
+    (tmp_path / "grid.toml").write_text(
+        f'epochs = 1\nlimit = 64\nseed = [{numbers}]\noptimizer = "SGD(lr=[{numbers}], momentum=[{numbers}])"'
     )
-    assert "--hypergrad-lr" in result.stdout
+    begun = time.monotonic()
+    assert call(monkeypatch, "sweep", "grid.toml") == 2
+    assert time.monotonic() - begun < 10
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("hypergradient: 1,000,000,000 runs: a pilot of 1 of its 1 iterations says that the first takes ")
+    assert told[0].endswith(" hours, one after the other: add --yes to make them")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_of_others_data_or_source_is_another(monkeypatch, tmp_path: Path) -> None:
+    """What is there already counts for the same data and source alone, wherever they lie."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    write_images(tmp_path / "mine", shift=0)
+    source = "from torch import nn\ndef flat(shape, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    (tmp_path / "my_own.py").write_text(source)
+
+    def again(data: str, model: str = "logreg") -> int:
+        """How many of two runs are there before they are made."""
+        monkeypatch.delitem(sys.modules, "my_own", raising=False)
+        source_digest.cache_clear()
+        loaded = load(data)
+        configs = [identified(Config(data, model, epochs=epochs, limit=16), loaded) for epochs in (1, 2)]
+        there = len(ended(tmp_path / "s", configs))
+        sweep(configs, loaded, tmp_path / "s")
+        return there
+
+    assert again("mine") == 0
+    assert again("mine") == again(str(tmp_path / "mine")) == again(f"../{tmp_path.name}/mine") == 2
+    write_images(tmp_path / "mine", shift=1)
+    assert again("mine") == 0
+    assert [again("mine", "my_own:flat") for _ in range(2)] == [0, 2]
+    (tmp_path / "my_own.py").write_text(source + "# another\n")
+    assert again("mine", "my_own:flat") == 0
+
+
+def write_images(folder: Path, shift: int) -> None:
+    """A data set of two splits of small images."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=2)})
+    for split in ("train", "test"):
+        pixels = [np.full((8, 8), 10 * i + shift, dtype=np.uint8) for i in range(20)]
+        table = datasets.Dataset.from_dict({"image": pixels, "label": [i % 2 for i in range(20)]}, features=features)
+        folder.mkdir(exist_ok=True)
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
 def test_progress_on_a_terminal(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    (tmp_path / "grid.toml").write_text('model = ["cnn", "logreg"]\nlr = [1e-3, 1e-4]\nepochs = 1\nlimit = 64')
-    command = [Path(sys.executable).with_name("hypergradient"), "sweep", "grid.toml"]
+    (tmp_path / "grid.toml").write_text(
+        'model = ["cnn", "logreg"]\noptimizer = "SGDHD(lr=[1e-3, 1e-4], hypergrad_lr=1e-3)"\nepochs = 1\nlimit = 64'
+    )
+    command = [COMMAND, "sweep", "grid.toml"]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, env=environment)
     os.close(theirs)
@@ -157,6 +207,6 @@ def test_progress_on_a_terminal(tmp_path: Path) -> None:
 
 
 def test_without_the_extra(monkeypatch, capfd) -> None:
-    monkeypatch.setattr("hypergradient.lab.find_spec", lambda name: None if name in ("rich", "typer") else name)
+    monkeypatch.setattr("hypergradient.lab.find_spec", lambda name: None if name in ("rich", "cyclopts") else name)
     assert call(monkeypatch, "demo") == 2
-    assert capfd.readouterr().err == "hypergradient: the lab needs rich, typer: pip install 'hypergradient[lab]'\n"
+    assert capfd.readouterr().err == "hypergradient: the lab needs cyclopts, rich: pip install 'hypergradient[lab]'\n"

@@ -1,13 +1,11 @@
 """``compare``: workloads, the runs that are made, in what order, over which processes; the table, and the command."""
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
-from pathlib import Path
 from threading import Event
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -17,21 +15,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypergradient.lab.cli.compare import chosen, start
+from hypergradient.lab.cli.compare import chosen
 from hypergradient.lab.compare import table
-from hypergradient.lab.compare.methods import FIELD
+from hypergradient.lab.compare.methods import FIELD, OTHERS
 from hypergradient.lab.compare.plan import GRID, GUESS, bracket, drive, peers_of, plans, tuned
-from hypergradient.lab.compare.runs import METHODS, Job, Result, attempt, cosine, result, results_of
+from hypergradient.lab.compare.runs import METHODS, Job, Result, attempt, cosine, result
 from hypergradient.lab.compare.workers import Workers
-from hypergradient.lab.errors import LabError
-from hypergradient.lab.runs.config import PEERS
 from hypergradient.lab.runs.data import Data
 from hypergradient.lab.runs.engine import StoppedError
-from hypergradient.lab.runs.peers import MODULES
-from hypergradient.lab.runs.store import Folder
+from hypergradient.lab.runs.peers import PEERS
 from hypergradient.lab.workloads import FAMILIES, WORKLOADS, fine_tuning
 from kills import first_dies
-from test_cli import call
 
 JUDGED = """
 mnist resnet-bn cnn lstm gpt-groups gpt-long vae denoising raw poisson sine images-1000 cancer decay-0.3 decay-0 batch-1
@@ -96,8 +90,8 @@ TINY = replace(WORKLOADS["digits"], steps=80, bases=("adamw",), title="Tiny")
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in FIELD])
 @pytest.mark.parametrize("one_group", [True, False])
 def test_methods_learn(monkeypatch: pytest.MonkeyPatch, method: str, one_group: bool) -> None:
-    if method in PEERS:
-        pytest.importorskip(MODULES[method])
+    if method in OTHERS:
+        pytest.importorskip(PEERS[OTHERS[method]][1])
     monkeypatch.setitem(WORKLOADS, "tiny", replace(TINY, one_group=one_group))
     job = Job("tiny", "adamw", method, 1e-3 if method in ("constant", "cosine", "given") else None, 1)
     with redirect_stdout(StringIO()), catch_warnings():
@@ -108,7 +102,7 @@ def test_methods_learn(monkeypatch: pytest.MonkeyPatch, method: str, one_group: 
     assert found.bytes is not None
     assert 3 < found.bytes < 17
     assert result(json.loads(json.dumps(found.as_dict()))) == found
-    assert (found.alpha is None) == (method in (*PEERS, "constant", "cosine"))
+    assert (found.alpha is None) == (method in (*OTHERS, "constant", "cosine"))
     if found.alpha:
         assert len(found.alpha[0]) == len(found.alpha[1]) <= 100
         assert found.alpha[0][-1] == 80
@@ -209,6 +203,8 @@ class Fakes:
         off = abs(math.log10((self.busy[0].lr or 1e-3) / 3e-2))
         return [Result(self.busy.pop(0), 1 + off, 2 + off)]
 
+    def close(self) -> None: ...
+
 
 @pytest.mark.parametrize("most", [1, 4])
 def test_what_is_missing_is_made_once(most: int) -> None:
@@ -285,17 +281,9 @@ def test_table() -> None:
     dog, momo = rows["quadratic", "dog"], rows["quadratic", "momo"]
     assert (dog.train, dog.valid, dog.rho_valid, dog.failures, dog.runs, table.reason(dog)) == (5.0, 3.0, 0.5, 1, 3, "1 of 3 diverged")
     assert (momo.train, momo.rho_cos_valid, table.reason(momo)) == (math.inf, math.inf, "1 of 1 failed, TypeError: <b>|")
-    lines = {(line.method, judged): line for judged in (True, False) for line in table.lines([*rows.values()], judged)}
-    line = lines["dog", True]
-    assert (line.pairs, line.worst, line.mean, line.failed, line.below_train, line.below_valid) == (
-        1,
-        0.5,
-        pytest.approx(0.75),
-        1,
-        0.0,
-        0.0,
-    )
-    assert (lines["dog", False].below_train, lines["ours", True].rho_train) == (1.0, 2.0)
+    lines = {(line[0], judged): line[1:] for judged in (True, False) for line in table.summary([*rows.values()], judged)}
+    assert lines["DoG", True] == ["1", "1.67 / 0.50", "3.33 / 0.75", "0.75", "0.50", "8.0", "1", "0% / 0%"]
+    assert (lines["DoG", False][-1], lines["HD, no lr", True][1], lines["HD, no lr", True][-1]) == ("100% / 0%", "2.00 / 1.00", "–")
     assert table.failures([*rows.values()], True) == {
         "HD, lr given": ["cancer, Adam (ρ = 1.50)"],
         "DoG": ["cancer, Adam (1 of 3 diverged)"],
@@ -304,55 +292,3 @@ def test_table() -> None:
     assert "TypeError: &lt;b>\\|" in table.page([*rows.values()])
     (constant, *_, level, marks) = table.over_lr([x for x in made() if x.job.workload == "quadratic"])
     assert (constant.lr, constant.valid, level.train, marks.lr) == ([1e-3, 1e-2], [1.0, 6.0], [3.0, 3.0], [0.1])
-
-
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A comparison on the workload that takes least time."""
-    root = tmp_path_factory.mktemp("compare")
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(patch, "compare", "--quick", "--workload", "cancer", "--processes", "1", "--output", str(root)) == 0
-        yield root
-
-
-def test_command_writes_tables_figures_and_report(compared: Path) -> None:
-    with (compared / "compare.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {(row["base"], row["method"]) for row in rows} == {
-        (base, method) for base in ("adam", "sgdn") for method in ("constant", "cosine", "ours", "ours-cosine", *peers_of("cancer", base))
-    }
-    assert all(0.9 < float(row["rho_train"]) < 3 and row["failures"] == "0" for row in rows)
-    for name in ("compare-rho", "compare-lr", "compare-alpha"):
-        assert {file.suffix for file in compared.glob(f"{name}.*")} == {".png", ".pdf", ".svg"}
-    page = (compared / "report.html").read_text()
-    assert all(text in page for text in ("No learning rate to choose", "Logistic regression", "Prodigy+Schedule-Free", "judged on"))
-
-
-def test_second_start_makes_what_a_kill_took(compared: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    before, file = results_of(Folder(compared)), compared / "runs.jsonl"
-    lost = [x for x in before if x.job.method in ("prodigy-plus", "dadapt-adam", "ours-cosine") or x is before[-1]]
-    lines = file.read_text().splitlines(keepends=True)
-    kept = "".join(line for line, x in zip(lines, before, strict=True) if x not in lost)
-    file.write_text(kept + lines[0][:40])  # torn
-    assert call(monkeypatch, "compare", "--quick", "--workload", "cancer", "--processes", "1", "--output", str(compared)) == 0
-    told = [line.split(" ")[0] for line in capfd.readouterr().err.splitlines()]
-    assert told == ["1", "Results:"]  # and nothing that a peer prints
-    assert file.read_text().startswith(kept)
-    after = results_of(Folder(compared))[len(before) - len(lost) :]
-    key = {x.job: (x.train, x.valid, x.alpha) for x in lost}
-    assert {x.job: (x.train, x.valid, x.alpha) for x in after} == key
-
-
-def test_runs_that_somebody_has_put_there_are_gone_on_from(tmp_path: Path) -> None:
-    found = Result(Job("cancer", "adam", "constant", 1e-3, 1), 0.5, 0.6)
-    Folder(tmp_path).append_json("runs.jsonl", found.as_dict())
-    assert start(Folder(tmp_path)) == {found.job: found}
-    assert results_of(Folder(tmp_path)) == [found]
-
-
-def test_folder_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    Folder(tmp_path).write_json("experiment.json", {"experiment": "heatmap", "configurations": [{}]})
-    assert call(monkeypatch, "compare", "--quick", "--output", str(tmp_path)) == 2
-    assert "holds an experiment of hypergradient heatmap: choose another --output" in capfd.readouterr().err
-    with pytest.raises(LabError, match=r"runs\.jsonl is missing, as in comparisons of earlier versions"):
-        results_of(Folder(tmp_path))

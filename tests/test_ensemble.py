@@ -5,39 +5,50 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.calls import read
+from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import load
 from hypergradient.lab.runs.engine import shuffled
 from hypergradient.lab.runs.ensemble import Ensemble
 from hypergradient.lab.runs.train import Run, evaluate
 
-FAMILIES = {
-    "sgd": [
-        Config("digits", "logreg", "sgd", 0.1),
-        Config("digits", "logreg", "sgd-hd", 1e-3, 1e-3),
-        Config("digits", "logreg", "sgd-hd", 0.1, 1e-2, weight_decay=0.1),
-        Config("digits", "logreg", "sgd-hd", 0.01, 0.02, rule="multiplicative"),
-        Config("digits", "logreg", "sgd-hd", 0.0, 1e-3),
-        Config("digits", "logreg", "sgd-hd", 1e-3, 1e-4, height=2, level_lr=1e-6),
-        Config("digits", "logreg", "sgd-hd", 1e-3, 1e-4, height=4, level="multiplicative"),
-        Config("digits", "logreg", "sgd-hd", 1e-3, 0.02, rule="multiplicative", height=3, level_lr=1e-4),
+
+def towers(rule: str, level: str, *betas: float) -> dict:
+    """A rule whose first β is adapted by levels above it, each with its β."""
+    text = f"{level}({betas[-1]})"
+    for i, beta in reversed([*enumerate(betas[:-1])]):
+        text = f"{level if i else rule}(Adapted({beta}, {text}))"
+    return {"rule": read(text)}
+
+
+CALLS = {
+    "SGD": [
+        paper("SGD", 0.1),
+        paper("SGD-HD", 1e-3, 1e-3),
+        paper("SGD-HD", 0.1, 1e-2, weight_decay=0.1),
+        paper("SGD-HD", 0.01, rule=read("Multiplicative(0.02)")),
+        paper("SGD-HD", 0.0, 1e-3),
+        paper("SGD-HD", 1e-3, **towers("Additive", "Additive", 1e-4, 1e-6)),
+        paper("SGD-HD", 1e-3, **towers("Additive", "Multiplicative", 1e-4, 0.02, 0.02, 0.02)),
+        paper("SGD-HD", 1e-3, **towers("Multiplicative", "Additive", 0.02, 1e-4, 1e-4)),
     ],
-    "sgdn": [
-        Config("digits", "logreg", "sgdn", 0.01),
-        Config("digits", "logreg", "sgdn-hd", 1e-3, 1e-3, momentum=0.5),
-        Config("digits", "logreg", "sgdn-hd", 1e-3, 1e-4),
-        Config("digits", "logreg", "sgdn-hd", 0.01, 0.02, rule="multiplicative"),
-        Config("digits", "logreg", "sgdn-hd", 1e-3, 1e-5, height=3, level="multiplicative", level_lr=0.1),
+    "SGDN": [
+        paper("SGDN", 0.01),
+        paper("SGDN-HD", 1e-3, 1e-3, momentum=0.5),
+        paper("SGDN-HD", 1e-3, 1e-4),
+        paper("SGDN-HD", 0.01, rule=read("Multiplicative(0.02)")),
+        paper("SGDN-HD", 1e-3, **towers("Additive", "Multiplicative", 1e-5, 0.1, 0.1)),
     ],
-    "adam": [
-        Config("digits", "logreg", "adam", 1e-2),
-        Config("digits", "logreg", "adam-hd", 1e-3, 1e-5),
-        Config("digits", "logreg", "adam-hd", 1e-3, 1e-6, weight_decay=0.01),
-        Config("digits", "logreg", "adam-hd", 1e-4, 0.02, rule="multiplicative"),
-        Config("digits", "logreg", "adam-hd", 1e-3, 1e-6, height=2, level="multiplicative"),
-        Config("digits", "logreg", "adam-hd", 1e-3, 1e-6, height=3, level_lr=1e-24),
+    "Adam": [
+        paper("Adam", 1e-2),
+        paper("Adam-HD", 1e-3, 1e-5),
+        paper("Adam-HD", 1e-3, 1e-6, weight_decay=0.01),
+        paper("Adam-HD", 1e-4, rule=read("Multiplicative(0.02)")),
+        paper("Adam-HD", 1e-3, **towers("Additive", "Multiplicative", 1e-6, 0.02)),
+        paper("Adam-HD", 1e-3, **towers("Additive", "Additive", 1e-6, 1e-24, 1e-24)),
     ],
 }
+FAMILIES = {family: [Config("digits", "logreg", call) for call in calls] for family, calls in CALLS.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -66,7 +77,7 @@ def test_ensemble_equals_single_runs(tmp_path, family: str, model: str, dtype, s
         assert losses == pytest.approx([run.step(indices) for run in singles], rel=close)
         assert together.alphas == pytest.approx([run.alpha for run in singles], rel=close)
         assert together.betas == pytest.approx([run.opt.param_groups[0].get("hypergrad_lr", 0.0) for run in singles], rel=100 * close)
-        expected = [run.opt.hypergradients[0] if run.config.adapts else mine for run, mine in zip(singles, h, strict=True)]
+        expected = [run.opt.hypergradients[0] if run.config.call.adapts else mine for run, mine in zip(singles, h, strict=True)]
         assert h == pytest.approx(expected, rel=100 * close, abs=close)
     losses, accuracies = together.evaluate(data.valid_x, data.valid_y)
     expected = [evaluate(run.model, data.valid_x, data.valid_y) for run in singles]
@@ -76,7 +87,7 @@ def test_ensemble_equals_single_runs(tmp_path, family: str, model: str, dtype, s
 
 def test_runs_that_leave_do_not_disturb_the_others() -> None:
     data = load("digits")
-    whole, parts = (Ensemble(FAMILIES["adam"], data.train_x.shape[1:], data.classes) for _ in range(2))
+    whole, parts = (Ensemble(FAMILIES["Adam"], data.train_x.shape[1:], data.classes) for _ in range(2))
     for t in range(20):
         if t == 10:
             parts.keep([0, 2, 4])
@@ -85,4 +96,4 @@ def test_runs_that_leave_do_not_disturb_the_others() -> None:
         some = parts.step(data.train_x[indices], data.train_y[indices])[0]
     assert some == pytest.approx([losses[0], losses[2], losses[4]], rel=1e-5)
     assert parts.alphas == pytest.approx([whole.alphas[0], whole.alphas[2], whole.alphas[4]], rel=1e-5)
-    assert [run.weight_decay for run in parts.runs] == [1e-4, 0.01, 1e-4]
+    assert [options["weight_decay"] for options in parts.options] == [1e-4, 0.01, 1e-4]

@@ -3,18 +3,24 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from hypergradient.lab.experiments.curves import data_of, sensitivity, tuning
-from hypergradient.lab.experiments.heatmap import COLUMNS, Row, cells, figure, grid, write_csv
-from hypergradient.lab.experiments.plots import by_optimizer, curves
+from hypergradient.lab.experiments import charts, plots
+from hypergradient.lab.experiments.curves import data_of, sensitivity, tuning, write_sweep
+from hypergradient.lab.experiments.heatmap import grid, maps, write
+from hypergradient.lab.experiments.run import Run, run_of
 from hypergradient.lab.runs import data
-from hypergradient.lab.runs.config import Config
-from hypergradient.lab.runs.store import Folder, History
+from hypergradient.lab.runs.config import Config, paper
+from hypergradient.lab.runs.engine import Summary
+from hypergradient.lab.runs.store import Folder
+from hypergradient.lab.sweeps.sweep import sweep
 from test_cli import call
+from test_report import GRID as SEEDED
+from test_report import history
 
 
 @pytest.fixture(autouse=True)
@@ -26,28 +32,31 @@ def test_heatmap_grid() -> None:
     configs = grid(Config(threshold=0.29, iterations=10), 2)
     assert len(configs) == len(set(configs)) == 2 * 3 * (6 + 36)
     assert {c.seed for c in configs} == {1, 2}
-    assert {c.hypergrad_lr for c in configs if not c.adapts} == {None}
-    hd = {(c.lr, c.hypergrad_lr) for c in configs if c.optimizer == "adam-hd"}
+    assert {c.call.beta for c in configs if not c.call.adapts} == {None}
+    hd = {(c.call.options["lr"], c.call.beta) for c in configs if c.call.title == "Adam-HD"}
     assert hd == {(10.0**i, 10.0**j) for i in range(-6, 0) for j in range(-6, 0)}
 
 
 def test_sensitivity_grid() -> None:
     configs = sensitivity(Config(), data_of("logreg,mlp", "digits"), 1e-4, 1)
     assert len(configs) == len(set(configs)) == 2 * 2 * 3 * 6
-    assert {(c.optimizer, c.rule, c.hypergrad_lr) for c in configs} == {
-        (family + suffix, rule, beta)
-        for family in ("sgd", "adam")
-        for suffix, rule, beta in (("", "additive", None), ("-hd", "additive", 1e-4), ("-hd", "multiplicative", 1e-4))
+    assert {(c.call.title, c.call.style, c.call.beta) for c in configs} == {
+        (family + suffix, style, beta)
+        for family in ("SGD", "Adam")
+        for suffix, style, beta in (("", "baseline", None), ("-HD", "additive", 1e-4), ("-HD", "multiplicative", 1e-4))
     }
 
 
 def test_tuning_grid() -> None:
-    found = {(c.model, c.optimizer): (c.lr, c.hypergrad_lr, c.epochs) for c in tuning(Config(), data_of("logreg,mlp,vgg16", None), None, 1)}
+    found = {
+        (c.model, c.call.title): (c.call.options["lr"], c.call.beta, c.epochs)
+        for c in tuning(Config(), data_of("logreg,mlp,vgg16", None), None, 1)
+    }
     assert len(found) == 18
-    assert found["vgg16", "sgdn"] == (1e-3, None, 200)
-    assert found["logreg", "sgdn-hd"] == (1e-3, 1e-3, 20)
-    assert found["mlp", "adam-hd"] == (1e-3, 1e-8, 100)
-    assert found["mlp", "sgd"] == (1e-3, None, 100)
+    assert found["vgg16", "SGDN"] == (1e-3, None, 200)
+    assert found["logreg", "SGDN-HD"] == (1e-3, 1e-3, 20)
+    assert found["mlp", "Adam-HD"] == (1e-3, 1e-8, 100)
+    assert found["mlp", "SGD"] == (1e-3, None, 100)
 
 
 @pytest.mark.parametrize(
@@ -63,22 +72,32 @@ def test_data_of(data: str | None, expected: dict) -> None:
     assert data_of("mlp,vgg16", data) == expected
 
 
-TABLE = [
-    Row("sgd", 0.1, None, seed, iterations, "reached" if iterations else "cap") for seed, iterations in ((1, 10), (2, 30), (3, None))
-] + [Row("sgd-hd", 0.1, 1e-3, seed, None, "diverged" if seed == 1 else "cap") for seed in (1, 2, 3)]
+def ended(config: Config, iterations: int | None, status: str | None = None) -> Summary:
+    return Summary(
+        "logreg", config.call.title, status or ("reached" if iterations else "cap"), iterations or 99, 1, 0.1, 1.0, None, None, 0.1
+    )
+
+
+PLAIN, ADAPTING = (Config(optimizer=paper(title, 0.1), threshold=0.29, iterations=100) for title in ("SGD", "SGD-HD"))
+TABLE = [(replace(PLAIN, seed=seed), ended(PLAIN, iterations)) for seed, iterations in ((1, 10), (2, 30), (3, None))]
+TABLE += [(replace(ADAPTING, seed=seed), ended(ADAPTING, None, "diverged" if seed == 1 else None)) for seed in (1, 2, 3)]
 
 
 def test_cells_are_medians_over_seeds() -> None:
-    assert cells(TABLE, "sgd") == {(0.1, None): 30}
-    assert cells(TABLE, "sgd-hd") == {(0.1, 1e-3): math.inf}
+    found = maps([run_of(config.as_dict(), None, summary.as_dict()) for config, summary in TABLE])
+    (_, (plain,)), (_, (adapting,)) = found.rows
+    assert plain.cells == {(0.1, None): 30}
+    assert adapting.cells == {(0.1, 1e-3): math.inf}
+    assert (found.beyond, adapting.worse) == (("> 100", "not reached"), {(0.1, 1e-3)})
 
 
 def test_heatmap_csv(tmp_path: Path) -> None:
-    with write_csv(Folder(tmp_path), TABLE).open() as file:
+    write(Folder(tmp_path), *zip(*TABLE, strict=True))
+    with (tmp_path / "heatmap.csv").open() as file:
         rows = list(csv.reader(file))
-    assert rows[0] == list(COLUMNS) == ["method", "alpha_0", "beta", "seed", "iterations", "status"]
-    assert rows[1] == ["sgd", "0.1", "", "1", "10", "reached"]
-    assert rows[4] == ["sgd-hd", "0.1", "0.001", "1", "", "diverged"]
+    assert rows[0] == ["method", "alpha_0", "beta", "seed", "iterations", "status"]
+    assert rows[1] == ["SGD", "0.1", "", "1", "10", "reached"]
+    assert rows[4] == ["SGD-HD", "0.1", "0.001", "1", "", "diverged"]
 
 
 def test_heatmap_command(monkeypatch, capfd, tmp_path: Path) -> None:
@@ -93,37 +112,49 @@ def test_heatmap_command(monkeypatch, capfd, tmp_path: Path) -> None:
     with (tmp_path / "h/heatmap.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sum(row["iterations"] != "" for row in rows) == sum(run["status"] == "reached" for run in found["runs"])
-    by_beta = {row["iterations"] for row in rows if row["method"] == "sgdn-hd" and row["beta"] == "0.1" and float(row["alpha_0"]) < 1e-3}
+    by_beta = {row["iterations"] for row in rows if row["method"] == "SGDN-HD" and row["beta"] == "0.1" and float(row["alpha_0"]) < 1e-3}
     assert len(by_beta) == 1
     assert by_beta != {""}
 
 
 def test_heatmap_figure_outlines_where_hd_is_worse() -> None:
     base = Config(threshold=0.29, iterations=100)
-    table = [
-        Row(c.optimizer, c.lr, c.hypergrad_lr, 1, 50 if c.hypergrad_lr == 0.1 and c.lr == 0.1 else 20, "reached") for c in grid(base, 1)
-    ]
-    panels = [axis for axis in figure(table, base).axes if axis.get_title()]
+    runs = [run_of(c.as_dict(), None, ended(c, 50 if c.call.beta == c.call.options["lr"] == 0.1 else 20).as_dict()) for c in grid(base, 1)]
+    panels = [axis for axis in plots.maps(maps(runs)).axes if axis.get_title()]
     assert [len(axis.texts) for axis in panels] == [6, 6, 6, 36, 36, 36]
     assert [len(axis.lines) for axis in panels] == [0, 0, 0, 4, 4, 4]  # one cell, four sides
 
 
-def test_runs_that_diverged_leave_the_frame_of_the_others() -> None:
-    def run(optimizer: str, losses: list[float], alpha: float) -> tuple[Config, History]:
-        history = History()
-        for n, loss in enumerate(losses, start=1):
-            for table in (history.iterations, history.epochs):
-                row = {"iteration": n, "epoch": n, "h": None, "loss": loss, "train_loss": loss, "valid_loss": loss, "alpha": alpha}
-                for name in table:
-                    table[name].append(row.get(name))
-        return Config(optimizer=optimizer), history
+def test_runs_that_diverged_leave_the_frame_of_the_others(tmp_path: Path) -> None:
+    def run(title: str, losses: list[float], alpha: float, status: str) -> Run:
+        return run_of(Config(optimizer=paper(title)).as_dict(), history(tmp_path / title, losses, [alpha] * 3), {"status": status})
 
-    steady, wild = run("sgd", [2.0, 1.0, 0.5], 0.1), run("sgd-hd", [2.0, 1e9, math.nan], 1e9)
-    figures = [curves(runs, column=lambda _: "", look=by_optimizer) for runs in ([steady], [steady, wild])]
-    for alone, both in zip(figures[0].axes, figures[1].axes, strict=True):
+    steady, wild = run("SGD", [2.0, 1.0, 0.5], 0.1, "finished"), run("SGD-HD", [2.0, 1e9, math.nan], 1e9, "diverged")
+    figures = [plots.curves(charts.curves("tuning", runs, 100, 100)) for runs in ([steady], [steady, wild])]
+    for alone, both in zip(figures[0].axes[1:], figures[1].axes[1:], strict=True):  # α is one value, which has no frame
         frames = [axis.get_ylim() for axis in (alone, both, *alone.child_axes, *both.child_axes)]
         assert frames[1] == pytest.approx(frames[0], rel=0.1)
         assert frames[3:] == [pytest.approx(frame, rel=0.1) for frame in frames[2:3]]
+
+
+def test_sweep_figures(tmp_path: Path) -> None:
+    summaries = sweep(SEEDED, data.load("digits"), tmp_path)
+    files = {file.name for file in write_sweep(Folder(tmp_path), SEEDED, summaries)}
+    assert files == {"sweep.csv", *(f"{name}.{kind}" for name in ("sweep", "sweep-lr") for kind in plots.KINDS)}
+    alone = write_sweep(Folder(tmp_path), SEEDED[:2], summaries[:2])
+    assert not [file for file in alone if "lr" in file.name]
+
+
+def test_bands_of_seeds_are_drawn(tmp_path: Path) -> None:
+    runs = [
+        run_of(replace(PLAIN, seed=seed).as_dict(), history(tmp_path / str(seed), [2.0, seed, 0.5], [0.1] * 3), {"status": "finished"})
+        for seed in (1, 2, 3)
+    ]
+    axis = plots.curves(charts.curves("sweep", runs, 100, 100)).axes[1]
+    assert [[*line.get_ydata()] for line in axis.lines] == [[2.0, 2.0, 0.5]]
+    assert len(axis.collections) == 1
+    heights = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert {*heights} == {2.0, 1.0, 3.0, 0.5}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +170,7 @@ def test_curves_command(monkeypatch, capfd, tmp_path: Path, words: str, name: st
     assert len(found["runs"]) == runs
     table = pq.read_table(tmp_path / "c/epochs.parquet").to_pandas()
     assert len(table) == 2 * runs
-    assert table.groupby(["optimizer", "rule", "lr", "seed"], dropna=False).size().eq(2).all()
+    assert table.groupby(["optimizer", "rule", "lr", "hypergrad_lr", "seed"], dropna=False).size().eq(2).all()
     assert (tmp_path / f"c/{name}.pdf").read_bytes().startswith(b"%PDF")
     assert b"<svg" in (tmp_path / f"c/{name}.svg").read_bytes()[:500]
 
@@ -155,9 +186,7 @@ def test_two_data_sets_in_one_figure(monkeypatch, capfd, tmp_path: Path) -> None
 
 GRID = """
 data = "digits"
-optimizer = ["sgd", "sgd-hd", "adam-hd"]
-lr = [0.001, 1]
-hypergrad-lr = [1e-3, 1e-4]
+optimizer = ["SGD(lr=[0.001, 1])", "SGDHD(lr=[0.001, 1], hypergrad_lr=[1e-3, 1e-4])", "AdamHD(lr=[0.001, 1], hypergrad_lr=[1e-3, 1e-4])"]
 seed = [1, 2]
 epochs = 1
 """
@@ -171,7 +200,7 @@ def test_sweep_command(monkeypatch, capfd, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     keys = [(row["optimizer"], float(row["lr"]), row["hypergrad_lr"], row["seed"]) for row in rows]
     assert len(keys) == len(set(keys)) == len(found["runs"]) == 2 * 2 + 2 * 2 * 2 * 2
-    assert {key[2] for key in keys if key[0] == "sgd"} == {""}
+    assert {key[2] for key in keys if key[0] == "SGD"} == {""}
     assert all(row["status"] in ("finished", "diverged") for row in rows)
     assert float(rows[0]["valid_loss"]) == found["runs"][0]["valid_loss"]
 
@@ -192,11 +221,11 @@ def test_options_stand_instead_of_the_grids(monkeypatch, capfd, tmp_path: Path) 
     [
         pytest.param("lr = ", "grid.toml cannot be read as TOML", id="not-toml"),
         pytest.param("speed = [1]", "there is no option speed; options are data, model, optimizer", id="unknown-key"),
-        pytest.param("lr = []", "lr has no values, so the grid is empty", id="empty-axis"),
-        pytest.param('lr = ["big"]', "lr takes float values, got 'big'", id="wrong-type"),
-        pytest.param("epochs = [1.5]", "epochs takes int values, got 1.5", id="fraction"),
-        pytest.param("model = [true]", "model takes str values, got True", id="boolean"),
-        pytest.param("lr = [-1]", "--lr must be a finite number >= 0, got -1", id="range"),
+        pytest.param("seed = []", "seed has no values, so the grid is empty", id="empty-axis"),
+        pytest.param('seed = ["big"]', "--seed: input should be a valid integer", id="wrong-type"),
+        pytest.param("epochs = [1.5]", "--epochs: input should be a valid integer, got a number with a fractional part", id="fraction"),
+        pytest.param("model = [true]", "model takes numbers, texts, and lists of them, got True", id="boolean"),
+        pytest.param("optimizer = 'SGDHD(lr=[-1])'", "lr must be a finite number >= 0, got -1", id="range"),
         pytest.param('data = ["digits", "x"]', "--data x: there is no such folder", id="data"),
     ],
 )
@@ -225,9 +254,13 @@ def test_bad_grid_is_one_line(monkeypatch, capfd, tmp_path: Path, text: str, mes
         pytest.param(
             "heatmap --data digits --engine batched --model cnn", "--engine batched takes the models logreg, mlp on labels", id="stack"
         ),
-        pytest.param("sensitivity --data digits --seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
-        pytest.param("heatmap --data digits --engine magic", "--engine must be one of auto, batched, sequential, ray", id="engine"),
-        pytest.param("heatmap --data digits --cap 0", "--cap must be at least 1, got 0", id="cap"),
+        pytest.param("sensitivity --data digits --seeds 0", "--seeds: input should be greater than or equal to 1, got '0'", id="seeds"),
+        pytest.param(
+            "heatmap --data digits --engine magic",
+            "--engine: input should be 'auto', 'batched', 'sequential' or 'ray'",
+            id="engine",
+        ),
+        pytest.param("heatmap --data digits --cap 0", "--cap: input should be greater than or equal to 1, got '0'", id="cap"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capfd, tmp_path: Path, words: str, message: str) -> None:

@@ -4,7 +4,6 @@ import gzip
 import json
 import math
 import random
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small(words: Path, output: Path, *more: str) -> None:
-    gpu.main(["--small", "--text", str(words), "--output", str(output), *more])
+def small(words: Path, output: Path, **more: Any) -> None:
+    gpu.main(small=True, text=[str(words)], output=output, **more)
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +113,11 @@ def test_a_second_start_does_what_is_missing(
 
 
 def test_a_run_that_fails_is_a_line(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(peers.MODULES, "dog", "not_there")
-    small(words, tmp_path, "--part", "resnet", "--steps", "2")
+    monkeypatch.setitem(peers.PEERS, "DoG", ("DoG", "not_there"))
+    small(words, tmp_path, part="resnet", steps=2)
     lines = lines_of(tmp_path)
     failed = {line["method"]: line["error"] for line in lines if line["error"]}
-    assert failed == {"dog": "LabError: --optimizer dog needs the package not_there: pip install 'hypergradient[peers]'"}
+    assert failed == {"dog": "LabError: --optimizer DoG needs the package not_there: pip install 'hypergradient[peers]'"}
     assert len(lines) == len(WANTED["resnet-small"])
     assert "needs the package not_there" in (tmp_path / "gpu.md").read_text()
 
@@ -171,24 +170,23 @@ def test_the_large_models(make: Any, millions: float, decay: list[float]) -> Non
 
 
 REFUSED = [
-    pytest.param([], "--device cuda: torch sees no GPU here: .* --small", id="no-gpu"),
-    pytest.param(["--small", "--device", "cuda"], "--device cuda: torch sees no GPU", id="small-on-gpu"),
-    pytest.param(["--small", "--text", "not/there"], "--text not/there: there is no such folder", id="no-folder"),
-    pytest.param(["--small", "--text", "EMPTY"], "--text: 9 bytes of text in .*, at least 20,000 are needed", id="little-text"),
-    pytest.param(["--part", "resnet", "--device", "cpu"], "--part resnet needs --data", id="no-data"),
-    pytest.param(
-        ["--part", "resnet", "--device", "cpu", "--data", "digits", "--steps", "0"], "--steps must be at least 1, got 0", id="steps"
-    ),
+    pytest.param({}, "--device cuda: torch sees no GPU here: .* --small", id="no-gpu"),
+    pytest.param({"small": True, "device": "cuda"}, "--device cuda: torch sees no GPU", id="small-on-gpu"),
+    pytest.param({"small": True, "text": ["not/there"]}, "--text not/there: there is no such folder", id="no-folder"),
+    pytest.param({"small": True, "text": ["EMPTY"]}, "--text: 9 bytes of text in .*, at least 20,000 are needed", id="little-text"),
+    pytest.param({"part": "resnet", "device": "cpu"}, "--part resnet needs --data", id="no-data"),
+    pytest.param({"part": "resnet", "device": "cpu", "data": "digits", "steps": 0}, "--steps must be at least 1, got 0", id="steps"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), REFUSED)
-def test_refusals(arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(("options", "told"), REFUSED)
+def test_refusals(options: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "few.txt").write_text("few words")
-    with pytest.raises(SystemExit):
-        gpu.main([*(str(tmp_path) if x == "EMPTY" else x for x in arguments), "--output", str(tmp_path / "out")])
-    assert re.search(told, capsys.readouterr().err)
+    if options.get("text") == ["EMPTY"]:
+        options = options | {"text": [str(tmp_path)]}
+    with pytest.raises(LabError, match=told):
+        gpu.main(output=tmp_path / "out", **options)
 
 
 def test_text_as_numbers(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hypergradient.lab.errors import LabError
-from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import load
 from hypergradient.lab.runs.models import RandomCropFlip, cnn_bn, make_model
 from hypergradient.lab.runs.store import Folder
@@ -94,9 +94,9 @@ def test_random_model_goes_on_bit_for_bit(own: None, tmp_path: Path, name: str) 
         data = load("digits")
         data = type(data)(*(x.repeat(1, 1, 4, 4)[:24] for x in (data.train_x,)), data.train_y[:24], data.valid_x.repeat(1, 1, 4, 4)[:8],
                           data.valid_y[:8], 10)  # fmt: skip
-        config = Config("digits", "vgg16", "adam-hd", epochs=2, batch_size=8)
+        config = Config("digits", "vgg16", paper("Adam-HD"), epochs=2, batch_size=8)
     else:
-        data, config = load("digits"), Config("digits", "own_models:small", "sgdn-hd", epochs=2, hypergrad_lr=1e-4)
+        data, config = load("digits"), Config("digits", "own_models:small", paper("SGDN-HD", hypergrad_lr=1e-4), epochs=2)
     whole, history = train(config, data, Folder(tmp_path / "whole"))
     folder = Folder(tmp_path / "stopped")
     folder.start(config, resume=False)

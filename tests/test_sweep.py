@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from hypergradient.lab.errors import LabError
-from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import load
+from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.sweeps.sweep import folder_of, sweep
 from kills import kill_often
 
-BASE = Config("digits", "logreg", "sgd-hd", epochs=40, threshold=0.25)
-GRID = [replace(BASE, lr=lr, hypergrad_lr=beta) for lr in (1e-3, 1e-1, 1e20) for beta in (1e-4, 1e-2)]
+GRID = [Config(optimizer=paper("SGD-HD", lr, beta), epochs=40, threshold=0.25) for lr in (1e-3, 1e-1, 1e20) for beta in (1e-4, 1e-2)]
 
 
 def histories(root: Path, configs: list[Config]) -> list[dict]:
@@ -51,13 +51,15 @@ def test_finished_runs_are_not_run_again(tmp_path: Path) -> None:
 
 
 def run(root: Path) -> None:
-    sweep(GRID, load("digits"), root, engine="batched", every=0.02)
+    with Folder(root).lock():
+        sweep(GRID, load("digits"), root, engine="batched", every=0.02)
 
 
 def test_killed_sweep_equals_never_killed(tmp_path: Path) -> None:
     whole = sweep(GRID, load("digits"), tmp_path / "whole", engine="batched")
     kill_often(run, tmp_path / "killed", 5)
-    resumed = sweep(GRID, load("digits"), tmp_path / "killed", engine="batched")
+    with Folder(tmp_path / "killed").lock():
+        resumed = sweep(GRID, load("digits"), tmp_path / "killed", engine="batched")
     assert histories(tmp_path / "killed", GRID) == histories(tmp_path / "whole", GRID)
     assert [replace(s, seconds=0) for s in resumed] == [replace(s, seconds=0) for s in whole]
     assert list((tmp_path / "killed" / "unfinished").iterdir()) == []

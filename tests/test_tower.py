@@ -1,27 +1,27 @@
-"""Towers of adaptation: their options, their grid, what is written of them, and a sweep of them that is killed."""
+"""Towers of adaptation: their calls, their grid, what is written of them, and a sweep of them that is killed."""
 
-import copy
 import csv
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
 
 from hypergradient import Adapted, Additive, Multiplicative
 from hypergradient.lab.errors import LabError
-from hypergradient.lab.experiments import tower
+from hypergradient.lab.experiments import plots, tower
+from hypergradient.lab.experiments.run import Run, run_of
 from hypergradient.lab.pages import report
-from hypergradient.lab.pages.figures import tower_figures
-from hypergradient.lab.pages.stored import Run
-from hypergradient.lab.runs.config import Config
+from hypergradient.lab.pages.figures import figures_of
+from hypergradient.lab.runs.calls import read
+from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import load
 from hypergradient.lab.runs.engine import Summary
+from hypergradient.lab.runs.optimizers import rule_of
 from hypergradient.lab.runs.store import Folder
-from hypergradient.lab.sweeps.sweep import Store, plan, sweep
+from hypergradient.lab.sweeps.sweep import sweep
 from kills import kill_often
 from test_cli import call
 from test_report import page_of
@@ -34,108 +34,49 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "name"),
+    ("height", "level", "above", "rule"),
     [
-        pytest.param(Config(), "81c0aa617f7bb29c", id="default"),
-        pytest.param(Config("digits", "mlp", "adam-hd", rule="multiplicative"), "26716f206796978f", id="multiplicative"),
-        pytest.param(Config(optimizer="sgd"), "4457e18b5fed28f7", id="baseline"),
-        pytest.param(Config(optimizer="sgdn-hd", rule="tuning-free", lr=0.0), "46051d0e1000ccab", id="tuning-free"),
-    ],
-)
-def test_names_of_runs_are_those_of_the_versions_before(config: Config, name: str) -> None:
-    assert config.name == name
-
-
-@pytest.mark.parametrize(
-    ("options", "rule"),
-    [
-        pytest.param({}, Additive(1e-3), id="1"),
-        pytest.param({"height": 2}, Additive(Adapted(1e-3, Additive(1e-3))), id="2"),
-        pytest.param({"height": 2, "level_lr": 1e-9}, Additive(Adapted(1e-3, Additive(1e-9))), id="2-given"),
+        pytest.param(1, "additive", None, Additive(1e-3), id="1"),
+        pytest.param(2, "additive", None, Additive(Adapted(1e-3, Additive(1e-3))), id="2"),
+        pytest.param(2, "additive", 1e-9, Additive(Adapted(1e-3, Additive(1e-9))), id="2-given"),
         pytest.param(
-            {"height": 3, "level": "multiplicative"},
-            Additive(Adapted(1e-3, Multiplicative(Adapted(0.02, Multiplicative(0.02))))),
-            id="3-multiplicative",
+            3, "multiplicative", 0.02, Additive(Adapted(1e-3, Multiplicative(Adapted(0.02, Multiplicative(0.02))))), id="3-multiplicative"
         ),
         pytest.param(
-            {"height": 4, "rule": "multiplicative", "hypergrad_lr": 0.1, "level_lr": 0.5},
-            Multiplicative(Adapted(0.1, Additive(Adapted(0.5, Additive(Adapted(0.5, Additive(0.5))))))),
-            id="4-of-a-multiplicative-rule",
+            4, "additive", 0.5, Additive(Adapted(1e-3, Additive(Adapted(0.5, Additive(Adapted(0.5, Additive(0.5))))))), id="4-additive"
         ),
     ],
 )
-def test_rule_of_a_height(options: dict, rule: Any) -> None:
-    assert Config(**options).make_rule() == rule
+def test_rule_of_a_height(height: int, level: str, above: float | None, rule: Any) -> None:
+    found = read(tower.tower_of("SGDN-HD", height, 0.1, 1e-3, level, above))
+    assert rule_of(found) == rule
+    first = above or 1e-3
+    assert tower.levels_of(found) == ((height, level, first) if height > 1 else (1, "", None))
+    assert (found.title, found.beta, found.options["lr"]) == ("SGDN-HD", 1e-3, 0.1)
 
 
-def test_what_moves_is_what_adapt_names() -> None:
-    betas = Config(optimizer="adam-hd", adapt="beta2=multiplicative:0.1, eps=additive:1")
-    assert betas.adapted == {"beta2": Multiplicative(0.1), "eps": Additive(1.0)}
-    assert betas._others() == {"betas": (None, Multiplicative(0.1)), "eps": Additive(1.0)}
-    assert Config(optimizer="sgdn-hd", adapt="momentum=additive:1")._others() == {"momentum": Additive(1.0)}
+def test_height_0_does_not_adapt() -> None:
+    found = read(tower.tower_of("Adam-HD", 0, 0.1, 1e-3, "additive", None))
+    assert str(found) == paper("Adam", 0.1)
+    assert tower.levels_of(found) == (0, "", None)
 
 
-FORM = r"--adapt takes NAME=RULE:β with commas, such as weight_decay=multiplicative:0.02; for {} NAME is one of {}, each once.*got '{}'"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        pytest.param({"height": 0}, "--height must be at least 1, got 0", id="no-height"),
-        pytest.param({"height": 101}, "--height must be at most 100, got 101", id="too-high"),
-        pytest.param(
-            {"height": 2, "optimizer": "sgd"}, "--height 2 has no meaning for sgd: leave it out, or choose one of sgd-hd", id="sgd"
-        ),
-        pytest.param({"height": 2, "optimizer": "dog"}, "--height 2 has no meaning for dog", id="peer"),
-        pytest.param({"adapt": "eps=additive:1", "optimizer": "adam"}, "--adapt eps=additive:1 has no meaning for adam", id="adam"),
-        pytest.param({"hypergrad_data": "validation", "optimizer": "sgd"}, "--hypergrad-data validation has no meaning for sgd", id="data"),
-        pytest.param({"hypergrad_data": "test"}, "--hypergrad-data must be one of train, validation, got 'test'", id="other-data"),
-        pytest.param({"height": 2, "rule": "tuning-free"}, "--height 2 has no meaning for --rule tuning-free", id="tuning-free"),
-        pytest.param(
-            {"hypergrad_data": "validation", "rule": "tuning-free"},
-            "--hypergrad-data validation has no meaning for --rule tuning-free",
-            id="tuning-free-data",
-        ),
-        pytest.param({"level": "multiplicative"}, "--level multiplicative is for the levels above the first.*add --height 2", id="level"),
-        pytest.param({"level_lr": 0.1}, "--level-lr 0.1 is for the levels above the first", id="level-lr"),
-        pytest.param({"level_lr": -1, "height": 2}, "--level-lr must be a finite number >= 0, got -1", id="negative"),
-        pytest.param({"level": "tuning-free", "height": 2}, "--level must be one of additive, multiplicative", id="level-name"),
-        pytest.param(
-            {"height": 2, "level": "multiplicative", "hypergrad_lr": 0.0}, "--height 2: Multiplicative scales β by a factor", id="beta-0"
-        ),
-        pytest.param({"adapt": "speed"}, FORM.format("sgd-hd", "weight_decay", "speed"), id="no-form"),
-        pytest.param({"adapt": "momentum=additive:1"}, FORM.format("sgd-hd", "weight_decay", "momentum=additive:1"), id="no-momentum"),
-        pytest.param(
-            {"adapt": "eps=additive:x", "optimizer": "adam-hd"},
-            FORM.format("adam-hd", "beta1, beta2, eps, weight_decay", "eps=additive:x"),
-            id="no-number",
-        ),
-        pytest.param({"adapt": "weight_decay=additive:-1"}, FORM.format("sgd-hd", "weight_decay", "weight_decay=additive:-1"), id="minus"),
-        pytest.param({"adapt": "weight_decay=other:1"}, FORM.format("sgd-hd", "weight_decay", "weight_decay=other:1"), id="rule"),
-        pytest.param({"adapt": "weight_decay=additive:1,weight_decay=additive:1"}, "each once", id="twice"),
-        pytest.param(
-            {"adapt": "weight_decay=additive:1", "weight_decay": 0.0},
-            r"--adapt weight_decay=additive:1: weight_decay must lie in \[1e-08, 1\] to be adapted, got 0.0: start it inside$",
-            id="optimizer-refuses",
-        ),
-    ],
-)
-def test_options_without_a_meaning(options: dict, message: str) -> None:
-    with pytest.raises(LabError, match=message):
-        Config(**options)
+def test_the_highest_tower() -> None:
+    config = tower.grid(Config(), "SGD-HD", "100", "0.1", "1e-3", "multiplicative", None)[0]
+    assert tower.levels_of(config.call) == (100, "multiplicative", 0.02)
 
 
 def test_grid() -> None:
-    configs = tower.grid(tower.base_of("sgdn-hd", data="digits"), seeds=2)
+    configs = tower.grid(Config("digits"), "SGDN-HD", None, None, None, "both", None, 2)
     assert len(configs) == len(set(configs)) == 2 * (6 + 30 + 3 * 2 * 30)
-    assert {(c.optimizer, c.height, c.level, c.level_lr) for c in configs if c.hypergrad_lr == 1e-4} == {
-        ("sgdn-hd", 1, "additive", None),
-        *(("sgdn-hd", height, "additive", 1e-4) for height in (2, 3, 4)),
-        *(("sgdn-hd", height, "multiplicative", 0.02) for height in (2, 3, 4)),
+    assert {(c.call.title, *tower.levels_of(c.call)) for c in configs if c.call.beta == 1e-4} == {
+        ("SGDN-HD", 1, "", None),
+        *(("SGDN-HD", height, "additive", 1e-4) for height in (2, 3, 4)),
+        *(("SGDN-HD", height, "multiplicative", 0.02) for height in (2, 3, 4)),
     }
-    assert {(c.optimizer, c.hypergrad_lr) for c in configs if not c.adapts} == {("sgdn", None)}
-    chosen = tower.grid(tower.base_of("adam-hd"), "3,2", "0.1", "1e-8,1e-9", "both", "additive=1e-20,multiplicative=0.5")
-    assert [(c.height, c.level, c.level_lr, c.hypergrad_lr) for c in chosen] == [
+    assert {c.call.title for c in configs if not c.call.adapts} == {"SGDN"}
+    chosen = tower.grid(Config(), "Adam-HD", "3,2", "0.1", "1e-8,1e-9", "both", "additive=1e-20,multiplicative=0.5")
+    assert [(*tower.levels_of(c.call), c.call.beta) for c in chosen] == [
         (height, level, beta, own)
         for height in (2, 3)
         for level, beta in (("additive", 1e-20), ("multiplicative", 0.5))
@@ -177,7 +118,7 @@ def test_command(monkeypatch, capfd, tmp_path: Path) -> None:
     assert {row["status"] for row in rows if row["lr"] == "1e+30"} == {"diverged"}
     assert {row["level"] for row in rows if row["height"] == "3"} == {"additive", "multiplicative"}
     page = page_of(tmp_path / "t")
-    assert all(text in page for text in ("Levels of adaptation", "42 of 42 runs have ended", "Height 3", "<th", "β above"))
+    assert all(text in page for text in ("Levels of adaptation", "42 of 42 runs have ended", "height 3", "<th", "Adapted"))
 
 
 def test_closing_words(monkeypatch, capfd) -> None:
@@ -197,10 +138,13 @@ def test_closing_words(monkeypatch, capfd) -> None:
         pytest.param("--heights -1", "--heights takes whole numbers >= 0", id="negative-height"),
         pytest.param("--lr 0", "--lr takes numbers > 0 with commas, such as 1e-05,", id="lr"),
         pytest.param("--hypergrad-lr ,", "--hypergrad-lr takes numbers > 0", id="beta"),
-        pytest.param("--level up", "--level must be one of additive, multiplicative, both, got 'up'", id="level"),
+        pytest.param("--heights 101", "--heights must be at most 100, got 101", id="too-high"),
+        pytest.param("--level up", "--level", id="level"),
         pytest.param("--level-lr up=1", "--level-lr takes a number, or additive=NUMBER,multiplicative=NUMBER, got 'up=1'", id="level-lr"),
-        pytest.param("--optimizer sgd", "--optimizer must be one of sgd-hd, sgdn-hd, adam-hd, got 'sgd'", id="baseline"),
-        pytest.param("--seeds 0", "--seeds must be at least 1, got 0", id="seeds"),
+        pytest.param("--optimizer SGD", "--optimizer must be one of SGD-HD, SGDN-HD, Adam-HD, got 'SGD'", id="baseline"),
+        pytest.param("--level-lr -1", "Additive", id="negative"),
+        pytest.param("--level multiplicative --hypergrad-lr 1e-3 --level-lr 0", "Multiplicative", id="factor-of-0"),
+        pytest.param("--seeds 0", "--seeds: input should be greater than or equal to 1, got '0'", id="seeds"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capfd, tmp_path: Path, words: str, message: str) -> None:
@@ -211,81 +155,81 @@ def test_bad_input_is_one_line(monkeypatch, capfd, tmp_path: Path, words: str, m
     assert list(tmp_path.iterdir()) == []
 
 
-def table() -> tuple[list[Config], list[Summary]]:
+def made() -> list[Run]:
     """Heights 0 to 2, two seeds, losses of 1 at height 0 and 0.5 above, where α_0 = 1 with β = 0.01 diverges at height 2."""
-    configs = tower.grid(tower.base_of("sgd-hd", data="digits"), "0,1,2", "0.1,1", "0.01,0.1,0.001", seeds=2)
-    summaries = []
-    for config in configs:
-        wild = config.height == 2 and (config.lr, config.hypergrad_lr) == (1, 0.01)
-        loss = 0.5 if config.adapts else 1.0
-        status = "diverged" if wild else "finished"
-        summaries.append(Summary("logreg", config.optimizer, status, 9, 3, config.lr, loss, loss, 0.9, 1.0))
-    return configs, summaries
+    runs = []
+    for config in CONFIGS:
+        wild = tower.levels_of(config.call)[0] == 2 and (config.call.options["lr"], config.call.beta) == (1, 0.01)
+        loss, status = 0.5 if config.call.adapts else 1.0, "diverged" if wild else "finished"
+        summary = Summary("logreg", config.call.title, status, 9, 3, 0.1, loss, loss, 0.9, 1.0)
+        runs.append(run_of(config.as_dict(), Path(), summary.as_dict()))
+    return runs
+
+
+CONFIGS = tower.grid(Config("digits"), "SGD-HD", "0,1,2", "0.1,1", "0.01,0.1,0.001", "both", None, 2)
 
 
 def test_cells_are_medians_and_what_diverged_is_infinite() -> None:
-    found = tower.towers(tower.rows(*table()))
+    found = tower.towers(made())
     assert (found.levels, found.heights, found.lrs, found.betas) == (
         ["additive", "multiplicative"],
         [0, 1, 2],
         [0.1, 1],
         [0.001, 0.01, 0.1],
     )
-    assert {len(cells) for cells in found.cells.values()} == {6}
-    assert found.cells["additive", 0] == dict.fromkeys(found.cells["additive", 0], 1.0)
-    assert found.cells["multiplicative", 2][1, 0.01] == math.inf
+    assert {len(panel.cells) for panel in found.panels.values()} == {6}
+    assert {*found.panels["additive", 0].cells.values()} == {1.0}
+    assert found.panels["multiplicative", 2].cells[1, 0.01] == math.inf
     assert (found.best, found.middle, found.ends) == (1.0, 0.01, (0.5, 1.0))
     assert [found.close("additive", height) for height in found.heights] == [6, 6, 5]
 
 
 def test_figures() -> None:
-    configs, summaries = table()
-    found = tower.towers(tower.rows(configs, summaries))
-    maps = tower.figure(found, configs[-1], 2)
+    maps = plots.maps(tower.maps(made()))
     panels = [axis for axis in maps.axes if axis.get_title()]
     assert [axis.get_title() for axis in panels] == ["height 0 (SGD): 6/6", "height 1 (SGD-HD): 6/6", "height 2: 5/6"] * 2
-    assert [(len(axis.texts), len(axis.patches)) for axis in panels] == [(6, 0), (6, 0), (5, 1)] * 2
-    assert [text.get_text() for text in maps.legends[0].get_texts()] == ["diverged"]
-    lines = tower.lines(found, configs[-1], 2)
-    for axis in lines.axes:
-        drawn = {line.get_label(): [*line.get_ydata()] for line in axis.lines if not line.get_label().startswith("_")}
-        assert drawn["height 0 (SGD)"] == [1.0, 1.0]
-        assert drawn["height 2"] == pytest.approx([0.5, math.nan], nan_ok=True)
-        assert [[*line.get_xdata()] for line in axis.lines if line.get_label().startswith("_")] == [[], [], [1]]
+    assert [[text.get_text() for text in axis.texts].count("–") for axis in panels] == [0, 0, 1] * 2
+    assert [text.get_text() for text in maps.legends[0].get_texts()] == ["–: diverged"]
+    for axis in plots.lines(tower.lines(made())).axes:
+        drawn = [[*line.get_ydata()] for line in axis.lines if line.get_marker() == "o"]
+        assert drawn == [[1.0, 1.0], [0.5, 0.5], [0.5, pytest.approx(math.nan, nan_ok=True)]]
+        assert [[*line.get_xdata()] for line in axis.lines if line.get_marker() == "x"] == [[], [], [1]]
 
 
-def test_figures_of_the_report(tmp_path: Path) -> None:
-    configs, summaries = table()
-    runs = [Run(config.as_dict(), tmp_path, summary.as_dict()) for config, summary in zip(configs, summaries, strict=True)]
-    runs[0] = Run(runs[0].options, tmp_path, {})  # one is under way
-    (lines, *maps), legend = tower_figures(runs)
+def test_figures_of_the_report() -> None:
+    runs = made()
+    runs[0] = replace(runs[0], summary={})  # one is under way
+    (lines, *maps), legend = figures_of("tower", runs)
     assert [(run["values"]["additive"], run["labels"]) for run in lines["runs"]] == [
-        ([1.0, 1.0], ["height 0"]),
-        ([0.5, 0.5], ["height 1"]),
+        ([1.0, 1.0], ["height 0 (SGD)"]),
+        ([0.5, 0.5], ["height 1 (SGD-HD)"]),
         ([0.5, None], ["height 2"]),
     ]
     multiplicative, additive = maps[2]["panels"]
-    assert [figure["title"] for figure in maps] == ["Height 0", "Height 1", "Height 2"]
-    assert (multiplicative["title"], additive["title"]) == ("multiplicative 5/6", "additive 5/6")
-    assert additive["cells"] == [[0.5, 0.5], [0.5, "–"], [0.5, 0.5]]
+    assert (multiplicative["title"], additive["title"]) == ("multiplicative levels, height 2: 5/6", "additive levels, height 2: 5/6")
+    assert additive["texts"] == [["0.50", "0.50"], ["0.50", "–"], ["0.50", "0.50"]]
     assert maps[2]["lrs"] == ["10<sup>-1</sup>", "10<sup>0</sup>"]
-    assert "height = 2<br>level = multiplicative<br>β above = 0.02<br>seed = 1, finished: training 0.5" in multiplicative["hover"][0][0]
+    hover = multiplicative["hover"][0][0]
+    assert "α₀ = 0.1<br>rule = Additive(Adapted(0.001, Multiplicative(0.02)))<br>seed = 1, finished, iterations 9, train loss 0.5" in hover
     assert "β" not in maps[0]["panels"][0]["hover"][0][0]
-    assert "seed = 1, not begun" not in maps[0]["panels"][0]["hover"][0][0]
-    assert legend.count("<button") == 3
+    assert "seed = 1, under way" in maps[0]["panels"][0]["hover"][0][0]
+    assert len(legend["rows"][0][0]) == 3
 
 
 def test_report_without_a_run_that_has_ended(tmp_path: Path) -> None:
-    Folder(tmp_path).start_experiment("tower", table()[0])
+    Folder(tmp_path).start_experiment("tower", CONFIGS)
     assert "0 of 40 runs have ended" in page_of(tmp_path)
     assert report.write(tmp_path).exists()
 
 
-BASE = Config("digits", "logreg", "sgd-hd", hypergrad_lr=1e-4, epochs=40)
+BASE = Config("digits", epochs=40)
 TOWERS = [
-    replace(BASE, height=height, level=level, lr=lr) for height, level in ((2, "additive"), (4, "multiplicative")) for lr in (1e-3, 0.1)
+    replace(BASE, optimizer=tower.tower_of("SGD-HD", height, lr, 1e-4, level, above))
+    for height, level, above in ((2, "additive", None), (4, "multiplicative", 0.02))
+    for lr in (1e-3, 0.1)
 ]
-TOWERS += [replace(BASE, epochs=8, adapt="weight_decay=additive:1"), replace(BASE, epochs=8, hypergrad_data="validation")]
+MOVING = replace(BASE, epochs=8, optimizer="SGDHD(lr=1e-3, hypergrad_lr=1e-4, weight_decay=1e-4, adapt={'weight_decay': Additive(1.0)})")
+TOWERS += [MOVING, replace(BASE, epochs=8, hypergrad_data="validation")]
 
 
 def run(root: Path) -> None:
@@ -304,26 +248,7 @@ def test_killed_sweep_equals_never_killed(tmp_path: Path) -> None:
     assert len(set(betas)) > 100
 
 
-def test_an_ensemble_that_an_earlier_version_left_goes_on(tmp_path: Path) -> None:
-    configs, data = [replace(BASE, lr=lr, epochs=3) for lr in (1e-3, 0.1)], load("digits")
-    sweep(configs, data, tmp_path / "whole", engine="batched")
-    store = Store(tmp_path / "parts")
-    (work,) = plan(configs, data, store.root, "batched")
-    save = next(work.go(data, Event(), every=0))
-    assert save.state is not None
-    state, new = copy.deepcopy(save.state), ("height", "level", "level_lr", "adapt", "hypergrad_data", "betas", "memories")
-    for table in (state["ensemble"], *state["configs"]):
-        for name in new:
-            table.pop(name, None)
-    for iterations, _ in state["histories"].values():
-        for name in ("hypergrad_lr", "momentum", "weight_decay", "beta1", "beta2", "eps"):
-            del iterations[name]
-    store.write(work, replace(save, state=state))
-    sweep(configs, data, store.root, engine="batched")
-    assert histories(store.root, configs) == histories(tmp_path / "whole", configs)
-
-
-@pytest.mark.parametrize("options", [{"adapt": "weight_decay=additive:1"}, {"hypergrad_data": "validation"}], ids=["adapt", "validation"])
-def test_what_cannot_be_stacked_is_told(tmp_path: Path, options: dict) -> None:
-    with pytest.raises(LabError, match=r"--engine batched takes the models logreg, mlp .*--adapt and --hypergrad-data.*use --engine auto"):
-        sweep([replace(BASE, **options)], load("digits"), tmp_path, engine="batched")
+@pytest.mark.parametrize("config", TOWERS[-2:], ids=["adapt", "validation"])
+def test_what_cannot_be_stacked_is_told(tmp_path: Path, config: Config) -> None:
+    with pytest.raises(LabError, match=r"--engine batched takes .*use --engine auto"):
+        sweep([config], load("digits"), tmp_path, engine="batched")

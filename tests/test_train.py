@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hypergradient.lab.errors import LabError
-from hypergradient.lab.runs.config import TITLES, Config
+from hypergradient.lab.runs.config import PAPER, Config, paper
 from hypergradient.lab.runs.data import load
 from hypergradient.lab.runs.engine import StoppedError, loss_of, shuffled
 from hypergradient.lab.runs.store import Folder
@@ -26,9 +26,9 @@ def tables(folder: Path) -> list[dict]:
     return [pq.read_table(folder / f"{name}.parquet").to_pydict() for name in ("history", "epochs")]
 
 
-@pytest.mark.parametrize("optimizer", TITLES)
+@pytest.mark.parametrize("optimizer", PAPER)
 def test_history(tmp_path: Path, optimizer: str) -> None:
-    config = Config("digits", "logreg", optimizer, epochs=2)
+    config = Config(optimizer=paper(optimizer), epochs=2)
     summary, _ = train(config, load("digits"), Folder(tmp_path))
     iterations, epochs = tables(tmp_path)
     assert iterations["iteration"] == list(range(1, 25))
@@ -36,19 +36,26 @@ def test_history(tmp_path: Path, optimizer: str) -> None:
     assert epochs["train_loss"] == pytest.approx([sum(iterations["loss"][:12]) / 12, sum(iterations["loss"][12:]) / 12])
     assert epochs["alpha"] == pytest.approx([sum(iterations["alpha"][:12]) / 12, sum(iterations["alpha"][12:]) / 12])
     assert epochs["train_loss"][1] < epochs["train_loss"][0]
-    moves = [a != config.lr for a in iterations["alpha"]]
-    assert moves == [False] + [config.adapts] * 23
-    assert [h is None for h in iterations["h"]] == [not config.adapts] * 24
+    moves = [a != 1e-3 for a in iterations["alpha"]]
+    assert moves == [False] + [config.call.adapts] * 23
+    assert [h is None for h in iterations["h"]] == [not config.call.adapts] * 24
     assert summary.alpha == iterations["alpha"][-1]
     assert json.loads((tmp_path / "status.json").read_text())["valid_loss"] == epochs["valid_loss"][-1]
     assert json.loads((tmp_path / "config.json").read_text())["config"] == config.as_dict()
 
 
+MOMENTUM = "adapt={'lr': Additive(1e-3), 'momentum': Additive(0.01), 'weight_decay': Multiplicative(0.02)}"
 FOLLOWED = {
-    "tower": Config("digits", "logreg", "sgd-hd", epochs=2, height=3, level="multiplicative"),
-    "others": Config("digits", "logreg", "sgdn-hd", epochs=2, adapt="momentum=additive:0.01,weight_decay=multiplicative:0.02"),
+    "tower": Config(
+        optimizer="SGDHD(lr=1e-3, rule=Additive(Adapted(1e-3, Multiplicative(Adapted(0.02, Multiplicative(0.02))))))", epochs=2
+    ),
+    "others": Config(optimizer=f"SGDHD(lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4, {MOMENTUM})", epochs=2),
     "validation": Config(
-        "digits", "mlp", "adam-hd", epochs=2, hidden=16, hypergrad_data="validation", adapt="beta2=additive:1,eps=additive:1"
+        model="mlp",
+        optimizer="AdamHD(lr=1e-3, adapt={'lr': Additive(1e-7), 'betas': (None, Additive(1)), 'eps': Additive(1)})",
+        epochs=2,
+        hidden=16,
+        hypergrad_data="validation",
     ),
 }
 
@@ -82,7 +89,7 @@ def test_hypergradients_of_validation_images(tmp_path: Path) -> None:
         run.step(indices)
         h = run.history.iterations["h"][-1]
         assert h == pytest.approx(-sum((g * d).sum().item() for g, d in zip(grads, direction, strict=False)), rel=1e-4)
-    assert run.alpha - config.lr == pytest.approx(-1e-7 * sum(run.history.iterations["h"]), rel=1e-4)
+    assert run.alpha - 1e-3 == pytest.approx(-1e-7 * sum(run.history.iterations["h"]), rel=1e-4)
 
 
 def adam(state: dict, t: int) -> torch.Tensor:
@@ -92,7 +99,7 @@ def adam(state: dict, t: int) -> torch.Tensor:
 
 def test_batch_norm_sees_no_held_out_images() -> None:
     torch.manual_seed(0)
-    config = Config("digits", "cnn-bn", "sgd-hd", limit=256, hypergrad_lr=0.0, hypergrad_data="validation")
+    config = Config(model="cnn-bn", optimizer=paper("SGD-HD", hypergrad_lr=0.0), limit=256, hypergrad_data="validation")
     run = Run(config, load("digits"))
     assert run.held_out is not None
     other = Run(config, load("digits"))
@@ -109,7 +116,7 @@ def test_too_few_images_to_hold_out(tmp_path: Path) -> None:
 
 
 def test_divergence_is_a_status(tmp_path: Path) -> None:
-    config = Config("digits", "mlp", "sgd", lr=1e12, epochs=2)
+    config = Config(model="mlp", optimizer=paper("SGD", 1e12), epochs=2)
     summary, history = train(config, load("digits"), Folder(tmp_path))
     assert summary.status == "diverged"
     assert summary.iterations == len(history.iterations["loss"]) < 24
@@ -122,7 +129,7 @@ def run(config: Config, folder: Path, checkpoint_every: float) -> None:
 
 
 def test_killed_ten_times_equals_never_killed(tmp_path: Path) -> None:
-    config = Config("digits", "logreg", "adam-hd", epochs=60)
+    config = Config(optimizer=paper("Adam-HD"), epochs=60)
     whole, _ = train(config, load("digits"), Folder(tmp_path / "whole"))
     chance = random.Random(0)
     context = multiprocessing.get_context("fork")
@@ -166,7 +173,7 @@ def test_resumed_in_an_epoch_equals_never_stopped(tmp_path: Path, name: str) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
 def test_stop_saves_the_iteration(tmp_path: Path, number: signal.Signals) -> None:
-    config = Config("digits", "logreg", "adam-hd", epochs=3)
+    config = Config(optimizer=paper("Adam-HD"), epochs=3)
     train(config, load("digits"), Folder(tmp_path / "whole"))
 
     def stop(iteration: int, *_: float) -> None:
@@ -196,8 +203,20 @@ def damage(name: str, text: str = "damaged"):
     ("config", "resume", "harm", "message"),
     [
         pytest.param(Config(epochs=1), False, None, "holds a run already: add --resume", id="no-resume"),
-        pytest.param(Config(epochs=1, lr=0.1), True, None, r"holds a run with --lr 0\.001: give the same options", id="other-options"),
-        pytest.param(Config(epochs=2), True, damage("checkpoint.pt"), "cannot be resumed", id="damaged-checkpoint"),
+        pytest.param(
+            Config(epochs=1, optimizer=paper("SGD", 0.1)),
+            True,
+            None,
+            r"holds a run with --optimizer SGDHD\(lr=0\.001.*: give the same options",
+            id="other-options",
+        ),
+        pytest.param(
+            Config(epochs=2),
+            True,
+            damage("checkpoint.pt"),
+            "checkpoint.pt cannot be resumed from .*: remove it",
+            id="damaged-checkpoint",
+        ),
         pytest.param(Config(epochs=2), True, damage("history.parquet"), "cannot be resumed", id="damaged-history"),
         pytest.param(Config(epochs=2), True, damage("config.json"), "config.json cannot be read", id="damaged-config"),
         pytest.param(Config(epochs=2), True, damage("config.json", "[]"), "config.json cannot be read", id="odd-config"),

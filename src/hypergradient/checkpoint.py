@@ -14,7 +14,7 @@ from .dials import Scope
 from .directions import SGD, Adam
 from .edits import Edits
 from .factors import Group
-from .graph import enter
+from .graph import enter, keep_outside
 from .hyperparameters import HYPERPARAMETERS
 from .kept import KeptGradients
 from .ranks import local
@@ -34,6 +34,8 @@ def complete(opt: Any) -> None:
     opt.params = [p for group in opt.param_groups for p in group["params"]]
     setup.ranks.look(opt.params)
     opt.outside = any(p.is_complex() or hasattr(p, "to_local") for p in opt.params)  # of a graph: no operator can write to these
+    if opt.outside:
+        keep_outside()
     seen: list[Tensor] = []
     for group in opt.param_groups:
         for name, value in opt.defaults.items():

@@ -46,10 +46,15 @@ def step_in_graph(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
     return loss
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def step_outside(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
     """The step between two graphs."""
     return optimizer._step(closure)
+
+
+def keep_outside() -> None:
+    """Let the compiler leave ``step_outside`` alone: torch imports it for that, which takes a second, so not before it is needed."""
+    if not hasattr(step_outside, "_torchdynamo_disable"):
+        globals()["step_outside"] = torch.compiler.disable(step_outside)  # type: ignore[no-untyped-call]
 
 
 @torch.library.custom_op("hypergradient::step", mutates_args=("params",), schema=SCHEMA, **TAGS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import Data, load
 from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.runs.train import train
@@ -38,14 +38,14 @@ def test_cifar(data: Data) -> None:
 
 
 def test_cnn_learns(short: Data, tmp_path: Path) -> None:
-    summary, _ = train(Config(str(CIFAR), "cnn", "adam-hd", epochs=4, limit=2_000), short, Folder(tmp_path))
+    summary, _ = train(Config(str(CIFAR), "cnn", paper("Adam-HD"), epochs=4, limit=2_000), short, Folder(tmp_path))
     assert summary.train_loss < 1.6
     assert summary.valid_accuracy > 0.38
 
 
 def test_vgg_starts_as_the_authors_did(short: Data, tmp_path: Path) -> None:
     """Their VGG's first loss was 2.305 for SGD and Adam alike, and dropout keeps it near chance for long."""
-    config = Config(str(CIFAR), "vgg16", "sgd", epochs=1, limit=256, batch_size=64)
+    config = Config(str(CIFAR), "vgg16", paper("SGD"), epochs=1, limit=256, batch_size=64)
     summary, history = train(config, short, Folder(tmp_path))
     assert history.iterations["loss"] == pytest.approx([2.305] * 4, abs=0.1)
     assert summary.valid_accuracy is not None

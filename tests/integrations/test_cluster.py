@@ -17,17 +17,19 @@ from typing import NamedTuple
 
 import pytest
 
+from hypergradient.lab import main
 from hypergradient.lab.errors import LabError
-from hypergradient.lab.runs.config import Config
+from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import load
-from hypergradient.lab.sweeps.sweep import finished, folder_of, sweep
+from hypergradient.lab.runs.engine import Summary
+from hypergradient.lab.sweeps.index import entries
+from hypergradient.lab.sweeps.sweep import ended, folder_of, sweep
 from test_sweep import histories
 
 pytestmark = pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
 
-BASE = Config("digits", "logreg", "sgd-hd", epochs=150, threshold=0.2)
-GRID = [replace(BASE, lr=lr, hypergrad_lr=beta) for lr in (1e-3, 1e-1, 1e20) for beta in (1e-4, 1e-2)]
-GRID.append(Config("digits", "cnn", "adam", epochs=8, limit=600))
+GRID = [Config(optimizer=paper("SGD-HD", lr, beta), epochs=150, threshold=0.2) for lr in (1e-3, 1e-1, 1e20) for beta in (1e-4, 1e-2)]
+GRID.append(Config("digits", "cnn", paper("Adam"), epochs=8, limit=600))
 
 
 class Cluster(NamedTuple):
@@ -108,6 +110,10 @@ def whole(tmp_path_factory, cluster: Cluster) -> Path:
     return root
 
 
+def finished(root: Path, config: Config) -> Summary | None:
+    return ended(root, [config]).get(config.name)
+
+
 def same(root: Path, whole: Path) -> None:
     assert histories(root, GRID) == histories(whole, GRID)
     for config in GRID:
@@ -164,12 +170,43 @@ def test_killed_driver_goes_on(whole: Path, cluster: Cluster, tmp_path: Path) ->
     same(tmp_path, whole)
 
 
+EXPERIMENTS = (
+    "heatmap --quick --cap 20 --threshold 1.5",
+    "tower --quick --epochs 1 --lr 0.1 --hypergrad-lr 1e-3",
+    "sensitivity --quick --epochs 1 --hidden 16",
+    "tuning --quick --epochs 1 --hidden 16",
+)
+
+
+def command(root: Path, words: list[str]) -> None:
+    os.chdir(root)
+    sys.argv = ["hypergradient", *words, "--output", "out", "--json"]
+    main()
+
+
+@pytest.mark.parametrize("words", EXPERIMENTS)
+def test_every_experiment(cluster: Cluster, tmp_path: Path, words: str) -> None:
+    """On Ray and in one process the same runs end in the same way."""
+    ends: list[dict] = []
+    for engine in (["ray", "--address", cluster.address], ["auto"]):
+        place = tmp_path / engine[0]
+        place.mkdir()
+        child = multiprocessing.get_context("forkserver").Process(target=command, args=(place, [*words.split(), "--engine", *engine]))
+        child.start()
+        child.join(120)
+        assert child.exitcode == 0
+        found = {entry.name: entry.summary or {} for entry in entries(place / "out").values()}
+        ends.append({name: (summary["status"], summary["iterations"]) for name, summary in found.items()})
+    assert len(ends[0]) >= 6
+    assert ends[0] == ends[1]
+
+
 def test_starts_a_cluster_of_its_own(tmp_path: Path) -> None:
     command = [Path(sys.executable).with_name("hypergradient"), "sweep", "grid.toml", "--engine", "ray", "--json"]
-    (tmp_path / "grid.toml").write_text('data = "digits"\nlr = [0.1, 0.01]\nepochs = 2\n')
+    (tmp_path / "grid.toml").write_text('optimizer = "SGDHD(lr=[0.1, 0.01], hypergrad_lr=1e-3)"\nepochs = 2\n')
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert [run["status"] for run in json.loads(result.stdout)["runs"]] == ["finished"] * 2
-    assert result.stderr == "2 runs on digits, into runs/sweep\n"
+    assert result.stderr == "2 runs on digits, 0 of them there already, into runs/sweep\n"
 
 
 def test_no_cluster_is_one_line(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hypergradient.lab.runs.config import TITLES, Config
+from hypergradient.lab.runs.config import PAPER, Config, paper
 from hypergradient.lab.runs.data import Data, load
 from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.runs.train import train
@@ -29,12 +29,12 @@ def test_data(mnist: Data) -> None:
     assert mnist.train_x.min().item() == pytest.approx(-0.1307 / 0.3081, abs=1e-3)  # the authors' normalisation
 
 
-@pytest.mark.parametrize("optimizer", TITLES)
+@pytest.mark.parametrize("optimizer", PAPER)
 def test_lands_where_the_authors_did(tmp_path: Path, mnist: Data, optimizer: str) -> None:
     with (SHARED / "reference/authors-epochs.csv").open() as file:
-        method = optimizer.replace("-", "_")
+        method = optimizer.lower().replace("-", "_")
         theirs = {int(row["epoch"]): row for row in csv.DictReader(file) if (row["model"], row["method"]) == ("logreg", method)}
-    _, history = train(Config("MNIST", "logreg", optimizer), mnist, Folder(tmp_path))
+    _, history = train(Config("MNIST", "logreg", paper(optimizer)), mnist, Folder(tmp_path))
     ours = history.epochs
     assert ours["train_loss"][9] == pytest.approx(float(theirs[10]["train_loss_epoch_mean"]), rel=0.02)
     assert ours["valid_loss"][9] == pytest.approx(float(theirs[10]["valid_loss"]), rel=0.03)
@@ -45,7 +45,7 @@ def test_lands_where_the_authors_did(tmp_path: Path, mnist: Data, optimizer: str
 def test_initial_learning_rate_does_not_matter(tmp_path: Path, mnist: Data) -> None:
     final = []
     for lr in (1e-3, 1e-6, 0.0):
-        config = Config("MNIST", "logreg", "sgd-hd", lr, 1e-4, epochs=3)
+        config = Config("MNIST", "logreg", paper("SGD-HD", lr, 1e-4), epochs=3)
         _, history = train(config, mnist, Folder(tmp_path / str(lr)))
         final.append(history.epochs["train_loss"][-1])
     assert max(final) / min(final) < 1.01

@@ -1,21 +1,28 @@
 """The lab: the paper's experiments as commands. Installed with ``pip install hypergradient[lab]``; the library never imports it."""
 
+import os
 import sys
 from importlib.util import find_spec
+
+NEEDED = (
+    *("cyclopts", "datasets", "filelock", "jinja2", "matplotlib", "numpy", "pandas"),
+    *("platformdirs", "plotly", "pyarrow", "pydantic", "rich", "sklearn"),
+)
 
 
 def main() -> None:
     """The command ``hypergradient``, or a line that says what is missing."""
-    needed = ("datasets", "matplotlib", "numpy", "plotly", "pyarrow", "rich", "sklearn", "tensorboard", "typer")
-    missing = [name for name in needed if find_spec(name) is None]
+    missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        sys.exit(complain(f"the lab needs {', '.join(missing)}: pip install 'hypergradient[lab]'"))
-    from .cli.app import run
+        print(f"hypergradient: the lab needs {', '.join(missing)}: pip install 'hypergradient[lab]'", file=sys.stderr)
+        sys.exit(2)
+    try:
+        from .cli.app import run
 
-    run()
-
-
-def complain(message: str) -> int:
-    """One line on stderr; returns the exit status of an error that the user can mend."""
-    print(f"hypergradient: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+        run()
+    except BrokenPipeError:  # whoever reads what is printed has had enough
+        os._exit(1)
+    except KeyboardInterrupt:
+        print("hypergradient: stopped", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)

@@ -13,11 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..runs.config import flat
+
 if TYPE_CHECKING:
     from ..runs.config import Config
     from ..runs.engine import Summary
     from ..runs.train import Watch
     from ..sweeps.sweep import Watch as SweepWatch
+
+#: Runs that a table shows at most, its first columns, how others are named, and those that follow from others.
+MOST, HEADS = 40, ("model", "optimizer")
+NAMED = {"lr": "α0", "hypergrad_lr": "β"}
+FOLLOWING = ("data_digest", "source_digest", "nesterov")
 
 #: Progress and notes go to stderr, results to stdout.
 notes = Console(stderr=True, highlight=False)
@@ -59,7 +66,7 @@ def follow(bar: Progress, config: "Config") -> "Watch":
 
     def watch(iteration: int, iterations: int, loss: float, alpha: float) -> None:
         if not task:
-            task.append(bar.add_task(f"{config.model} {config.optimizer}", total=iterations, shown=""))
+            task.append(bar.add_task(f"{config.model} {config.call.title}", total=iterations, shown=""))
         if iteration % 10 == 0 or iteration == iterations:
             bar.update(task[0], completed=iteration, shown=f"loss {loss:.4f}  α {alpha:.3g}")
 
@@ -87,27 +94,22 @@ def tell(
 
 
 def table_of(configs: "Sequence[Config]", summaries: "Sequence[Summary]") -> Table:
-    """A row a run, with the options that the runs differ in."""
-    alike: dict[str, list[Config]] = {}
-    for config in configs:
-        alike.setdefault(f"{config.model} {label(config)}", []).append(config)
-    named = {"lr": "α0", "hypergrad_lr": "β", "seed": "seed"}
-    varied = [name for name in named if any(len({getattr(c, name) for c in group}) > 1 for group in alike.values())]
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("model", "optimizer", *(named[name] for name in varied)):
+    """A row a run, MOST of them, with the options that the runs differ in."""
+    rows = [flat(config.as_dict()) for config in configs]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    varied = [name for name in names if name not in HEADS and len({str(row.get(name)) for row in rows}) > 1]
+    varied = [name for name in varied if name not in FOLLOWING]
+    table = Table(box=box.SIMPLE_HEAD, caption=f"and {len(rows) - MOST:,} runs more, in the report" if len(rows) > MOST else None)
+    for name in (*HEADS, *(NAMED.get(name, name.replace("_", " ")) for name in varied)):
         table.add_column(name, no_wrap=True)
     for name in ("final α", "train loss", "valid loss", "accuracy", "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    for config, s in zip(configs, summaries, strict=True):
-        options = [number(getattr(config, name), "g") for name in varied]
+    for row, s in list(zip(rows, summaries, strict=True))[:MOST]:
+        options = [number(row.get(name)) for name in varied]
         numbers = [number(s.alpha, ".3g"), number(s.train_loss, ".4f"), number(s.valid_loss, ".4f"), number(s.valid_accuracy, ".2%")]
-        table.add_row(s.model, label(config), *options, *numbers, f"{s.seconds:.1f} s")
+        table.add_row(s.model, s.optimizer, *options, *numbers, f"{s.seconds:.1f} s")
     return table
 
 
-def label(config: "Config") -> str:
-    return f"{config.optimizer} mult." if config.adapts and config.rule == "multiplicative" else config.optimizer
-
-
-def number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def number(value: object, form: str = "g") -> str:
+    return "-" if value is None else format(value, form) if isinstance(value, float) else str(value)

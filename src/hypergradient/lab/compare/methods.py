@@ -1,4 +1,5 @@
-"""The published hypergradient methods that ``compare --methods`` stands beside ours: what makes each of a base, with its own defaults."""
+"""What stands beside ours: the optimizers of other packages, and, with ``compare --methods``, the published hypergradient methods, and what
+makes each of a base, with its own defaults."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +7,19 @@ from typing import Any
 
 from hypergradient import HDM, AdaGradRule, AdamRule, Additive, Autostep, Delayed, LionRule, Marthe, Multiplicative, Signal
 from hypergradient.rules import Rule
+
+#: The optimizers of other packages, by the names under which runs of them are stored: their classes.
+OTHERS = {
+    "prodigy": "Prodigy",
+    "dadapt-adam": "DAdaptAdam",
+    "dadapt-sgd": "DAdaptSGD",
+    "dog": "DoG",
+    "mechanic": "Mechanic",
+    "schedule-free-adamw": "AdamWScheduleFree",
+    "prodigy-plus": "ProdigyPlusScheduleFree",
+    "momo": "MomoAdam",
+    "dowg": "ScalarDoWG",
+}
 
 ALL, SGD = ("adam", "adamw", "sgdn"), ("sgdn",)
 

@@ -4,13 +4,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from threading import Event
-from typing import Protocol
 
-from ..runs.config import PEERS
 from ..runs.engine import StoppedError
 from ..workloads import WORKLOADS
-from .methods import FIELD, FIELD_GIVEN
+from .methods import FIELD, FIELD_GIVEN, OTHERS
 from .runs import OURS, TUNED, Job, Result
+from .workers import Workers
 
 #: The learning rates that are tuned among, from 1e-6 to 100, three a decade; and where on it the search begins: at 1e-3, at 0.046.
 GRID = tuple(10 ** (i / 3) for i in range(-18, 7))
@@ -31,7 +30,7 @@ def peers_of(workload: str, base: str) -> list[str]:
     """The peers that run beside a base: each once on a workload, those like SGD beside SGD where it is there, the others never."""
     bases = WORKLOADS[workload].bases
     alike, others = "sgdn" if "sgdn" in bases else bases[0], next((name for name in bases if name != "sgdn"), None)
-    return [name for name in PEERS if base == (alike if name in SGD_LIKE else others)]
+    return [name for name in OTHERS if base == (alike if name in SGD_LIKE else others)]
 
 
 def bracket(job: Callable[[float], Job], guess: int) -> Generator[list[Job], Mapping[Job, Result], list[int]]:
@@ -72,20 +71,12 @@ def field(workload: str, base: str, seeds: int) -> Plan:
     yield [*dict.fromkeys(jobs)]
 
 
-def plans(workloads: Iterable[str], seeds: int, quick: bool) -> Iterator[Plan]:
-    """All of some workloads."""
+def plans(workloads: Iterable[str], seeds: int, quick: bool = False, methods: bool = False) -> Iterator[Plan]:
+    """All of some workloads; with the methods of the field instead of the others."""
     for name in workloads:
         for base in WORKLOADS[name].bases:
             yield tuned(name, base, seeds)
-            yield untuned(name, base, seeds, QUICK_GIVEN if quick else GIVEN)
-
-
-def plans_of_methods(workloads: Iterable[str], seeds: int) -> Iterator[Plan]:
-    """The same with the methods of the field instead of the peers."""
-    for name in workloads:
-        for base in WORKLOADS[name].bases:
-            yield tuned(name, base, seeds)
-            yield field(name, base, seeds)
+            yield field(name, base, seeds) if methods else untuned(name, base, seeds, QUICK_GIVEN if quick else GIVEN)
 
 
 def advance(plan: Plan, known: Mapping[Job, Result], answer: Mapping[Job, Result] | None = None) -> list[Job] | None:
@@ -98,19 +89,8 @@ def advance(plan: Plan, known: Mapping[Job, Result], answer: Mapping[Job, Result
     return None
 
 
-class Doers(Protocol):
-    """What ``Workers`` are to ``drive``."""
-
-    @property
-    def free(self) -> int: ...
-
-    def put(self, job: Job, /) -> None: ...
-
-    def get(self, timeout: float) -> list[Result]: ...
-
-
 def drive(
-    plans: Iterable[Plan], known: dict[Job, Result], workers: Doers, done: Callable[[Result, int], None], stopped: Event | None = None
+    plans: Iterable[Plan], known: dict[Job, Result], workers: Workers, done: Callable[[Result, int], None], stopped: Event | None = None
 ) -> None:
     """Make the runs that plans ask for. What comes of a run goes to ``known``, and to ``done`` with the number of plans that have ended.
 

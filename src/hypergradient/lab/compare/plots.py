@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from ..experiments import plots
 from ..workloads import WORKLOADS
-from .table import BASES, SETS, TITLES, OverLr, Row
+from .table import BASES, LOSSES, SETS, TITLES, OverLr, Row
 
 #: ρ beyond these ends lies at the edge of the figures.
 ENDS = (0.05, 20.0)
@@ -47,10 +47,8 @@ def rho(table: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(12, 0.4 * len(methods) + 1.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, title, name in zip(axes, ("training loss", "validation loss"), ("rho_train", "rho_valid"), strict=True):
-        axis.set_xscale("log")
-        axis.set_xlim(ENDS[0] / 1.15, ENDS[1] * 1.15)
+        axis.set(xscale="log", xlim=(ENDS[0] / 1.15, ENDS[1] * 1.15), xlabel=f"ρ, {title}")
         axis.axvline(1, color="black", linewidth=1)
-        axis.set_xlabel(f"ρ, {title}")
         axis.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -64,27 +62,24 @@ def rho(table: Sequence[Row]) -> Figure:
     axes[0].set_yticks(range(len(methods)), [TITLES[method] for method in methods])
     for text in axes[0].get_yticklabels():
         text.set_fontweight("bold" if text.get_text().startswith("HD,") else "normal")
-    handles = [Line2D([], [], color=LOOKS[judged][0], marker="o") for judged in sets]
-    figure.legend(handles, [SETS[judged] for judged in sets], loc="outside lower center", ncols=2)
+    handles = {SETS[judged]: Line2D([], [], color=LOOKS[judged][0], marker="o", linestyle="none") for judged in sets}
+    handles["median"] = Line2D([], [], color="black", marker="|", linestyle="none", markersize=12, markeredgewidth=3)
+    figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=3)
     return figure
 
 
 def loss_over_lr(works: Mapping[str, Sequence[OverLr]]) -> Figure:
     """Final training loss above final validation loss of each workload, over the learning rate."""
-    figure, places = grid(len(works), 2)
-    for (work, curves), place in zip(works.items(), places, strict=True):
-        for axis, name, label in zip(place, ("train", "valid"), ("training", "validation"), strict=True):
-            axis.set_xscale("log")
-            axis.set_yscale("log")
+    figure, places = grid([*works], 2)
+    for curves, place in zip(works.values(), places, strict=True):
+        for axis, name, label in zip(place, LOSSES, ("training", "validation"), strict=True):
             finite = [y for curve in curves if curve.method != "constant" for y in getattr(curve, name) if math.isfinite(y) and y > 0]
             if finite:
                 axis.set_ylim(min(finite) / 1.2, min(max(finite), 1e4 * min(finite)) * 1.2)
             for curve in curves:
                 axis.plot(curve.lr, getattr(curve, name), color=plots.COLOURS[curve.base], linewidth=1.5, **STYLES[curve.method])
             plots.fix_ticks(axis)
-            axis.grid(alpha=0.3)
             axis.set_ylabel(f"{label} loss")
-        place[0].set_title(WORKLOADS[work].title, fontsize=10)
         place[1].set_xlabel("learning rate")
     legend(figure, {TITLES[method]: Line2D([], [], color="black", **look) for method, look in STYLES.items()})
     return figure
@@ -92,31 +87,31 @@ def loss_over_lr(works: Mapping[str, Sequence[OverLr]]) -> Figure:
 
 def alpha_over_time(works: Mapping[str, Sequence[tuple[str, list[int], list[float]]]]) -> Figure:
     """A panel a workload: the learning rates of the runs without lr, a line a seed."""
-    figure, places = grid(len(works), 1)
-    for (axis,), (work, runs) in zip(places, works.items(), strict=True):
-        axis.set_xscale("log")
-        axis.set_yscale("log")
+    figure, places = grid([*works], 1)
+    for (axis,), runs in zip(places, works.values(), strict=True):
         for base, steps, alpha in runs:
             axis.plot(steps, alpha, color=plots.COLOURS[base], linewidth=1, alpha=0.7)
         plots.fix_ticks(axis)
-        axis.grid(alpha=0.3)
-        axis.set_title(WORKLOADS[work].title, fontsize=10)
-        axis.set_xlabel("step")
-        axis.set_ylabel("learning rate α")
+        axis.set(xlabel="step", ylabel="learning rate α")
     legend(figure, {})
     return figure
 
 
-def grid(works: int, panels: int) -> tuple[Figure, list[list[Axes]]]:
+def grid(works: Sequence[str], panels: int) -> tuple[Figure, list[list[Axes]]]:
     """A figure with so many panels for each workload, one below the other, COLUMNS workloads side by side; the panels of each."""
-    columns = max(1, min(COLUMNS, works))
-    blocks = max(1, math.ceil(works / columns))
+    columns = max(1, min(COLUMNS, len(works)))
+    blocks = max(1, math.ceil(len(works) / columns))
     figure = Figure(figsize=(2.8 * columns + 0.6, 2.2 * panels * blocks + 0.6), layout="constrained")
     axes = figure.subplots(panels * blocks, columns, squeeze=False)
     places = [[axes[panels * (i // columns) + row, i % columns] for row in range(panels)] for i in range(blocks * columns)]
-    for axis in (axis for place in places[works:] for axis in place):
+    for axis in (axis for place in places[len(works) :] for axis in place):
         axis.remove()
-    return figure, places[:works]
+    for work, place in zip(works, places, strict=False):
+        place[0].set_title(WORKLOADS[work].title, fontsize=10)
+        for axis in place:
+            axis.set(xscale="log", yscale="log")
+            axis.grid(alpha=0.3)
+    return figure, places[: len(works)]
 
 
 def legend(figure: Figure, styles: Mapping[str, Line2D]) -> None:

@@ -1,29 +1,31 @@
 """One run: a workload, trained by one method from one seed."""
 
+import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
+from torch.utils._pytree import tree_leaves
 
 from hypergradient import SGDHD, AdamHD, AdamWHD
 
 from ..errors import LabError, first_line
-from ..runs.config import PEERS
 from ..runs.data import Data
 from ..runs.peers import make_peer, step_of
 from ..runs.store import Folder
 from ..workloads import WORKLOADS, Problem, Workload
-from .methods import FIELD, FIELD_GIVEN
+from .methods import FIELD, FIELD_GIVEN, OTHERS
 
 #: The base optimizers: torch's class, ours, and what both are given.
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -36,7 +38,7 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 #: the others, and the methods of the field.
 TUNED = ("constant", "cosine")
 OURS = ("ours", "ours-cosine")
-METHODS = (*TUNED, *OURS, "given", *PEERS, *FIELD)
+METHODS = (*TUNED, *OURS, "given", *OTHERS, *FIELD)
 
 #: The file of results in a comparison's folder.
 RUNS = "runs.jsonl"
@@ -51,6 +53,11 @@ TIMED = 40
 AHEAD = 2
 
 
+#: What a line of results holds: numbers, none beyond those of float32, and whole ones.
+Number = Annotated[float, Field(strict=True, ge=0, le=3.5e38)]
+Whole = Annotated[int, Field(strict=True, ge=1, le=2**32)]
+
+
 @dataclass(frozen=True)
 class Job:
     """A run to be made: names of WORKLOADS, of KINDS and of METHODS; ``lr`` None where the method takes none."""
@@ -58,13 +65,18 @@ class Job:
     workload: str
     base: str
     method: str
-    lr: float | None
-    seed: int
+    lr: Number | None
+    seed: Whole
 
     @property
     def known(self) -> bool:
         """Whether this version can make it."""
-        return self.workload in WORKLOADS and self.base in KINDS and self.method in METHODS
+        there = self.workload in WORKLOADS and self.base in WORKLOADS[self.workload].bases and self.method in METHODS
+        return there and (self.lr is None) == (self.method in (*OURS, *OTHERS))
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.workload, self.base
 
     @property
     def untold(self) -> bool:
@@ -91,21 +103,28 @@ class Result:
         alpha: of ours: some steps, from 1, and the learning rates of those.
         pace: seconds of a step of training, the median.
         pace_torch: the same of torch's optimizer just after it, of one run of a method that is timed.
+        digest: of the files that it was trained on, where those are known.
     """
 
     job: Job
-    train: float = math.inf
-    valid: float = math.inf
-    seconds: float | None = None
-    bytes: float | None = None
+    train: Number = math.inf
+    valid: Number = math.inf
+    seconds: Number | None = None
+    bytes: Number | None = None
     error: str | None = None
-    alpha: tuple[list[int], list[float]] | None = None
-    pace: float | None = None
-    pace_torch: float | None = None
+    alpha: tuple[list[Whole], list[Number]] | None = None
+    pace: Number | None = None
+    pace_torch: Number | None = None
+    digest: str | None = None
 
     @property
     def failed(self) -> bool:
         return math.isinf(self.train) or math.isinf(self.valid)
+
+    def on(self, digests: Mapping[str, str]) -> bool:
+        """Whether it was trained on data of these digests, by name, or does not know."""
+        present = digests.get(WORKLOADS[self.job.workload].data or "")
+        return not present or self.digest in (None, present)
 
     def as_dict(self) -> dict[str, Any]:
         """A line of runs.jsonl, where infinity is null."""
@@ -114,31 +133,48 @@ class Result:
         return job | found | {name: None if math.isinf(found[name]) else found[name] for name in ("train", "valid")}
 
 
+RESULT = TypeAdapter(Result)
+
+
 def result(line: Mapping[str, Any]) -> Result:
-    """What ``as_dict`` gave; raises TypeError, KeyError or ValueError where it is something else."""
-    lr = None if line["lr"] is None else float(line["lr"])
-    job = Job(str(line["workload"]), str(line["base"]), str(line["method"]), lr, int(line["seed"]))
-    train, valid = (math.inf if line[name] is None else float(line[name]) for name in ("train", "valid"))
-    names = ("seconds", "bytes", "pace", "pace_torch")  # of which earlier versions had two
-    seconds, size, *paces = (None if line.get(name) is None else float(line[name]) for name in names)
-    alpha = line["alpha"] and ([int(i) for i in line["alpha"][0]], [float(x) for x in line["alpha"][1]])
-    return Result(job, train, valid, seconds, size, None if line["error"] is None else str(line["error"]), alpha or None, *paces)
+    """What ``as_dict`` gave, of earlier versions too, which had fewer names; raises ValueError where it is something else."""
+    for name in ("workload", "base", "method", "lr", "seed", "train", "valid"):
+        if not isinstance(line, dict) or name not in line:
+            raise ValueError(f"it has no {name}")
+    job = {field.name: line[field.name] for field in fields(Job)}
+    try:
+        found = RESULT.validate_python({name: value for name, value in line.items() if value is not None} | {"job": job})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{first['loc'][-1]}: {first['msg']}, got {str(first['input'])[:100]!r}") from None
+    if found.alpha and len(found.alpha[0]) != len(found.alpha[1]):
+        raise ValueError("alpha has more steps than learning rates, or fewer")
+    return found
 
 
 def results_of(folder: Folder) -> list[Result]:
-    """The results in a comparison's folder, but for runs that this version does not know.
+    """The results in a comparison's folder, but for runs that this version does not know, and for those on other data than its last.
 
     Raises:
         LabError: there are none, as in folders of earlier versions, or they cannot be read.
     """
-    file = folder.path / RUNS
+    file, found = folder.path / RUNS, dict[Job, Result]()
     if not file.exists():
         raise LabError(f"{file} is missing, as in comparisons of earlier versions: run hypergradient compare into another --output")
+    present = (folder.read_json("experiment.json") or {}).get("data")
+    digests = present if isinstance(present, dict) else {}
     try:
-        found = [result(line) for line in folder.read_lines(RUNS)]
-    except (TypeError, KeyError, ValueError, IndexError, AttributeError, OverflowError):
-        raise LabError(f"{file} holds lines that are no results: run hypergradient compare into another --output") from None
-    return [x for x in found if x.job.known]
+        lines = file.read_bytes().split(b"\n")[:-1]  # the last is empty, or was torn
+    except OSError as error:
+        raise LabError(f"{file} cannot be read ({first_line(error)}): choose another --output") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            x = result(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise LabError(f"{file} cannot be read (line {number}: {first_line(error)}): remove that line, its run is made again") from None
+        if x.job.known and x.on(digests):
+            found[x.job] = x
+    return [*found.values()]
 
 
 def attempt(job: Job, data: Path | None) -> Result:
@@ -169,7 +205,8 @@ def train(job: Job, workload: Workload, data: Data | None) -> Result:
     problem = workload.make(job.seed, data)
     held = held_out(problem, workload.make(job.seed, data), workload.steps) if job.method in FIELD and FIELD[job.method].held_out else None
     torch.manual_seed(job.seed + 1000)
-    opt, scheduler = optimizer_of(job, workload, problem.model)
+    weight_decay = workload.weight_decay if job.base == "adamw" else 0.0
+    opt, scheduler = make_optimizer(job, problem.model, groups_of(workload, job.base, problem.model), weight_decay, workload.steps)
     alpha: tuple[list[int], list[float]] | None = ([], []) if job.method in (*OURS, "given") else None
     kept = {round(workload.steps ** (k / (KEPT - 1))) for k in range(KEPT)}
     problem.model.train()
@@ -201,7 +238,7 @@ def step(job: Job, problem: Problem, opt: Any, held: Callable[[int], Tensor] | N
     opt.zero_grad()
     loss = problem.loss(i)
     torch.autograd.backward(loss, create_graph=job.method in FIELD and FIELD[job.method].graph)
-    step_of(job.method, opt, loss)
+    step_of(OTHERS.get(job.method, ""), opt, loss)
     if held:
         opt.adapt(held(i))
     return loss
@@ -221,19 +258,14 @@ def held_out(problem: Problem, twin: Problem, steps: int) -> Callable[[int], Ten
     return lambda i: twin.loss(min(i + AHEAD, steps - 1))
 
 
-def optimizer_of(job: Job, workload: Workload, model: nn.Module) -> tuple[Any, LambdaLR | None]:
-    """The method's optimizer over all parameters, those that are frozen too, and its scheduler."""
-    weight_decay = workload.weight_decay if job.base == "adamw" else 0.0
-    return make_optimizer(job, model, groups_of(workload, job.base, model), weight_decay, workload.steps)
-
-
 def make_optimizer(
     job: Job, model: nn.Module, groups: list[dict[str, Any]], weight_decay: float, steps: int
 ) -> tuple[Any, LambdaLR | None]:
     """The method's optimizer over param groups, of which the peers are told their weight decay, and its scheduler over so many steps."""
     torchs, ours, options = KINDS[job.base]
-    if job.method in PEERS:
-        opt: Any = make_peer(job.method, model, 0.0, weight_decay, groups)
+    if job.method in OTHERS:
+        decouple = {"decouple": True} if job.method == "dadapt-adam" else {}  # as AdamW's
+        opt: Any = make_peer(OTHERS[job.method], model, {"weight_decay": weight_decay, **decouple}, groups)
     elif job.method in FIELD:
         method = FIELD[job.method]
         opt = (method.kind or ours)(groups, **{"lr": job.lr, **({} if method.kind else options), **method.options(job.base)})
@@ -250,7 +282,7 @@ def cosine(i: int, steps: int) -> float:
 
 
 def groups_of(workload: Workload, base: str, model: nn.Module) -> list[dict[str, Any]]:
-    """Param groups: weights decay under "adamw" alone, and there matrices alone unless the workload has one group."""
+    """Param groups of all parameters, frozen ones too; weights decay under "adamw" alone, and there matrices alone, or all in one group."""
     parameters, decay = list(model.parameters()), workload.weight_decay
     if base != "adamw":
         return [{"params": parameters}]
@@ -267,21 +299,9 @@ def decay_groups(parameters: Sequence[nn.Parameter], decay: float) -> list[dict[
 
 def state_bytes(opt: Any, model: nn.Module) -> float:
     """Bytes of an optimizer's state, its param groups and its average, per parameter of the model that is trained."""
-    seen: dict[int, int] = {}
     own = {id(p) for p in model.parameters()}
-
-    def walk(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            if id(value) not in own:
-                seen[id(value)] = value.numel() * value.element_size()
-        elif isinstance(value, Mapping):
-            for x in value.values():
-                walk(x)
-        elif isinstance(value, list | tuple):
-            for x in value:
-                walk(x)
-
-    walk([opt.state, [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]])
-    if hasattr(opt, "averager"):
-        walk([*opt.averager.av_model.parameters()])
+    averaged = [*opt.averager.av_model.parameters()] if hasattr(opt, "averager") else []
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in opt.param_groups]
+    leaves = tree_leaves([[*opt.state.values()], groups, averaged])
+    seen = {id(x): x.numel() * x.element_size() for x in leaves if isinstance(x, Tensor) and id(x) not in own}
     return sum(seen.values()) / sum(p.numel() for p in model.parameters() if p.requires_grad)

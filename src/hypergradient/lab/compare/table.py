@@ -4,17 +4,17 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from ..runs.config import PEERS
+from ..runs.peers import PEERS
 from ..workloads import WORKLOADS
-from .methods import FIELD
+from .methods import FIELD, OTHERS
 from .plan import GRID
 from .runs import METHODS, OURS, TUNED, Result
 
@@ -29,7 +29,7 @@ TITLES = {
     "ours": "HD, no lr",
     "ours-cosine": "HD, budget known",
     "given": "HD, lr given",
-    **PEERS,
+    **{name: PEERS[kind][0] for name, kind in OTHERS.items()},
     **{name: method.title for name, method in FIELD.items()},
 }
 
@@ -39,6 +39,12 @@ SETS = {False: "Made on", True: "Judged on"}
 #: From this validation ρ on a method counts as failed.
 FAILED = 1.3
 
+#: How losses end the names of what is of training and of validation.
+LOSSES = ("train", "valid")
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
 
 def title_of(method: str, base: str) -> str:
     """How the table names a method beside a base."""
@@ -46,7 +52,7 @@ def title_of(method: str, base: str) -> str:
         return f"{BASES[base]}, {method}"
     if method in FIELD:
         return f"{BASES[base]}, {TITLES[method]}"
-    return PEERS.get(method) or TITLES[method].replace("HD", ADAPTING[base])
+    return TITLES[method] if method in OTHERS else TITLES[method].replace("HD", ADAPTING[base])
 
 
 @dataclass(frozen=True)
@@ -85,56 +91,50 @@ class Row:
 
 def rows(results: Iterable[Result]) -> list[Row]:
     """The table: for each workload and base the baselines, ours, and the peers; nothing of pairs whose baselines are not there yet."""
-    pairs: dict[tuple[str, str], dict[str, list[Result]]] = {}
-    for found in results:
-        pairs.setdefault((found.job.workload, found.job.base), {}).setdefault(found.job.method, []).append(found)
-    places = [(name, base) for name, workload in WORKLOADS.items() for base in workload.bases]
+    pairs = grouped(results, lambda x: x.job.pair)
     table = []
-    for own in (pairs[place] for place in places if place in pairs):
+    for place in ((name, base) for name, workload in WORKLOADS.items() for base in workload.bases):
+        own = grouped(pairs.get(place, []), lambda x: x.job.method)
         if not all(method in own for method in TUNED):
             continue
         lowest = [losses(own[method]) for method in TUNED]
         for method in (name for name in METHODS if name in own and name != "given"):
             if runs := [x for x in own[method] if x.job.untold or method not in FIELD]:
                 given = own.get("given", []) if method == "ours" else [x for x in own[method] if method in FIELD and x.job.spread]
-                table.append(row(runs, lowest, worst_of(given, lowest[0])))
+                table.append(row(runs, lowest, given))
     return table
 
 
-def row(runs: Sequence[Result], lowest: Sequence[tuple[float, float]], worst: tuple[float | None, float | None]) -> Row:
-    """The line of one method, over the losses of the two baselines."""
+def row(runs: Sequence[Result], lowest: Sequence[tuple[float, float]], given: Sequence[Result]) -> Row:
+    """The line of one method, over the losses of the two baselines; with its runs from given learning rates."""
     job, own = runs[0].job, losses(runs)
-    rho = [ratio(x, y) for low in lowest for x, y in zip(own, low, strict=True)]
-    size = next((x.bytes for x in runs if x.bytes is not None), None)
-    error = next((x.error for x in runs if x.error), None)
-    values: list[Any] = [*own, *rho, *worst, size, sum(x.failed for x in runs), len(runs), error]
+    values: list[Any] = [*own, *(ratio(x, y) for low in lowest for x, y in zip(own, low, strict=True))]
+    values += [max((ratio(getattr(x, name), low) for x in given), default=None) for name, low in zip(LOSSES, lowest[0], strict=True)]
+    values += [first(x.bytes for x in runs), sum(x.failed for x in runs), len(runs), first(x.error for x in runs)]
     return Row(job.workload, job.base, job.method, *values)
 
 
 def losses(results: Sequence[Result]) -> tuple[float, float]:
     """For training and validation each, the lowest over the learning rates that ran with most seeds of the median over those."""
-    by_lr = grouped(results)
-    most = max(len(runs) for runs in by_lr.values())
-    columns = [medians(runs) for runs in by_lr.values() if len(runs) == most]
-    return min(train for train, _ in columns), min(valid for _, valid in columns)
-
-
-def grouped(results: Sequence[Result]) -> dict[float | None, list[Result]]:
-    by_lr: dict[float | None, list[Result]] = {}
-    for found in results:
-        by_lr.setdefault(found.job.lr, []).append(found)
-    return by_lr
+    by_lr = grouped(results, lambda x: x.job.lr)
+    most = max(map(len, by_lr.values()))
+    train, valid = map(min, zip(*(medians(runs) for runs in by_lr.values() if len(runs) == most), strict=True))
+    return train, valid
 
 
 def medians(runs: Sequence[Result]) -> tuple[float, float]:
     return statistics.median_high(x.train for x in runs), statistics.median_high(x.valid for x in runs)
 
 
-def worst_of(given: Sequence[Result], lowest: tuple[float, float]) -> tuple[float | None, float | None]:
-    """The largest ρ of runs from given learning rates."""
-    if not given:
-        return None, None
-    return max(ratio(x.train, lowest[0]) for x in given), max(ratio(x.valid, lowest[1]) for x in given)
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    found: dict[K, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def first(values: Iterable[T | None]) -> T | None:
+    return next((x for x in values if x is not None), None)
 
 
 def ratio(x: float, y: float) -> float:
@@ -145,47 +145,40 @@ def ratio(x: float, y: float) -> float:
 def geometric_mean(values: Iterable[float]) -> float:
     """Infinite where one of them is."""
     logs = [math.log(max(x, 1e-300)) for x in values]
-    return math.exp(math.fsum(logs) / len(logs)) if logs else math.nan
+    return math.exp(math.fsum(logs) / len(logs))
 
 
-@dataclass(frozen=True)
-class Line:
-    """A method over all pairs of workload and base of a set on which it ran: medians of ρ and ρ_cos, the geometric mean of the validation
-    ρ_cos, the worst validation ρ, median bytes, how many pairs it failed on, and the shares on which ours, without lr and without a
-    budget, ends below it."""
-
-    method: str
-    pairs: int
-    rho_train: float
-    rho_valid: float
-    rho_cos_train: float
-    rho_cos_valid: float
-    mean: float
-    worst: float
-    bytes: float | None
-    failed: int
-    below_train: float
-    below_valid: float
+def middle(values: Iterable[float | None]) -> float | None:
+    """The median of those that are there."""
+    found = [x for x in values if x is not None]
+    return statistics.median(found) if found else None
 
 
-def lines(table: Sequence[Row], judged: bool) -> list[Line]:
-    """The summary of one set, in the order of METHODS."""
+def over(table: Sequence[Row], name: str, how: Callable[[list[float]], float]) -> tuple[float, float]:
+    """What becomes of a column of training losses, and of that of validation losses."""
+    train, valid = (how([getattr(row, f"{name}_{loss}") for row in table]) for loss in LOSSES)
+    return train, valid
+
+
+#: The columns of the summary.
+HEADS = ("method", "pairs", "ρ", "ρ_cos", "mean ρ_cos", "worst ρ", "bytes", "failed", "ours below")
+
+
+def summary(table: Sequence[Row], judged: bool) -> list[list[str]]:
+    """A line for each method on the pairs of a set, under HEADS: medians of ρ and ρ_cos, the geometric mean of the validation ρ_cos, the
+    worst validation ρ, median bytes, how many pairs it failed on, and the shares on which ours, without lr and without a budget, ends
+    below it."""
     ours = {row.pair: row for row in table if row.method == "ours"}
     found = []
     for method in METHODS:
         own = [row for row in table if row.method == method and row.judged == judged]
-        if not own:
-            continue
-        middle = [
-            statistics.median(getattr(row, name) for row in own) for name in ("rho_train", "rho_valid", "rho_cos_train", "rho_cos_valid")
-        ]
-        sizes = [row.bytes for row in own if row.bytes is not None]
-        beside = [(ours[row.pair], row) for row in own if row.pair in ours]
-        below = [sum(a.train < b.train for a, b in beside), sum(a.valid < b.valid for a, b in beside)]
-        shares = [x / len(beside) if beside and method != "ours" else math.nan for x in below]
-        ends = [geometric_mean(row.rho_cos_valid for row in own), max(row.rho_valid for row in own)]
-        values: list[Any] = [*middle, *ends, statistics.median(sizes) if sizes else None, sum(bool(reason(row)) for row in own), *shares]
-        found.append(Line(method, len(own), *values))
+        beside = [(ours[row.pair], row) for row in own if row.pair in ours and method != "ours"]
+        below = [sum(getattr(a, loss) < getattr(b, loss) for a, b in beside) / len(beside) for loss in LOSSES if beside]
+        if own:
+            texts = [TITLES[method], str(len(own)), *(pair_of(*over(own, name, statistics.median)) for name in ("rho", "rho_cos"))]
+            texts += [number(over(own, "rho_cos", geometric_mean)[1], ".2f"), number(over(own, "rho", max)[1], ".2f")]
+            texts += [number(middle(row.bytes for row in own), ".1f"), str(sum(bool(reason(row)) for row in own))]
+            found.append([*texts, " / ".join(f"{share:.0%}" for share in below) or "–"])
     return found
 
 
@@ -223,17 +216,21 @@ class OverLr:
 
 def over_lr(results: Sequence[Result]) -> list[OverLr]:
     """The curves of one workload. Ours without a learning rate is level, from one end of the grid to 1."""
-    found = []
-    for base in BASES:
-        for method in (*TUNED, "ours", "given"):
-            by_lr = grouped([x for x in results if x.job.base == base and x.job.method == method])
-            if method == "ours" and by_lr:
-                by_lr = dict.fromkeys((GRID[0], 1.0), by_lr[None])
-            if by_lr:
-                lr = sorted(lr for lr in by_lr if lr is not None)
-                train, valid = zip(*(medians(by_lr[x]) for x in lr), strict=True)
-                found.append(OverLr(base, method, lr, list(train), list(valid)))
-    return found
+    found, lines = grouped(results, lambda x: (x.job.base, x.job.method)), []
+    for base, method in ((base, method) for base in BASES for method in (*TUNED, "ours", "given") if (base, method) in found):
+        by_lr = grouped(found[base, method], lambda x: x.job.lr)
+        if method == "ours":
+            by_lr = dict.fromkeys((GRID[0], 1.0), by_lr[None])
+        lr = sorted(lr for lr in by_lr if lr is not None)
+        train, valid = zip(*(medians(by_lr[x]) for x in lr), strict=True)
+        lines.append(OverLr(base, method, lr, [*train], [*valid]))
+    return lines
+
+
+def alphas(results: Iterable[Result]) -> Mapping[str, list[Any]]:
+    """By workload, the base and the learning rates over time of each run of ours without one."""
+    own = [x for x in results if x.job.method == OURS[0] and x.alpha]
+    return {work: [(x.job.base, *(x.alpha or ())) for x in runs] for work, runs in grouped(own, lambda x: x.job.workload).items()}
 
 
 def number(value: float | None, form: str) -> str:
@@ -247,36 +244,16 @@ def pair_of(x: float | None, y: float | None, form: str = ".2f") -> str:
     return "–" if x is None and y is None else f"{number(x, form)} / {number(y, form)}"
 
 
-#: The columns of the summary: heading, and what a line says there.
-HEADS = ("method", "pairs", "ρ", "ρ_cos", "mean ρ_cos", "worst ρ", "bytes", "failed", "ours below")
-
-
-def cells(line: Line) -> list[str]:
-    """A line of the summary as text, under HEADS."""
-    return [
-        TITLES[line.method],
-        str(line.pairs),
-        pair_of(line.rho_train, line.rho_valid),
-        pair_of(line.rho_cos_train, line.rho_cos_valid),
-        number(line.mean, ".2f"),
-        number(line.worst, ".2f"),
-        number(line.bytes, ".1f"),
-        str(line.failed),
-        "–" if math.isnan(line.below_train) else f"{line.below_train:.0%} / {line.below_valid:.0%}",
-    ]
+def both(line: object, name: str) -> str:
+    """What a line says of training and of validation losses."""
+    return pair_of(*(getattr(line, f"{name}_{loss}") for loss in LOSSES))
 
 
 def row_cells(row: Row) -> list[str]:
     """A row as text: method, losses, ρ, ρ_cos, worst ρ, bytes, why it failed."""
-    return [
-        title_of(row.method, row.base),
-        pair_of(row.train, row.valid, ".4g"),
-        pair_of(row.rho_train, row.rho_valid),
-        pair_of(row.rho_cos_train, row.rho_cos_valid),
-        pair_of(row.worst_train, row.worst_valid),
-        number(row.bytes, ".1f"),
-        reason(row) or "–",
-    ]
+    rhos = (both(row, name) for name in ("rho", "rho_cos", "worst"))
+    losses = pair_of(row.train, row.valid, ".4g")
+    return [title_of(row.method, row.base), losses, *rhos, number(row.bytes, ".1f"), reason(row) or "–"]
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
@@ -289,22 +266,15 @@ def page(table: Sequence[Row]) -> str:
     """The tables as Markdown: for both sets the summary and all failures, then each workload."""
     text = []
     for judged, title in SETS.items():
-        if found := lines(table, judged):
+        if found := summary(table, judged):
             failed = [(method, str(len(places)), "; ".join(places)) for method, places in failures(table, judged).items()]
-            text += [f"## {title}", "", *markdown(HEADS, map(cells, found)), ""]
+            text += [f"## {title}", "", *markdown(HEADS, found), ""]
             text += [f"### {title}: failures", "", *markdown(("method", "pairs", "where"), failed), ""] if failed else []
     heads = ("method", "training / validation loss", "ρ", "ρ_cos", "worst ρ, lr given", "bytes", "failed")
-    for workload in dict.fromkeys(row.workload for row in table):
+    for workload, own in grouped(table, lambda row: row.workload).items():
         about = WORKLOADS[workload]
-        own = [row_cells(row) for row in table if row.workload == workload]
-        text += [
-            f"## {about.title}",
-            "",
-            f"`{workload}`, {about.steps:,} steps, {SETS[about.judged].lower()}",
-            "",
-            *markdown(heads, own),
-            "",
-        ]
+        text += [f"## {about.title}", "", f"`{workload}`, {about.steps:,} steps, {SETS[about.judged].lower()}", ""]
+        text += [*markdown(heads, map(row_cells, own)), ""]
     return "\n".join(text)
 
 
@@ -316,17 +286,15 @@ def comma_separated(table: Sequence[Row]) -> str:
 def separated(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """Comma-separated values, empty where one is missing."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(["" if value is None else value for value in line] for line in lines)
+    csv.writer(text, lineterminator="\n").writerows([heads, *lines])
     return text.getvalue()
 
 
 def say(table: Sequence[Row]) -> Group:
     """What the command closes with: for each set a line for each method over all pairs."""
     title = "median losses over the tuned base's (ρ) and its cosine's (ρ_cos)"
-    found = {name: lines(table, judged) for judged, name in SETS.items()}
-    return Group(*(shown(f"{name}: {title}", HEADS, map(cells, own)) for name, own in found.items() if own))
+    found = {name: summary(table, judged) for judged, name in SETS.items()}
+    return Group(*(shown(f"{name}: {title}", HEADS, own) for name, own in found.items() if own))
 
 
 def shown(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
@@ -337,12 +305,3 @@ def shown(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> T
     for line in lines:
         told.add_row(*line)
     return told
-
-
-def alphas(results: Iterable[Result]) -> Mapping[str, list[Any]]:
-    """By workload, the base and the learning rates over time of each run of ours without one."""
-    found: dict[str, list[Any]] = {}
-    for x in results:
-        if x.job.method == OURS[0] and x.alpha:
-            found.setdefault(x.job.workload, []).append((x.job.base, *x.alpha))
-    return found

@@ -1,7 +1,7 @@
 """What came of the methods of the field: a line for each over all pairs, and which of them is worth a user's time."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich.console import Group
 from ..workloads import WORKLOADS
 from .methods import FIELD, FIELD_GIVEN
 from .runs import TUNED, Result
-from .table import BASES, TITLES, Row, geometric_mean, markdown, number, pair_of, ratio, separated, shown
+from .table import BASES, TITLES, Row, both, geometric_mean, grouped, markdown, middle, number, over, pair_of, ratio, separated, shown
 
 #: The methods of the page, beside the tuned constant that ρ is over.
 SHOWN = ("cosine", "ours", *FIELD)
@@ -61,44 +61,23 @@ def of_field(table: Sequence[Row]) -> list[Row]:
 
 def standings(results: Iterable[Result], table: Sequence[Row]) -> list[Standing]:
     """The line of each method of which there are rows."""
-    by_method: dict[str, list[Result]] = {}
     lowest = {row.pair: row.valid for row in table if row.method == "constant"}
-    for x in results:
-        if (x.job.workload, x.job.base) in lowest:
-            by_method.setdefault("ours" if x.job.method == "given" else x.job.method, []).append(x)
-    places = {method: [row for row in table if row.method == method] for method in SHOWN}
-    return [standing(own, by_method, lowest) for own in places.values() if own]
+    own = [x for x in results if x.job.pair in lowest]
+    runs, rows = grouped(own, lambda x: "ours" if x.job.method == "given" else x.job.method), grouped(table, lambda row: row.method)
+    return [standing(rows[method], runs[method], lowest) for method in SHOWN if method in rows]
 
 
-def standing(own: Sequence[Row], by_method: Mapping[str, Sequence[Result]], lowest: Mapping[tuple[str, str], float]) -> Standing:
-    """The line of the rows of one method."""
-    method = own[0].method
-    runs = [x for x in by_method[method] if x.job.untold]  # none of what was tuned
-    twice = sum(not x.failed and x.valid > TWICE * lowest[x.job.workload, x.job.base] for x in runs)
-    means = (over(own, name, geometric_mean) for name in ("rho_train", "rho_valid", "rho_cos_train", "rho_cos_valid"))
-    rest = (over(own, name, how) for how in (statistics.median, max) for name in ("rho_train", "rho_valid"))
-    sizes = (middle(row.bytes for row in own if (row.base == "sgdn") == sgd and method not in TUNED) for sgd in (False, True))
-    pace = middle(x.pace / x.pace_torch for x in runs if x.pace and x.pace_torch)
-    spread = middle(spreads(x for x in by_method[method] if runs and x.job.spread))
-    values: list[Any] = [*means, *rest, len(runs), sum(x.failed for x in runs), twice, *sizes, pace, spread]
+def standing(own: Sequence[Row], every: Sequence[Result], lowest: Mapping[tuple[str, str], float]) -> Standing:
+    """The line of the rows of one method, and its runs."""
+    method, runs = own[0].method, [x for x in every if x.job.untold]  # none of what was tuned
+    values: list[Any] = [*over(own, "rho", geometric_mean), *over(own, "rho_cos", geometric_mean)]
+    values += [*over(own, "rho", statistics.median), *over(own, "rho", max), len(runs), sum(x.failed for x in runs)]
+    values.append(sum(not x.failed and x.valid > TWICE * lowest[x.job.pair] for x in runs))
+    values += [middle(row.bytes for row in own if (row.base == "sgdn") == sgd and method not in TUNED) for sgd in (False, True)]
+    values.append(middle(x.pace / x.pace_torch for x in runs if x.pace and x.pace_torch))
+    spread = [[x.valid for x in pair] for pair in grouped((x for x in every if runs and x.job.spread), lambda x: x.job.pair).values()]
+    values.append(middle(ratio(max(losses), min(losses)) for losses in spread if len(losses) > 1))
     return Standing(method, len(own), *values)
-
-
-def over(own: Sequence[Row], name: str, how: Callable[[list[float]], float]) -> float:
-    return how([getattr(row, name) for row in own])
-
-
-def middle(values: Iterable[float | None]) -> float | None:
-    found = [x for x in values if x is not None]
-    return statistics.median(found) if found else None
-
-
-def spreads(runs: Iterable[Result]) -> list[float]:
-    """Of each pair, how the highest validation loss compares with the lowest."""
-    by_pair: dict[tuple[str, str], list[float]] = {}
-    for x in runs:
-        by_pair.setdefault((x.job.workload, x.job.base), []).append(x.valid)
-    return [ratio(max(losses), min(losses)) for losses in by_pair.values() if len(losses) > 1]
 
 
 def verdict(lines: Sequence[Standing]) -> str:
@@ -109,14 +88,14 @@ def verdict(lines: Sequence[Standing]) -> str:
     close = f"within {100 * (CLOSE - 1):.0f} % of the best constant learning rate"
     text = f"Worth a user's time without tuning, {close} and without a run that failed: {'; '.join(named) or 'none'}."
     if good:
-        both = [TITLES[line.method] for line in good if max(line.mean_cos_train, line.mean_cos_valid) <= CLOSE]
-        text += f" As close to the best cosine decay: {', '.join(both) or 'none'}."
+        decayed = [TITLES[line.method] for line in good if max(line.mean_cos_train, line.mean_cos_valid) <= CLOSE]
+        text += f" As close to the best cosine decay: {', '.join(decayed) or 'none'}."
     failed = [f"{because(line)}{f', {line.failed} of {line.runs} runs failed' if line.failed else ''}" for line in bad]
     return text + (f" Not without tuning: {'; '.join(failed)}." if bad else "")
 
 
 def because(line: Standing) -> str:
-    return f"{TITLES[line.method]} {pair_of(line.mean_train, line.mean_valid)}"
+    return f"{TITLES[line.method]} {both(line, 'mean')}"
 
 
 #: The columns of the table: heading, and what a line says there.
@@ -125,20 +104,10 @@ HEADS = ("method", "pairs", "mean ρ", "mean ρ_cos", "median ρ", "worst ρ", "
 
 def cells(line: Standing) -> list[str]:
     """A line as text, under HEADS."""
-    tuned = line.method in TUNED
-    return [
-        TITLES[line.method],
-        str(line.pairs),
-        pair_of(line.mean_train, line.mean_valid),
-        pair_of(line.mean_cos_train, line.mean_cos_valid),
-        pair_of(line.median_train, line.median_valid),
-        pair_of(line.worst_train, line.worst_valid),
-        "–" if tuned else f"{line.failed}/{line.runs}",
-        "–" if tuned else f"{line.twice}/{line.runs}",
-        pair_of(line.bytes_adam, line.bytes_sgd, ".0f"),
-        number(line.pace, ".2f"),
-        number(line.spread, ".2f"),
-    ]
+    counts = ["–" if line.method in TUNED else f"{count}/{line.runs}" for count in (line.failed, line.twice)]
+    rest = [pair_of(line.bytes_adam, line.bytes_sgd, ".0f"), number(line.pace, ".2f"), number(line.spread, ".2f")]
+    losses = (both(line, name) for name in ("mean", "mean_cos", "median", "worst"))
+    return [TITLES[line.method], str(line.pairs), *losses, *counts, *rest]
 
 
 READ = f"""ρ is the final loss over that of torch's Adam, AdamW or SGD with the best constant learning rate, ρ_cos over that with the best
@@ -152,19 +121,12 @@ the pairs, with seed 1. Held-out losses are of the minibatch of two steps later,
 
 def page(lines: Sequence[Standing], table: Sequence[Row]) -> str:
     """The verdict, the table, what the papers say beside what came of it, and validation ρ on each pair."""
-    says = [
-        (TITLES[line.method], FIELD[line.method].says, pair_of(line.mean_train, line.mean_valid), number(line.spread, ".2f"))
-        for line in lines
-        if line.method in FIELD and FIELD[line.method].says
-    ]
-    names = [line.method for line in lines]
-    pairs: dict[tuple[str, str], dict[str, float]] = {}
-    for row in table:
-        pairs.setdefault(row.pair, {})[row.method] = row.rho_valid
-    each = [
-        [f"{WORKLOADS[work].title}, {BASES[base]}", *(number(own.get(method), ".2f") for method in names)]
-        for (work, base), own in pairs.items()
-    ]
+    names, field = [line.method for line in lines], [line for line in lines if line.method in FIELD and FIELD[line.method].says]
+    says = [(TITLES[line.method], FIELD[line.method].says, both(line, "mean"), number(line.spread, ".2f")) for line in field]
+    each = []
+    for (work, base), rows in grouped(table, lambda row: row.pair).items():
+        own = {row.method: row.rho_valid for row in rows}
+        each.append([f"{WORKLOADS[work].title}, {BASES[base]}", *(number(own.get(method), ".2f") for method in names)])
     text = ["## Worth a user's time?", "", verdict(lines), "", *markdown(HEADS, map(cells, lines)), "", READ, ""]
     text += ["## What the papers say", "", *markdown(("method", "its paper", "mean ρ here", "over lr here"), says), ""] if says else []
     text += ["## Validation ρ on each pair", "", *markdown(["workload", *(TITLES[method] for method in names)], each), ""]

@@ -22,10 +22,15 @@ from .runs import Job, Result, attempt
 READY = "ready"
 
 
-def serve(link: Connection, do: Callable[..., Any]) -> None:
-    """A process: does what it is sent, on one thread, until the other end is closed. What is printed meanwhile is for nobody."""
+def prepare() -> None:
+    """Let this process compute as all that runs are made in: on one thread, and without denormals."""
     torch.set_num_threads(1)
     flush_denormals()
+
+
+def serve(link: Connection, do: Callable[..., Any]) -> None:
+    """A process: does what it is sent until the other end is closed. What is printed meanwhile is for nobody."""
+    prepare()
     warnings.simplefilter("ignore")
     logging.disable()
     with suppress(EOFError, BrokenPipeError), Path(os.devnull).open("w") as sys.stdout:

@@ -1,34 +1,27 @@
 """The poster's figures of curves: which runs they are made of, and what is written of them."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from matplotlib import colormaps
-
 from ..errors import LabError
-from ..runs.config import TITLES, Config
+from ..runs.calls import Call
+from ..runs.config import PAPER, Config, paper
 from ..runs.engine import Summary
-from ..runs.store import EPOCHS, ITERATIONS, Folder, History
-from ..sweeps.sweep import folder_of
-from . import plots
+from ..runs.store import Folder
+from . import charts
+from .run import Run, runs_of
 
 #: What tells the runs of one figure apart; the columns before a history's own.
-OPTIONS = {
-    "model": pa.string(),
-    "optimizer": pa.string(),
-    "rule": pa.string(),
-    "lr": pa.float64(),
-    "hypergrad_lr": pa.float64(),
-    "seed": pa.int64(),
-}
+OPTIONS = ("model", "optimizer", "rule", "lr", "hypergrad_lr", "seed")
 
 #: The poster's β in the tuning examples, and its numbers of epochs.
-TUNING_HYPERGRAD_LR = {"sgd": 1e-3, "sgdn": 1e-3, "adam": 1e-8}
+TUNING_BETA = {"SGD-HD": 1e-3, "SGDN-HD": 1e-3, "Adam-HD": 1e-8}
 TUNING_EPOCHS = {"logreg": 20, "mlp": 100, "vgg16": 200}
+
+#: Rows of a run that figures show at most, closer together at the start, and runs that a sweep's shows.
+POINTS, MOST = 2000, 200
 
 SENSITIVITY_LRS = tuple(10.0**k for k in range(-1, -7, -1))
 
@@ -58,87 +51,50 @@ def data_of(models: str, data: str | None) -> dict[str, str]:
 def tuning(base: Config, models: Mapping[str, str], epochs: int | None, seeds: int) -> list[Config]:
     """α_0 = 1e-3, the six optimizers, β = 1e-3 for SGD-HD and SGDN-HD, 1e-8 for Adam-HD."""
     return [
-        vary(base, data=data, model=model, optimizer=name, seed=seed, epochs=epochs or TUNING_EPOCHS.get(model), hypergrad_lr=beta)
+        replace(base, data=data, model=model, optimizer=call, seed=seed, epochs=epochs or TUNING_EPOCHS.get(model))
         for model, data in models.items()
         for seed in range(1, seeds + 1)
-        for name in TITLES
-        for beta in [TUNING_HYPERGRAD_LR[name.removesuffix("-hd")] if name.endswith("-hd") else None]
+        for call in [paper(title, hypergrad_lr=TUNING_BETA.get(title)) for title in PAPER]
     ]
 
 
 def sensitivity(base: Config, models: Mapping[str, str], beta: float, seeds: int) -> list[Config]:
     """α_0 in {1e-1 ... 1e-6}: SGD and Adam, their HD versions (additive) and "HDM" (multiplicative)."""
+    factors = {"rule": Call("Multiplicative", (beta,))}
     return [
-        vary(base, data=data, model=model, optimizer=name, rule=rule, lr=lr, seed=seed, hypergrad_lr=beta if name.endswith("-hd") else None)
+        replace(base, data=data, model=model, optimizer=paper(title, lr, **options), seed=seed)
         for model, data in models.items()
         for seed in range(1, seeds + 1)
-        for family in ("sgd", "adam")
-        for name, rule in ((family, "additive"), (f"{family}-hd", "additive"), (f"{family}-hd", "multiplicative"))
+        for family in ("SGD", "Adam")
+        for title, options in ((family, {}), (f"{family}-HD", {"hypergrad_lr": beta}), (f"{family}-HD", factors))
         for lr in SENSITIVITY_LRS
     ]
 
 
-def vary(base: Config, **options: object) -> Config:
-    return Config(**(base.as_dict() | options))
-
-
-def by_initial_lr(config: Config) -> plots.Look:
-    """One colour an α_0; baselines dashed, additive solid, multiplicative dotted."""
-    colour = colormaps["viridis"]((math.log10(config.lr) + 6) / 5.5)
-    style = plots.DASHED if not config.adapts else plots.SOLID if config.rule == "additive" else plots.DOTTED
-    label = f"α$_0$ = {config.lr:g}" if style == plots.SOLID else None
-    return plots.Look(colour, style, label)
-
-
-#: What the line styles of ``by_initial_lr`` mean.
-STYLES = {"baseline": plots.DASHED, "HD": plots.SOLID, "HDM (multiplicative)": plots.DOTTED}
-
-
-def model_and_family(config: Config) -> str:
-    return f"{config.title}, {TITLES[config.family]}"
-
-
 def write_tuning(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:
-    return write(folder, "tuning", histories(folder, configs), column=model_and_data, look=plots.by_optimizer)
-
-
-def model_and_data(config: Config) -> str:
-    return f"{config.title} ({config.data_title})"
+    return write(folder, "tuning", runs_of(folder, configs, summaries))
 
 
 def write_sensitivity(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:
-    return write(folder, "sensitivity", histories(folder, configs), column=model_and_family, look=by_initial_lr, styles=STYLES)
+    return write(folder, "sensitivity", runs_of(folder, configs, summaries))
 
 
-def histories(folder: Folder, configs: Sequence[Config]) -> list[tuple[Config, History]]:
-    return [(config, folder_of(folder.path, config).history()) for config in configs]
+def write_sweep(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:
+    """sweep.csv, a row a run, its options and how it ended; the curves of the first runs; and final losses over the learning rate."""
+    from . import plots
+
+    runs = runs_of(folder, configs, summaries)
+    rows = [{**run.options, **run.summary, "epochs": config.epochs} for run, config in zip(runs, configs, strict=True)]
+    files = [plots.table(folder, "sweep", rows), *plots.save(plots.curves(charts.curves("sweep", runs, POINTS, MOST)), folder, "sweep")]
+    losses = charts.over_lr(runs, MOST)
+    return [*files, *(plots.save(plots.lines(losses), folder, "sweep-lr") if losses else [])]
 
 
-def write(
-    folder: Folder,
-    name: str,
-    runs: Sequence[tuple[Config, History]],
-    *,
-    column: Callable[[Config], str],
-    look: Callable[[Config], plots.Look],
-    styles: Mapping[str, object] | None = None,
-) -> list[Path]:
-    """The figure of the runs, the two tables behind it, and where they come from; returns the files.
+def write(folder: Folder, name: str, runs: Sequence[Run]) -> list[Path]:
+    """The figure of the runs, and the two tables behind it; returns the files."""
+    from . import plots
 
-    Where there are several seeds the figure shows the first; the tables hold all.
-    """
-    first = min(config.seed for config, _ in runs)
-    drawn = [(config, history) for config, history in runs if config.seed == first]
-    files = plots.save(plots.curves(drawn, column=column, look=look, styles=styles), folder, name)
-    for table, schema in (("history", ITERATIONS), ("epochs", EPOCHS)):
-        rows = pa.concat_tables([labelled(config, history, table, schema) for config, history in runs])
-        folder.write(f"{table}.parquet", partial(pq.write_table, rows))
+    files = plots.save(plots.curves(charts.curves(name, runs, POINTS, len(runs))), folder, name)
+    for table in ("history", "epochs"):
+        folder.write(f"{table}.parquet", partial(plots.labelled(table, runs, OPTIONS).to_parquet, index=False))
     return [*files, folder.path / "history.parquet", folder.path / "epochs.parquet"]
-
-
-def labelled(config: Config, history: History, name: str, schema: dict[str, pa.DataType]) -> pa.Table:
-    """One of a run's tables, behind the columns that say which run it is: among them β, which these runs do not move."""
-    columns = history.iterations if name == "history" else history.epochs
-    rows = len(next(iter(columns.values())))
-    options = {option: [getattr(config, option)] * rows for option in OPTIONS}
-    return pa.table(columns | options, schema=pa.schema(list((OPTIONS | schema).items())))

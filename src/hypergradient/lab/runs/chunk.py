@@ -10,16 +10,16 @@ import torch
 
 from .config import Config
 from .data import Data
-from .engine import Save, Saved, StoppedError, ending, shuffled, split, steps_of, summarise
+from .engine import Save, Saved, StoppedError, ending, moves_beta, shuffled, split, steps_of, summarise
 from .ensemble import Ensemble
-from .store import ITERATIONS, History
+from .store import History
 
 
 class Chunk:
     """Runs that train as one program.
 
     Args:
-        configs: the runs, equal in what ensemble.SHARED names.
+        configs: the runs, equal in what ensemble.shared gives.
         data: what their ``data`` names, on their ``device``.
         state: of an earlier chunk of the same configurations, to go on from; None begins.
     """
@@ -35,7 +35,7 @@ class Chunk:
         if state:
             self.ensemble.load(state["ensemble"])
             self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
-            self.histories = {name: whole(*tables) for name, tables in state["histories"].items()}
+            self.histories = {name: History(*tables) for name, tables in state["histories"].items()}
 
     def go(self, stopped: Event, every: float) -> Iterator[Save]:
         """Train, and give what is to be written: every so many seconds, and at the end.
@@ -70,11 +70,12 @@ class Chunk:
         leaving: dict[int, str] = {}
         for i, config in enumerate(self.ensemble.runs):
             row = {"iteration": self.ensemble.steps, "epoch": self.epoch + 1, "loss": losses[i], "alpha": self.ensemble.alphas[i]}
-            row |= {"h": h[i]} if config.adapts else {}
-            row |= {"hypergrad_lr": self.ensemble.betas[i]} if config.height > 1 else {}
+            row |= {"h": h[i]} if config.call.adapts else {}
+            row |= {"hypergrad_lr": self.ensemble.betas[i]} if moves_beta(self.ensemble.rules[i]) else {}
             for name, column in self.histories[config.name].iterations.items():
                 column.append(row.get(name))
-            status = ending(config, self.ensemble.steps, losses[i], self.ensemble.skipped[i])
+            lost = not math.isfinite(losses[i]) or self.ensemble.skipped[i]
+            status = ending(config, self.ensemble.steps, losses[i], lost)
             if status:
                 leaving[i] = status
         self._leave(leaving)
@@ -111,9 +112,3 @@ class Chunk:
         saved = Save(self.ended, state, self.steps, self.best)
         self.ended, self.steps = [], 0
         return saved
-
-
-def whole(iterations: dict[str, list], epochs: dict[str, list]) -> History:
-    """A history with the columns that an earlier version had not, which are null."""
-    rows = len(iterations["iteration"])
-    return History({name: iterations.get(name, [None] * rows) for name in ITERATIONS}, epochs)

@@ -1,16 +1,19 @@
 """Data in memory: images and labels as tensors on the device, to be indexed there."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from importlib.metadata import version
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LabError, first_line
+from .cache import Tensors, digest, kept
+from .parquet import folder_of, hugging_face, in_folder, looked_through
 
 Split = tuple[Tensor, Tensor]
+
+#: What decides the result of a run.
+CONTENT = ("train_x", "train_y", "valid_x", "valid_y", "classes")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Data:
         valid_x: validation images, normalised as the training images.
         valid_y: their labels.
         classes: how many classes there are, or targets.
+        digest: SHA-256 of all of it as it was before it was normalised, on whatever device; empty where ``load`` did not make it.
     """
 
     train_x: Tensor
@@ -32,6 +36,7 @@ class Data:
     valid_x: Tensor
     valid_y: Tensor
     classes: int
+    digest: str = ""
 
     def batch(self, indices: Tensor) -> Split:
         """Training images and labels at ``indices`` (index_select takes half the time of brackets)."""
@@ -42,7 +47,11 @@ def load(name: str, device: str = "cpu") -> Data:
     """Load ``digits``, one of MADE, a folder in the Hugging Face Parquet layout, or a Hub id.
 
     A folder or Hub data set has a split "train" and one "validation" or "test" (the first found is used), each with a column of
-    images of one size and a column of integer labels.
+    images of one size and a column of integer labels. Images have 8 bits a channel: grey or RGB, where alpha is one channel more;
+    palettes are looked up, and black and white is grey.
+
+    Digits and folders are decoded once and then kept, by a digest of the files, in the user's cache folder
+    (``platformdirs.user_cache_path("hypergradient")``: ~/.cache/hypergradient in Linux). It may be deleted at any time.
 
     Args:
         name: what ``--data`` says.
@@ -51,14 +60,43 @@ def load(name: str, device: str = "cpu") -> Data:
     Raises:
         LabError: the folder is missing or unreadable, or what it holds is not such a data set.
     """
+    key, read = source(name)
+    found, digests = kept(key, lambda: content(*read()))
+    found |= {x: normalised(found[x], found) for x in ("train_x", "valid_x")}
+    tensors = {part: x.to(device) for part, x in found.items() if part in CONTENT[:4]}
+    return Data(**tensors, classes=int(found["classes"]), digest=digest(" ".join(digests[part] for part in CONTENT)))
+
+
+def source(name: str) -> tuple[str | None, Callable[[], tuple[Split, Split, int]]]:
+    """The key to keep the data under, None where it is not kept, and what reads it."""
     if name in MADE:
-        train, valid, classes = MADE[name]()
-        return Data(train[0].to(device), train[1].to(device), valid[0].to(device), valid[1].to(device), classes)
-    train, valid, classes = digits() if name == "digits" else hugging_face(name)
-    mean, std = train[0].mean((0, 2, 3), keepdim=True), train[0].std((0, 2, 3), keepdim=True).clamp_min(1e-8)
-    x_y = [((x - mean) / std, y) for x, y in (train, valid)]
-    (train_x, train_y), (valid_x, valid_y) = [(x.to(device), y.to(device)) for x, y in x_y]
-    return Data(train_x, train_y, valid_x, valid_y, classes)
+        return None, MADE[name]
+    if name == "digits":
+        return f"digits of scikit-learn {version('scikit-learn')}", digits
+    folder = folder_of(name)
+    if folder is None:
+        return None, lambda: hugging_face(name)
+    files, key = looked_through(name, folder)
+    return key, lambda: in_folder(name, folder, files)
+
+
+def content(train: Split, valid: Split, classes: int) -> Tensors:
+    """What is kept: by the names of CONTENT, and of images the mean and standard deviation of each channel, which take longest."""
+    found = dict(zip(CONTENT, (*train, *valid, torch.tensor(classes)), strict=True))
+    if train[0].dim() == 4:
+        x = scaled(train[0])
+        found |= {"mean": x.mean((0, 2, 3), keepdim=True), "std": x.std((0, 2, 3), keepdim=True).clamp_min(1e-8)}
+    return found
+
+
+def normalised(x: Tensor, found: Tensors) -> Tensor:
+    """Images, with mean 0 and variance 1 a channel, in place where they are no bytes; all else as it is."""
+    return scaled(x).sub_(found["mean"]).div_(found["std"]) if "mean" in found else x
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Bytes to [0, 1]."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def digits() -> tuple[Split, Split, int]:
@@ -93,7 +131,10 @@ def text() -> tuple[Split, Split, int]:
 def quadratic() -> tuple[Split, Split, int]:
     """½ Σ k_i (q_i · w)² in 100 dimensions, orthonormal q and k from 1 to 1e-4, as a regression without noise: in full batches (of 100) it
     is deterministic."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more the last bits are others, and so would be the data
     q, _ = torch.linalg.qr(torch.randn(100, 100, generator=torch.Generator().manual_seed(0)))
+    torch.set_num_threads(threads)
     x = (100 * torch.logspace(0, -4, 100)).sqrt()[:, None] * q
     y = torch.zeros(100, 1)
     return (x, y), (x, y), 1
@@ -109,75 +150,3 @@ def regression() -> tuple[Split, Split, int]:
 
 #: Data that is made here, from no file.
 MADE = {"text": text, "quadratic": quadratic, "regression": regression}
-
-
-def hugging_face(name: str) -> tuple[Split, Split, int]:
-    """A local folder or a Hub id, by the ``datasets`` library."""
-    import datasets
-    import huggingface_hub
-
-    datasets.disable_progress_bars()
-    for library in (datasets, huggingface_hub):  # what goes wrong is told in one line below
-        library.logging.set_verbosity(library.logging.CRITICAL)
-    folder = Path(name)
-    if folder.is_file():
-        raise LabError(f"--data {name} is a file: give the folder that holds its Parquet files")
-    if not folder.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise LabError(f"--data {name}: there is no such folder; give digits, a folder of Parquet files, or a Hub id like ylecun/mnist")
-    try:
-        splits = datasets.load_dataset(name)
-    except Exception as error:  # datasets raises its own, pyarrow's, huggingface_hub's and builtin exceptions
-        cause = first_line(error.__cause__ or error)
-        where = "the folder cannot be read as" if folder.is_dir() else "there is no such folder, and the Hub gave no"
-        raise LabError(f"--data {name}: {where} Parquet data with splits train and test ({cause})") from None
-    if "train" not in splits or not {"validation", "test"} & set(splits):
-        raise LabError(f"--data {name}: needs a split train and one named validation or test, has {', '.join(splits)}")
-    valid = splits["validation" if "validation" in splits else "test"]
-    image, label = columns(name, splits["train"].features)
-    classes = getattr(splits["train"].features[label], "num_classes", None)
-    train = tensors(name, splits["train"], image, label)
-    if classes is None:
-        classes = int(train[1].max()) + 1
-        if classes > len(train[1]):
-            raise LabError(f"--data {name}: labels must be 0, 1, ... up to the number of classes, but one is {classes - 1}")
-    both = (train, tensors(name, valid, image, label))
-    for x, y in both:
-        wrong = y[(y < 0) | (y >= classes)]
-        if len(wrong):
-            raise LabError(f"--data {name}: labels must lie in 0 ... {classes - 1}, but {len(wrong)} do not, such as {int(wrong[0])}")
-        if x.shape[1:] != train[0].shape[1:]:
-            raise LabError(f"--data {name}: training images are {size(train[0])}, validation images {size(x)}: they must be alike")
-    return *both, classes
-
-
-def columns(name: str, features: Any) -> tuple[str, str]:
-    """The names of the image and the label column."""
-    import datasets
-
-    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labels = labels or [key for key in ("label", "labels") if getattr(features.get(key), "dtype", "").startswith(("int", "uint"))]
-    if not images or not labels:
-        missing = "column of images" if not images else "integer column named label"
-        raise LabError(f"--data {name}: has no {missing}; its columns are {', '.join(features)}")
-    return images[0], labels[0]
-
-
-def tensors(name: str, split: Any, image: str, label: str) -> Split:
-    """One split as float32 images [n, channels, height, width] in [0, 1] and int64 labels."""
-    if len(split) == 0:
-        raise LabError(f"--data {name}: the split {split.split} is empty")
-    try:
-        images = [np.asarray(picture) for picture in split[image]]
-        labels = torch.tensor(split[label], dtype=torch.int64)
-    except Exception as error:
-        raise LabError(f"--data {name}: an image or label of the split {split.split} cannot be read ({first_line(error)})") from None
-    shapes = {x.shape for x in images}
-    if len(shapes) > 1:
-        raise LabError(f"--data {name}: images must be of one size, but there are {' and '.join(map(str, sorted(shapes)[:2]))}")
-    x = torch.from_numpy(np.stack(images)).float() / 255
-    return (x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()), labels
-
-
-def size(x: Tensor) -> str:
-    return "x".join(map(str, x.shape[1:]))

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+from hypergradient import Adapted
+from hypergradient.rules import Rule
+
 from ..errors import LabError
 from .config import Config
 from .data import Data, Split
-from .store import FORMAT, Folder, History
+from .store import Folder, History
 
 #: Seconds between two writings of what is under way.
 CHECKPOINT_EVERY = 10.0
@@ -60,9 +63,7 @@ class Saved:
     summary: Summary | None
 
     def write(self, folder: Folder) -> None:
-        folder.save(self.history, self.checkpoint)
-        if self.summary is not None:
-            folder.write_json("status.json", {"format": FORMAT, **self.summary.as_dict()})
+        folder.save(self.history, self.checkpoint, None if self.summary is None else self.summary.as_dict())
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,12 @@ def summarise(config: Config, history: History, status: str, alpha: float, secon
         history.epochs[name][-1] if history.epochs[name] else None for name in ("train_loss", "valid_loss", "valid_accuracy")
     )
     counts = len(history.iterations["loss"]), len(history.epochs["epoch"])
-    return Summary(config.model, config.optimizer, status, *counts, alpha, train_loss, valid_loss, accuracy, round(seconds, 3))
+    return Summary(config.model, config.call.title, status, *counts, alpha, train_loss, valid_loss, accuracy, round(seconds, 3))
 
 
-def ending(config: Config, iteration: int, loss: float, skipped: bool) -> str | None:
-    """The status that ``loss``, the minibatch loss of ``iteration``, ends a run with; None where it goes on."""
-    if (not math.isfinite(loss) or skipped) and not config.tuning_free:  # which goes back to its average, and on
+def ending(config: Config, iteration: int, loss: float, lost: bool) -> str | None:
+    """The status that ``loss``, the minibatch loss of ``iteration``, ends a run with; None where it goes on. ``lost``: it cannot."""
+    if lost:
         return "diverged"
     if config.threshold is not None and loss <= config.threshold:
         return "reached"
@@ -102,11 +103,16 @@ def ending(config: Config, iteration: int, loss: float, skipped: bool) -> str | 
     return None
 
 
+def moves_beta(rule: Rule) -> bool:
+    """Whether β follows its own hypergradient."""
+    return isinstance(getattr(rule, "beta", None), Adapted)
+
+
 def limited(data: Data, limit: int | None) -> Data:
     """The data with the first ``limit`` images for training and for validation, all of them for None."""
     if limit is None:
         return data
-    return Data(data.train_x[:limit], data.train_y[:limit], data.valid_x[:limit], data.valid_y[:limit], data.classes)
+    return replace(data, **{name: getattr(data, name)[:limit] for name in ("train_x", "train_y", "valid_x", "valid_y")})
 
 
 def split(config: Config, data: Data) -> tuple[Data, Split | None]:
@@ -173,7 +179,7 @@ def stop_signals() -> Iterator[threading.Event]:
         signal.signal(number, stop)
     try:
         with warnings.catch_warnings():
-            for message in (".*skipped a step", "weight_decay is adapted on the training loss"):
+            for message in (".*skipped a step", "weight_decay is adapted on the training loss", r"Using backward\(\) with create_graph"):
                 warnings.filterwarnings("ignore", message=message)
             yield stopped
     finally:

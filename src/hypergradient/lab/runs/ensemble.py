@@ -25,25 +25,26 @@ from .config import Config
 from .data import Data
 from .models import make_model
 
-DIRECTIONS: dict[str, Direction] = {
-    "sgd": directions.SGD(),
-    "sgdn": directions.SGD(),
-    "adam": directions.Adam(decoupled=False),
-}
+DIRECTIONS: dict[str, Direction] = {"SGD": directions.SGD(), "SGDN": directions.SGD(), "Adam": directions.Adam(decoupled=False)}
 
-#: What runs of one ensemble must have in common.
-SHARED = ("data", "model", "family", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden")
+#: What runs of one ensemble must have in common, beside the family of their optimizer.
+SHARED = ("data", "model", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden")
 
 #: The models that can be stacked: layers of Linear and ReLU.
 MODELS = ("logreg", "mlp")
 
 
+def shared(config: Config) -> tuple[Any, ...]:
+    return config.call.family, *(getattr(config, name) for name in SHARED)
+
+
 def stackable(config: Config, data: Data) -> bool:
-    """Whether such runs can train as one program: these models, labels, a direction and a rule without averages, α and β alone moving, by
-    the gradients of the steps."""
+    """Whether such runs can train as one program: these models, labels, α and β alone moving, by the gradients of the steps."""
+    call = config.call
     labels = data.train_y.dim() == 1 and not data.train_y.is_floating_point()
-    plain = not config.averages and not config.adapt and config.hypergrad_data == "train"
-    return config.model in MODELS and config.family in DIRECTIONS and labels and plain
+    options = {"lr", "hypergrad_lr", "rule", "weight_decay"} | ({"momentum", "nesterov"} if call.family == "SGDN" else set())
+    plain = call.family in DIRECTIONS and not call.args and call.options.keys() <= options and call.style != "other"
+    return config.model in MODELS and labels and plain and config.hypergrad_data == "train"
 
 
 class Ensemble:
@@ -51,10 +52,12 @@ class Ensemble:
 
     def __init__(self, configs: Sequence[Config], shape: Sequence[int], classes: int) -> None:
         first = configs[0]
-        assert all(getattr(config, name) == getattr(first, name) for config in configs for name in SHARED)
+        assert all(shared(config) == shared(first) for config in configs)
         self.runs = list(configs)
-        self.alphas = [config.lr for config in configs]
-        self.rules: list[Rule] = [config.make_rule() if config.adapts else Additive(0.0) for config in configs]
+        optimizers = [config.make_optimizer(nn.ParameterList([torch.zeros(1)])) for config in configs]
+        self.options = [optimizer.param_groups[0] for optimizer in optimizers]
+        self.alphas = [float(options["lr"]) for options in self.options]
+        self.rules: list[Rule] = [optimizer.setup.rule if hasattr(optimizer, "setup") else Additive(0.0) for optimizer in optimizers]
         self.betas = [rule.first_beta for rule in self.rules]
         self.memories = [rule.fresh() for rule in self.rules]
         self.skipped = [False for _ in configs]
@@ -62,20 +65,20 @@ class Ensemble:
         self.params = [p.detach().expand(len(configs), *p.shape).clone().requires_grad_() for p in model.parameters()]
         self.layers = [layer for layer in model.children() if isinstance(layer, nn.Linear | nn.ReLU)]
         self.states: list[dict[str, Any]] = [{} for _ in self.params]
-        self.direction = DIRECTIONS[first.family]
+        self.direction = DIRECTIONS[first.call.family]
         self.steps = 0
-        self._options()
+        self._stack_options()
 
-    def _options(self) -> None:
+    def _stack_options(self) -> None:
         """A param group for each stacked tensor, with one number a run where runs differ."""
 
         def stacked(name: str, p: Tensor) -> float | Tensor:
-            values = [float(getattr(config, name)) for config in self.runs]
+            values = [float(options[name]) for options in self.options]
             if len(set(values)) == 1:
                 return values[0]
             return torch.tensor(values, dtype=p.dtype, device=p.device).reshape(-1, *[1] * (p.dim() - 1))
 
-        nesterov = self.runs[0].family == "sgdn"
+        nesterov = self.runs[0].call.family == "SGDN"
         fixed: dict[str, Any] = {"maximize": False, "capturable": False, "momentum": 0.0, "dampening": 0.0, "nesterov": nesterov}
         fixed |= {"betas": (0.9, 0.999), "eps": 1e-8}
         varied = ("weight_decay", "momentum") if nesterov else ("weight_decay",)
@@ -116,7 +119,7 @@ class Ensemble:
             h = [-x for x in gx]
             for i in range(len(self.runs)):
                 self.skipped[i] = not math.isfinite(h[i])
-            adapting = {i: rule for i, rule in enumerate(self.rules) if self.runs[i].adapts}
+            adapting = {i: rule for i, rule in enumerate(self.rules) if self.runs[i].call.adapts}
             for runs in alike(adapting):
                 self._move(runs, {"gx": [gx[i] for i in runs], "gg": [gg[i] for i in runs], "xx": [xx[i] for i in runs]})
             self._update()
@@ -141,7 +144,7 @@ class Ensemble:
         """g · d of each run, and g · g and d · d where a rule reads norms."""
         runs = len(self.runs)
         zeros = [0.0] * runs
-        if self.steps == 0 or not any(config.adapts for config in self.runs):
+        if self.steps == 0 or not any(config.call.adapts for config in self.runs):
             return zeros, zeros, zeros
         reads = any(rule.reads_norms for rule in self.rules)
         terms: list[list[Tensor]] = [[], [], []]
@@ -167,13 +170,13 @@ class Ensemble:
         """Let all runs but ``which`` leave."""
         index = torch.tensor(which, dtype=torch.int64, device=self.params[0].device)
         self.runs = [self.runs[i] for i in which]
-        for name in ("alphas", "betas", "memories", "rules", "skipped"):
+        for name in ("alphas", "betas", "memories", "rules", "skipped", "options"):
             setattr(self, name, [getattr(self, name)[i] for i in which])
         self.params = [p.detach()[index].requires_grad_() for p in self.params]
         for state in self.states:
             state.update({key: value[index] for key, value in state.items() if isinstance(value, Tensor)})
         if self.runs:
-            self._options()
+            self._stack_options()
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[list[float], list[float]]:
@@ -200,7 +203,7 @@ class Ensemble:
     def load(self, saved: dict[str, Any]) -> None:
         """Go on from ``state()`` of an ensemble of the same configurations."""
         device = self.params[0].device
-        self.alphas, self.steps = saved["alphas"], saved["steps"]
-        self.betas, self.memories = saved.get("betas", self.betas), saved.get("memories", self.memories)  # older ones moved α alone
+        for name in ("alphas", "betas", "memories", "steps"):
+            setattr(self, name, saved[name])
         self.states = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()} for state in saved["states"]]
         self.params = [p.to(device).requires_grad_() for p in saved["params"]]

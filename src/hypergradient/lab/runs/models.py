@@ -3,12 +3,17 @@
 All are plain modules that map images [batch, channels, height, width] to logits [batch, classes]; the transformer maps text.
 """
 
+import hashlib
 import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import LabError, first_line
 from .config import Config
 from .data import Data
+from .engine import loss_of
 
 #: VGG-16's convolutions, 3x3, by their number of channels; each group ends with max pooling (Simonyan and Zisserman 2015, column D).
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -58,6 +64,40 @@ def model_for(config: Config, data: Data) -> nn.Module:
         kind, mend = ("no text", "--data text") if config.model == "transformer" else ("text", "--model transformer")
         raise LabError(f"--model {config.model} does not take --data {config.data}, which is {kind}: try {mend}")
     return make_model(config.model, data.train_x.shape[1:], data.classes, config.seed, hidden=config.hidden)
+
+
+def identified(config: Config, data: Data) -> Config:
+    """The configuration with what stands behind its names: the digests of the data, and of the source of a model of the user's own."""
+    return replace(config, data_digest=data.digest, source_digest=source_digest(config.model) if ":" in config.model else "")
+
+
+@cache
+def source_digest(name: str) -> str:
+    """Of the files of a factory's module, and of what is loaded of its package; empty where it has no file."""
+    module, _ = imported(name)
+    package = module.__name__.partition(".")[0]
+    own = {found.__file__ for key, found in sys.modules.items() if key.partition(".")[0] == package and getattr(found, "__file__", None)}
+    digest = hashlib.sha256()
+    for file in sorted(filter(None, own)):
+        with suppress(OSError):
+            digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:16] if own else ""
+
+
+def check_model(config: Config, data: Data) -> None:
+    """Raise LabError where the model cannot be made, or does not give such outputs as the data's targets ask for."""
+    model = model_for(config, data).to(config.device).eval()
+    x, y = (part[:2] for part in (data.valid_x, data.valid_y))
+    try:
+        with torch.no_grad():
+            outputs = model(x)
+            right = outputs.shape == (y.shape if y.is_floating_point() else (*y.shape, data.classes)) and loss_of(outputs, y).dim() == 0
+    except Exception as error:  # whatever a model of the user's raises
+        raise LabError(f"--model {config.model} does not take {tuple(x.shape)} ({type(error).__name__}: {first_line(error)})") from None
+    if not right:
+        raise LabError(
+            f"--model {config.model} gives {tuple(outputs.shape)} of {tuple(x.shape)}: it must give logits of {data.classes} classes"
+        )
 
 
 def linear(shape: Sequence[int], classes: int) -> nn.Module:
@@ -161,18 +201,24 @@ class RandomCropFlip(nn.Module):
         return padded[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def users_own(name: str, shape: Sequence[int], classes: int) -> nn.Module:
-    """What ``package.module:factory`` gives for this shape and number of classes; modules of the working folder are found too."""
+def imported(name: str) -> tuple[Any, Callable[..., object]]:
+    """The module and the factory of ``package.module:factory``; modules of the working folder are found too."""
     module_name, _, factory_name = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        factory: Callable[..., object] = getattr(importlib.import_module(module_name), factory_name)
-    except Exception as error:  # whatever the module does when it is imported
+        module = importlib.import_module(module_name)
+        return module, getattr(module, factory_name)
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise LabError(f"--model {name} cannot be imported ({type(error).__name__}: {first_line(error)})") from None
+
+
+def users_own(name: str, shape: Sequence[int], classes: int) -> nn.Module:
+    """What ``package.module:factory`` gives for this shape and number of classes."""
+    _, factory = imported(name)
     try:
         model = factory(tuple(shape), classes)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LabError(f"--model {name} was called with {tuple(shape)}, {classes} ({type(error).__name__}: {first_line(error)})") from None
     if not isinstance(model, nn.Module):
         raise LabError(f"--model {name} gave a {type(model).__name__}: it must give a torch.nn.Module of logits")

@@ -2,16 +2,14 @@
 
 An experiment's folder holds experiment.json, and its runs under runs/. Every file is written to the side and renamed into place, so a
 killed run leaves whole files; runs.jsonl of a comparison grows by lines, of which a kill tears the last at most. The histories are written
-before the checkpoint: what they hold beyond it is cut off on resuming, and computed again.
+before the checkpoint: what they hold beyond it is cut off on resuming, and computed again. The checkpoint carries its own digest, and it
+and status.json carry those of what lies beside them, so that no run goes on from, and no figure shows, what is not what was written.
 """
 
+import hashlib
 import json
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -19,15 +17,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-
-import hypergradient
 
 from ..errors import LabError, first_line
+from . import files
+from .calls import shortened
 from .config import Config
-
-#: Of the layout that is written; a folder with a higher number is left alone.
-FORMAT = 1
+from .files import FORMAT as FORMAT
+from .files import check_format as check_format
+from .files import provenance as provenance
 
 ITERATIONS = {
     "iteration": pa.int64(),
@@ -47,6 +44,10 @@ EPOCHS = {
     "valid_accuracy": pa.float64(),
     "alpha": pa.float64(),
 }
+TABLES = {"history": ITERATIONS, "epochs": EPOCHS}
+
+#: What a run's folder holds, in the order in which it is removed: what is left of a run that was removed in part is no run that has ended.
+FILES = ("status.json", "checkpoint.pt", "history.parquet", "epochs.parquet", "config.json")
 
 
 @dataclass
@@ -73,166 +74,217 @@ class Folder:
         self.path = path
 
     def start(self, config: Config, *, resume: bool) -> None:
-        """Claim the folder for a run.
+        """Claim the folder for a run; one that had ended, and now goes on for more epochs, has not ended any more.
 
         Raises:
             LabError: it holds a run already and ``resume`` is not asked for, or a run with other options, or cannot be written.
         """
         self.check(config, resume=resume)
-        if self.config() is None:
+        files.tidy(self.path)
+        files.remove(self.path / "status.json")
+        found = self.read_json("config.json")
+        if found is None:
             self.write_json("config.json", {"format": FORMAT, "config": config.as_dict(), **provenance()})
+        elif found["config"].get("epochs") != config.epochs:
+            self.write_json("config.json", {**found, "config": {**found["config"], "epochs": config.epochs}})
 
     def check(self, config: Config, *, resume: bool) -> None:
         """Raise LabError where ``start`` would, but for a folder that cannot be written."""
-        found = self.config()
-        if found is None:
+        about = self.read_json("config.json")
+        if about is None:
             return
+        refuse_old(self.path, about)
         if not resume:
             raise LabError(f"{self.path} holds a run already: add --resume to go on with it, or choose another --output")
-        mine = config.as_dict()
-        other = [f"--{key.replace('_', '-')} {found[key]}" for key in mine if key != "epochs" and found[key] != mine[key]]
+        found, mine = options_of(self.path / "config.json", about), config.as_dict()
+        passed = {"epochs"}
+        if found["data_digest"]:  # which says what the data are, wherever they lie, once they have been loaded
+            passed.add("data")
+        passed |= {name for name in ("data_digest", "source_digest") if not mine[name]}
+        told = {"data_digest": "other data", "source_digest": "another source of its model"}
+        other = [
+            told.get(name) or f"--{name.replace('_', '-')} {shortened(str(found[name]))}"
+            for name in mine
+            if name not in passed and found[name] != mine[name]
+        ]
         if other:
             raise LabError(f"{self.path} holds a run with {', '.join(other)}: give the same options to resume it, or another --output")
 
     def config(self) -> dict[str, Any] | None:
         """The options of the run that the folder holds; None where it holds none."""
         found = self.read_json("config.json")
-        if found is None:
-            return None
-        options = found.get("config")
-        if not isinstance(options, dict):
-            raise LabError(f"{self.path / 'config.json'} holds no configuration: choose another --output")
-        return DEFAULTS | options
+        return None if found is None else options_of(self.path / "config.json", found)
 
     def summary(self) -> dict[str, Any] | None:
         """How the run ended; None for one that has not."""
-        found = self.read_json("status.json")
-        return found and {key: value for key, value in found.items() if key != "format"}
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """A file that ``write_json`` wrote; None where there is none.
-
-        Raises:
-            LabError: it cannot be read, or a newer version of hypergradient wrote it.
-        """
-        file = self.path / name
-        try:
-            found = json.loads(file.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError) as error:
-            raise LabError(f"{file} cannot be read ({first_line(error)}): remove its folder, or choose another --output") from None
-        if not isinstance(found, dict):
-            raise LabError(f"{file} cannot be read (it holds no table): remove its folder, or choose another --output")
-        check_format(file, found)
-        return found
+        return summary_of(self.read_json("status.json"))
 
     def clear(self) -> None:
         """Remove a run's files, and nothing else, from the folder."""
-        for name in ("config.json", "checkpoint.pt", "status.json", "history.parquet", "epochs.parquet"):
-            (self.path / name).unlink(missing_ok=True)
+        for name in FILES:
+            files.remove(self.path / name)
 
-    def save(self, history: History, checkpoint: dict[str, Any]) -> None:
-        """Write the histories, then the checkpoint that belongs to them."""
-        for name, columns, schema in (("history", history.iterations, ITERATIONS), ("epochs", history.epochs, EPOCHS)):
+    def save(self, history: History, checkpoint: Mapping[str, Any], summary: Mapping[str, Any] | None = None) -> None:
+        """Write the histories, then the checkpoint that belongs to them, then how the run ended.
+
+        Args:
+            history: up to now.
+            checkpoint: what the run goes on from, after so many rows of the history; empty for one that never does.
+            summary: None for a run that has not ended.
+        """
+        digests = {"config": self._config_digest()}
+        for (name, schema), columns in zip(TABLES.items(), (history.iterations, history.epochs), strict=True):
             table = pa.table(columns, schema=pa.schema(list(schema.items())))
-            self.write(f"{name}.parquet", partial(pq.write_table, table))
-        self.write("checkpoint.pt", partial(torch.save, checkpoint))
+            digests[name] = digest(table)
+            self.write(f"{name}.parquet", partial(pq.write_table, table, use_dictionary=False))
+        if checkpoint:
+            self.write_torch("checkpoint.pt", {**checkpoint, "digests": digests})
+        else:
+            files.remove(self.path / "checkpoint.pt")
+        if summary is not None:
+            self.write_json("status.json", {"format": FORMAT, **summary, "digests": digests})
 
     def load(self) -> tuple[History, dict[str, Any]] | None:
-        """The last checkpoint and the history up to it; None where the run was stopped before the first."""
-        file = self.path / "checkpoint.pt"
-        if not file.exists():
+        """The last checkpoint and the history up to it; None where the run was stopped before the first.
+
+        Raises:
+            LabError: they are damaged, or do not belong together.
+        """
+        checkpoint = self.read_torch("checkpoint.pt")
+        if checkpoint is None:
             return None
         try:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            history = self.history(checkpoint["iteration"], checkpoint["epoch"])
+            return self._history(checkpoint["digests"], (checkpoint["iteration"], checkpoint["epoch"])), checkpoint
         except Exception as error:
-            raise LabError(f"{self.path} cannot be resumed ({first_line(error)}): start anew with another --output") from None
-        return history, checkpoint
+            raise LabError(
+                f"{self.path} cannot be resumed ({first_line(error)}): remove it to run it again, or choose another --output"
+            ) from None
 
-    def history(self, iterations: int | None = None, epochs: int | None = None) -> History:
-        """The history that was written, or its first so many iterations and epochs; columns that earlier versions had not are null."""
+    def history(self) -> History:
+        """The history that was written; columns that earlier versions had not are null.
+
+        Raises:
+            LabError: it cannot be read, or is not the one that the run ended with.
+        """
+        ended = self.read_json("status.json") or {}
+        try:
+            return self._history(ended.get("digests", {}))
+        except Exception as error:
+            raise LabError(f"{self.path} cannot be read ({first_line(error)}): remove it, and run it again") from None
+
+    def _history(self, digests: Mapping[str, str], rows: Sequence[int | None] = (None, None)) -> History:
+        """The first so many rows of the two tables, held against their digests."""
+        if digests and digests["config"] != self._config_digest():
+            raise ValueError("config.json is not the one it began with")
         found = []
-        for name, schema, rows in (("history", ITERATIONS, iterations), ("epochs", EPOCHS, epochs)):
-            table = pq.read_table(self.path / f"{name}.parquet").slice(0, rows)
-            found.append({column: [None] * len(table) for column in schema} | table.to_pydict())
+        for (name, schema), n in zip(TABLES.items(), rows, strict=True):
+            with pq.ParquetFile(self.path / f"{name}.parquet") as parquet:
+                table = parquet.read().slice(0, n)
+            if digests and digests[name] != digest(table):
+                raise ValueError(f"{name}.parquet is not what was written")
+            empty = [None] * len(table)
+            found.append({column: table[column].to_pylist() if column in table.column_names else empty[:] for column in schema})
         return History(*found)
 
-    def check_experiment(self) -> None:
-        """Raise LabError where a newer version of hypergradient wrote the folder."""
-        self.read_json("experiment.json")
+    def _config_digest(self) -> str:
+        """Of what cannot change in config.json while a run goes on."""
+        options = {name: value for name, value in (self.config() or {}).items() if name != "epochs" and value != DEFAULTS.get(name)}
+        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
-    def start_experiment(self, name: str, configs: Sequence[Config]) -> None:
+    def check_experiment(self) -> None:
+        """Raise LabError where another version of hypergradient wrote the folder."""
+        refuse_old(self.path, self.read_json("experiment.json") or {"format": FORMAT})
+
+    def start_experiment(self, name: str, configs: Sequence[Config]) -> list[Path]:
         """Write experiment.json: what the runs under this folder are, the command, the versions and the machine.
 
+        Returns:
+            The figures, tables and pages that are there, made by the same versions for the same runs; none where one is missing.
+
         Raises:
-            LabError: a newer version of hypergradient wrote the folder, or it cannot be written.
+            LabError: another version of hypergradient wrote the folder, or it cannot be written.
         """
         self.check_experiment()
-        about = {"format": FORMAT, "experiment": name, **provenance()}
-        self.write_json("experiment.json", about | {"configurations": [config.as_dict() for config in configs]})
+        before = self.read_json("experiment.json") or {}
+        about = {"format": FORMAT, "experiment": name, **provenance(), "configurations": [config.as_dict() for config in configs]}
+        self._write_experiment(about)
+        same = all(before.get(key) == about[key] for key in ("experiment", "versions", "configurations"))
+        files = [self.path / str(file) for file in before.get("files", ())] if same else []
+        return files if all(file.is_file() for file in files) else []
 
-    def append_json(self, name: str, value: Any) -> None:
-        """Add a line to a file of lines; what a kill has torn off one is cut off before.
+    def end_experiment(self, files: Sequence[Path]) -> None:
+        """Add to experiment.json which files were made of the runs."""
+        about = self.read_json("experiment.json") or {}
+        self._write_experiment(about | {"files": [file.name for file in files]})
 
-        Raises:
-            LabError: the file cannot be written.
-        """
-        line = json.dumps(value, allow_nan=False) + "\n"
-        try:
-            with (self.path / name).open("ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read() != b"\n":
-                        file.seek(0)
-                        file.truncate(file.read().rfind(b"\n") + 1)
-                file.write(line.encode())
-        except OSError as error:
-            raise LabError(f"cannot write {self.path / name} ({first_line(error)}): make room, or choose another --output") from None
+    def _write_experiment(self, about: Mapping[str, Any]) -> None:
+        self.write(
+            "experiment.json", lambda file: file.write_text(json.dumps(about), encoding="utf-8")
+        )  # thousands of runs: no indentation
 
-    def read_lines(self, name: str) -> list[Any]:
-        """What ``append_json`` wrote, but for a last line that was torn.
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder, a run's or a whole experiment's, for this process alone."""
+        return files.lock(self.path)
 
-        Raises:
-            LabError: the file cannot be read.
-        """
-        file = self.path / name
-        try:
-            return [json.loads(line) for line in file.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0].splitlines()]
-        except (OSError, ValueError) as error:
-            raise LabError(f"{file} cannot be read ({first_line(error)}): run hypergradient compare into another --output") from None
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        return files.read_json(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write(name, lambda file: file.write_text(json.dumps(value, indent=2) + "\n"))
+        files.write_json(self.path / name, value)
+
+    def read_lines(self, name: str) -> list[Any]:
+        return files.read_lines(self.path / name)
+
+    def append_json(self, name: str, value: Any) -> None:
+        files.append_json(self.path / name, value)
+
+    def read_torch(self, name: str) -> Any:
+        return files.read_torch(self.path / name)
+
+    def write_torch(self, name: str, value: Any) -> None:
+        files.write_torch(self.path / name, value)
 
     def write(self, name: str, to: Callable[[Path], Any]) -> None:
-        """Let ``to`` write a file to the side, then rename it into place."""
-        side = self.path / f".{name}.part"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            to(side)
-            side.replace(self.path / name)
-        except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
-            with suppress(OSError):
-                side.unlink()
-            raise LabError(f"cannot write {self.path / name} ({first_line(error)}): make room, or choose another --output") from None
+        files.write(self.path / name, to)
 
 
-def check_format(file: Path, found: Mapping[str, Any]) -> None:
-    """Raise LabError where a newer version wrote ``found`` into the file."""
-    written = found.get("format", FORMAT)
-    if not isinstance(written, int) or written > FORMAT:
+def digest(table: pa.Table) -> str:
+    """Of the values of a table, whatever file they lie in."""
+    found = hashlib.sha256()
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        found.update(f"{name} {column.type} {len(column)} {column.null_count}".encode())
+        if 0 < column.null_count < len(column):
+            found.update(column.is_null().to_numpy(zero_copy_only=False))
+        if column.null_count < len(column):
+            found.update(column.fill_null(0).to_numpy())
+    return found.hexdigest()
+
+
+def options_of(file: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in what a config.json holds, as this version names them.
+
+    Raises:
+        LabError: there are none.
+    """
+    options = about.get("config")
+    if not isinstance(options, dict):
+        raise LabError(f"{file} holds no configuration: choose another --output")
+    if about.get("format", 1) == 1:
+        from .old import modern
+
+        return DEFAULTS | modern(options)
+    return DEFAULTS | options
+
+
+def refuse_old(path: Path, about: Mapping[str, Any]) -> None:
+    """Raise LabError where an earlier version wrote a folder's config.json or experiment.json."""
+    if (written := about.get("format", 1)) < FORMAT:
         raise LabError(
-            f"{file} was written by a newer hypergradient (format {written}, this one knows {FORMAT}): "
-            "upgrade hypergradient, or choose another --output"
+            f"{path} was written by an earlier version (format {written}): hypergradient report reads it; choose another --output"
         )
 
 
-def provenance() -> dict[str, Any]:
-    """What a result depends on beside its configuration: the command, the versions and the machine."""
-    return {
-        "command": shlex.join(["hypergradient", *sys.argv[1:]]),
-        "versions": {"hypergradient": hypergradient.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": {"processor": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads()},
-    }
+def summary_of(status: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How a run ended, in what a status.json holds."""
+    return None if status is None else {name: value for name, value in status.items() if name not in ("format", "digests")}

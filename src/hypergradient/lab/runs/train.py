@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from hypergradient.hyperparameters import HYPERPARAMETERS
+from hypergradient.optimizer import HypergradientOptimizer
 
-from ..loggers.tensorboard import Events
-from .config import PEERS, Config
+from ..errors import LabError, first_line
+from .config import Config
 from .data import Data
 from .engine import (
     CHECKPOINT_EVERY,
@@ -24,6 +25,7 @@ from .engine import (
     Summary,
     ending,
     loss_of,
+    moves_beta,
     shuffled,
     split,
     steps_of,
@@ -31,7 +33,7 @@ from .engine import (
     summarise,
 )
 from .models import model_for
-from .peers import step_of
+from .peers import NEED_LOSS, PEERS
 from .store import Folder, History
 
 #: Batches that batch norm's statistics are made of, for an average.
@@ -48,7 +50,7 @@ def train(
     *,
     resume: bool = False,
     every: float = CHECKPOINT_EVERY,
-    events: Events | None = None,
+    log: Callable[[Saved], None] | None = None,
     watch: Watch | None = None,
 ) -> tuple[Summary, History]:
     """Run ``config`` on ``data``, with its history in ``folder``.
@@ -59,7 +61,7 @@ def train(
         folder: where the run lies.
         resume: go on from the folder's checkpoint, bit for bit as if the run had never been stopped.
         every: seconds between checkpoints within an epoch; each epoch ends with one.
-        events: writes event files for TensorBoard too.
+        log: is given what is written, too.
         watch: follows the progress.
 
     Raises:
@@ -71,9 +73,9 @@ def train(
     folder.start(config, resume=resume)
     with stop_signals() as stopped:
         for save in run.go(stopped, every, watch):
+            if log:  # first: a run that has ended is not logged again
+                log(save.runs[0])
             save.runs[0].write(folder)
-            if events:
-                events.write(save.runs[0])
     summary = save.runs[0].summary
     assert summary is not None
     return summary, run.history
@@ -94,18 +96,22 @@ class Run:
         self.held_order: tuple[int, Tensor] = (-1, torch.empty(0))
         self.model = model_for(config, self.data).to(config.device)
         self.opt = config.make_optimizer(self.model)
-        self.adapted = list(config.adapted)
+        self.setup = self.opt.setup if isinstance(self.opt, HypergradientOptimizer) else None
+        self.averages = self.setup.rule.averages if self.setup else hasattr(self.opt, "eval")
         self.batches, self.total = steps_of(config, self.data)
         self.history = History()
         self.epoch = 0
         self.batch = 0
         self.seconds = 0.0
         self.steps, self.best = 0, math.inf
-        if saved is not None and config.optimizer not in PEERS:  # not all of those can be restored: their runs begin anew
+        if saved is not None and config.call.name not in PEERS:  # not all of those can be restored: their runs begin anew
             self.history, checkpoint = saved
-            self.model.load_state_dict(checkpoint["model"])
-            self.opt.load_state_dict(checkpoint["optimizer"])
-            self.epoch, self.batch, self.seconds = (checkpoint[name] for name in ("epoch", "batch", "seconds"))
+            try:
+                self.model.load_state_dict(checkpoint["model"])
+                self.opt.load_state_dict(checkpoint["optimizer"])
+                self.epoch, self.batch, self.seconds = (checkpoint[name] for name in ("epoch", "batch", "seconds"))
+            except Exception as error:  # RuntimeError, KeyError, ValueError, and what a model of the user's raises
+                raise LabError(f"the checkpoint is not of such a run ({first_line(error)}): start anew with another --output") from None
 
     @property
     def iteration(self) -> int:
@@ -148,7 +154,7 @@ class Run:
 
     def saved(self, status: str | None = None) -> Save:
         checkpoint = {name: getattr(self, name) for name in ("iteration", "epoch", "batch", "seconds")}
-        if self.config.optimizer not in PEERS:
+        if self.config.call.name not in PEERS:
             checkpoint |= {"model": self.model.state_dict(), "optimizer": self.opt.state_dict()}
         summary = None
         if status is not None:
@@ -162,29 +168,40 @@ class Run:
         losses = self.history.iterations["loss"]
         if not losses:
             return None
-        return ending(self.config, len(losses), losses[-1], getattr(self.opt, "skipped", 0) > 0)
+        lost = not math.isfinite(losses[-1]) or getattr(self.opt, "skipped", 0) > 0
+        averages = self.setup is not None and self.averages  # and goes back to its average, and on
+        return ending(self.config, len(losses), losses[-1], lost and not averages)
 
     def step(self, indices: Tensor) -> float:
         """One minibatch; its loss before the step."""
+        try:
+            value = self.move(indices)
+        except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+            told = f"--model {self.config.model} with --optimizer {self.config.optimizer}"
+            raise LabError(f"{told}: iteration {self.iteration + 1} failed ({type(error).__name__}: {first_line(error)})") from error
+        self.batch += 1
+        self.steps, self.best = self.steps + 1, min(self.best, value)
+        row = {"iteration": self.iteration + 1, "epoch": self.epoch + 1, "loss": value, "alpha": self.alpha, **self.moved()}
+        if self.setup:
+            row["h"] = float(next(iter(self.opt.hypergradients), math.nan))
+            if self.averages:
+                row |= next(iter(self.opt.summary()), {})
+        for name, column in self.history.iterations.items():
+            column.append(row.get(name))
+        return value
+
+    def move(self, indices: Tensor) -> float:
+        """The step itself, of a minibatch of these images; its loss."""
         if self.held_out:
             self.adapt(*self.held_out)
         self.opt.zero_grad()
         x, y = self.data.batch(indices)
         seed_step(self.config, self.iteration)
         loss = loss_of(self.model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        step_of(self.config.optimizer, self.opt, loss)
-        self.batch += 1
-        value = loss.item()
-        self.steps, self.best = self.steps + 1, min(self.best, value)
-        row = {"iteration": self.iteration + 1, "epoch": self.epoch + 1, "loss": value, "alpha": self.alpha, **self.moved()}
-        if self.config.adapts:
-            row["h"] = next(iter(self.opt.hypergradients), math.nan)  # type: ignore[attr-defined]
-        if self.config.tuning_free:
-            row |= next(iter(self.opt.summary()), {})  # type: ignore[attr-defined]
-        for name, column in self.history.iterations.items():
-            column.append(row.get(name))
-        return value
+        loss.backward(create_graph=self.setup is not None and self.setup.signal.curvature == "hessian")  # type: ignore[no-untyped-call]
+        needs_loss = self.setup.direction.monotone if self.setup else self.config.call.name in NEED_LOSS
+        self.opt.step(*([lambda: loss] if needs_loss else []))
+        return loss.item()
 
     def adapt(self, x: Tensor, y: Tensor) -> None:
         """Let the hyperparameters follow the loss on a minibatch of images that are not trained on, with the step's own dropout and crops.
@@ -198,13 +215,15 @@ class Run:
         indices = self.held_order[1][batch * size : (batch + 1) * size]
         seed_step(self.config, self.iteration)
         with kept_buffers(self.model):
-            self.opt.adapt(loss_of(self.model(x[indices]), y[indices]))  # type: ignore[attr-defined]
+            self.opt.adapt(loss_of(self.model(x[indices]), y[indices]))
 
     def moved(self) -> dict[str, float]:
         """The β and the other hyperparameters of the step, where they move."""
+        if self.setup is None:
+            return {}
         group = self.opt.param_groups[0]
-        found = {name: float(HYPERPARAMETERS[name].read(group)) for name in self.adapted}
-        return found | ({"hypergrad_lr": group["hypergrad_lr"]} if self.config.height > 1 else {})
+        found = {name: float(HYPERPARAMETERS[name].read(group)) for name in self.setup.adapted}
+        return found | ({"hypergrad_lr": group["hypergrad_lr"]} if moves_beta(self.setup.rule) else {})
 
     def end_epoch(self) -> None:
         """Validate, and add the epoch's row."""
@@ -225,7 +244,7 @@ class Run:
 
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float | None]:
         """Loss and accuracy of the model in evaluation mode; of the average where the optimizer has one."""
-        if not self.config.averages:
+        if not self.averages:
             return evaluate(self.model, x, y)
         with self.averaged():
             return evaluate(self.model, x, y)
@@ -234,12 +253,12 @@ class Run:
     def averaged(self) -> Iterator[None]:
         """The average in the model's parameters, with batch norm's statistics of it, from the first REFRESH batches of an epoch."""
         with kept_buffers(self.model):
-            self.opt.eval()  # type: ignore[attr-defined]
+            self.opt.eval()
             order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
             seed_step(self.config, self.iteration)
             update_bn((self.data.batch(part)[0] for part in torch.split(order, self.config.batch_size)[:REFRESH]), self.model)
             yield
-            self.opt.train()  # type: ignore[attr-defined]
+            self.opt.train()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ..errors import LabError, first_line
 from ..runs.data import Data
 from ..runs.engine import Save, StoppedError, flush_denormals, stop_signals
-from .sweep import Work
+from .work import Work
 
 #: How often a part may lose its worker without having given anything in between.
 DEATHS = 4

@@ -7,28 +7,25 @@ results do not depend on where a sweep was stopped.
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
-from typing import Any
-
-import torch
+from typing import Any, Literal, get_args
 
 from ..errors import LabError, first_line
-from ..loggers.tensorboard import Events
-from ..runs.chunk import Chunk
-from ..runs.config import PEERS, Config, choose
+from ..runs.config import Config
 from ..runs.data import Data
-from ..runs.engine import CHECKPOINT_EVERY, Save, Summary, split, stop_signals
-from ..runs.ensemble import MODELS, SHARED, stackable
-from ..runs.models import model_for
-from ..runs.peers import check_peer
-from ..runs.store import FORMAT, Folder, check_format
-from ..runs.train import Run
+from ..runs.engine import CHECKPOINT_EVERY, Save, Saved, Summary, split, stop_signals
+from ..runs.ensemble import MODELS, shared, stackable
+from ..runs.models import check_model, model_for
+from ..runs.store import Folder
+from .index import ended as summary_of
+from .index import entries
+from .work import Work
 
-ENGINES = ("auto", "batched", "sequential", "ray")
+Engine = Literal["auto", "batched", "sequential", "ray"]
 
 #: Runs of one ensemble, and bytes of their parameters, at most: on a processor more of them leave its cache, and 36 networks of
 #: 784-1000-1000-10 take twice as long together as one after the other; elsewhere they fill its memory.
@@ -38,99 +35,70 @@ Watch = Callable[[int, float, float], None]
 """Called now and then: runs that have ended, iterations a second of all together, lowest loss of a minibatch (infinite where unknown)."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one process does at a time.
-
-    Args:
-        name: of the file under ``unfinished``.
-        configs: one run, or those of an ensemble.
-        stacked: whether they train as one program.
-        saved: what they go on from; None begins.
-    """
-
-    name: str
-    configs: tuple[Config, ...]
-    stacked: bool
-    saved: Any = None
-
-    def go(self, data: Data, stopped: Event, every: float) -> Iterator[Save]:
-        """Train, and give what is to be written every so many seconds and at the end.
-
-        Raises:
-            StoppedError: ``stopped`` was set; the last that was given is the work as it then was.
-        """
-        if self.stacked:
-            return Chunk(self.configs, data, self.saved).go(stopped, every)
-        return Run(self.configs[0], data, self.saved).go(stopped, every)
-
-
 class Store:
-    """The runs under ``root``: what has ended, what can be gone on with, what is written."""
+    """Runs under ``root``: what has ended, what can be gone on with, what is written."""
 
-    def __init__(self, root: Path, events: Events | None = None) -> None:
-        self.root, self.events = root, events
+    def __init__(self, root: Path, ended: Mapping[str, Summary], log: Callable[[Saved], None] | None = None) -> None:
+        self.root, self.log = root, log
         self.unfinished = Folder(root / "unfinished")
+        self.ended = dict(ended)
 
     def load(self, work: Work) -> Work:
         """The same work with what was saved of it."""
         if not work.stacked:
             return replace(work, saved=folder_of(self.root, work.configs[0]).load())
-        path = self.unfinished.path / f"{work.name}.pt"
-        if not path.exists():
+        state = self.unfinished.read_torch(f"{work.name}.pt")
+        if state is None:
             return work
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            check_format(path, state)
-            return replace(work, configs=tuple(Config(**options) for options in state["configs"]), saved=state)
-        except LabError:
-            raise
-        except Exception as error:
-            raise LabError(f"{path} cannot be read ({first_line(error)}): remove it to run its runs again") from None
+        return replace(work, configs=tuple(Config(**options) for options in state["configs"]), saved=state)
 
-    def write(self, work: Work, save: Save) -> int:
-        """Write the runs, then the state of the others, from which the next start goes on; returns how many have ended."""
-        ended = 0
+    def write(self, work: Work, save: Save) -> None:
+        """Write the runs, then the state of the others, from which the next start goes on."""
         for saved in save.runs:
-            folder = folder_of(self.root, saved.config)
-            ended += saved.summary is not None
-            if finished(self.root, saved.config) is None:
+            if saved.config.name not in self.ended:
+                folder = folder_of(self.root, saved.config)
                 folder.start(saved.config, resume=True)
+                if self.log:  # first: a run that has ended is not logged again
+                    self.log(saved)
                 saved.write(folder)
-                if self.events:
-                    self.events.write(saved)
+            if saved.summary is not None:
+                self.ended[saved.config.name] = saved.summary
         file = f"{work.name}.pt"
         if (state := save.state) is not None:
-            self.unfinished.write(file, lambda path: torch.save({"format": FORMAT, **state}, path))
+            self.unfinished.write_torch(file, state)
         else:
             (self.unfinished.path / file).unlink(missing_ok=True)
-        return ended
 
 
 def folder_of(root: Path, config: Config) -> Folder:
     return Folder(root / "runs" / config.name)
 
 
-def finished(root: Path, config: Config) -> Summary | None:
-    """The summary of a run that has ended; None for one that has not."""
-    folder = folder_of(root, config)
-    found = folder.summary()
-    try:
-        return Summary(**found) if found and folder.config() else None
-    except TypeError as error:
-        raise LabError(f"{folder.path / 'status.json'} cannot be read ({first_line(error)}): remove its folder to run it again") from None
+def ended(root: Path, configs: Iterable[Config]) -> dict[str, Summary]:
+    """How those of some runs have ended under a root that have, by their names."""
+    there, found = entries(root), {}
+    for config in configs:
+        summary = summary_of(there.get(config.name), config)
+        if summary is not None:
+            try:
+                found[config.name] = Summary(**summary)
+            except TypeError as error:
+                file = folder_of(root, config).path / "status.json"
+                raise LabError(f"{file} cannot be read ({first_line(error)}): remove its folder to run it again") from None
+    return found
 
 
 def sweep(
     configs: Sequence[Config],
     data: Data,
     root: Path,
-    *,
-    engine: str = "auto",
+    engine: Engine = "auto",
     address: str | None = None,
-    tensorboard: bool = False,
+    log: Callable[[Saved], None] | None = None,
+    *,
     every: float = CHECKPOINT_EVERY,
     watch: Watch | None = None,
+    known: Mapping[str, Summary] | None = None,
 ) -> list[Summary]:
     """Run what is missing of ``configs`` under ``root``, and return the summaries of all.
 
@@ -141,69 +109,79 @@ def sweep(
         engine: ``batched`` trains runs that differ only in numbers as one program; ``sequential`` one after the other; ``auto`` is
             batched where the model can be stacked and is small enough to gain by it; ``ray`` is auto spread over a cluster.
         address: of the Ray cluster, or "auto" for the one that is found; None starts one on this machine.
-        tensorboard: whether to write event files too.
+        log: is given each run that is written, too.
         every: seconds between two writings of what is under way.
         watch: follows the progress.
+        known: what ``ended`` says of them, where it has been asked.
 
     Raises:
         LabError: no runs, an unknown engine, a model that cannot be stacked, no Ray, or a root that cannot be written.
         StoppedError: Ctrl-C or SIGTERM; what was done is saved.
     """
     check(configs, data, engine, address)
-    store = Store(root, Events(root) if tensorboard else None)
-    ended = sum(finished(root, config) is not None for config in dict.fromkeys(configs))
+    store, names = Store(root, ended(root, configs) if known is None else known, log), {config.name for config in configs}
     steps, best, begun = 0, math.inf, time.monotonic()
-    watch = watch or (lambda *_: None)
-    watch(ended, 0.0, best)
+
+    def told() -> None:
+        if watch:
+            watch(len(names & store.ended.keys()), steps / (time.monotonic() - begun), best)
+
+    told()
     with stop_signals() as stopped:
-        if engine == "ray":
-            from .cluster import on_ray
-
-            saves = on_ray(lambda slots: plan(configs, data, root, engine, slots), store.load, data, address, stopped, every)
-        else:
-            saves = ((work, save) for work in plan(configs, data, root, engine) for save in store.load(work).go(data, stopped, every))
-        for work, save in saves:
-            ended += store.write(work, save)
+        for work, save in saves(configs, data, store, engine, address, stopped, every):
+            store.write(work, save)
             steps, best = steps + save.steps, min(best, save.best)
-            watch(ended, steps / (time.monotonic() - begun), best)
-    summaries = [finished(root, config) for config in configs]
-    assert all(summaries)
-    return [summary for summary in summaries if summary]
+            told()
+    return [store.ended[config.name] for config in configs]
 
 
-def check(configs: Sequence[Config], data: Data, engine: str, address: str | None = None) -> None:
+def saves(
+    configs: Sequence[Config], data: Data, store: Store, engine: Engine, address: str | None, stopped: Event, every: float
+) -> Iterator[tuple[Work, Save]]:
+    """What is to be written, of all parts of a sweep, as it comes."""
+    if engine == "ray":
+        from .cluster import on_ray
+
+        yield from on_ray(lambda slots: plan(configs, data, store.ended, engine, slots), store.load, data, address, stopped, every)
+    else:
+        for work in plan(configs, data, store.ended, engine):
+            for save in store.load(work).go(data, stopped, every):
+                yield work, save
+
+
+def check(configs: Sequence[Config], data: Data, engine: Engine, address: str | None = None) -> None:
     """Raise LabError where a sweep could not begin: what ``check_engine`` finds, no runs, a model that cannot be made or stacked."""
     check_engine(engine, address)
     if not configs:
         raise LabError("the grid is empty: give at least one value for each option")
-    kinds = ("model", "optimizer", "rule", "limit", "adapt", "hypergrad_data")
-    for config in {tuple(getattr(config, name) for name in kinds): config for config in configs}.values():
+    for config in {
+        (config.model, config.call.title, config.call.style, config.limit, config.hypergrad_data): config for config in configs
+    }.values():
         if engine == "batched" and not stackable(config, data):
             raise LabError(
-                f"--engine batched takes the models {', '.join(MODELS)} on labels, and optimizers without averages, --adapt and "
-                f"--hypergrad-data, got {config.model} with {config.optimizer}: use --engine auto"
+                f"--engine batched takes the models {', '.join(MODELS)} on labels, and the paper's optimizers with the additive or the "
+                f"multiplicative rule, got {config.model} with {config.optimizer}: use --engine auto"
             )
         split(config, data)
-        if config.optimizer in PEERS:
-            check_peer(config.optimizer)
-    for config in {config.model: config for config in configs}.values():
-        model_for(config, data)
+    for config in {(config.model, config.hidden): config for config in configs}.values():
+        check_model(config, data)
 
 
-def check_engine(engine: str, address: str | None = None) -> None:
-    """Raise LabError where there is no such engine."""
-    choose("engine", engine, ENGINES)
+def check_engine(engine: Engine, address: str | None = None) -> None:
+    """Raise LabError where an engine cannot be used so."""
+    if engine not in get_args(Engine):
+        raise LabError(f"--engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
     if engine == "ray" and find_spec("ray") is None:
         raise LabError("--engine ray needs Ray: pip install 'hypergradient[ray]', or use --engine auto")
     if engine != "ray" and address is not None:
         raise LabError(f"--address has no meaning for --engine {engine}: leave it out, or add --engine ray")
 
 
-def plan(configs: Iterable[Config], data: Data, root: Path, engine: str, slots: int = 1) -> list[Work]:
+def plan(configs: Iterable[Config], data: Data, ended: Mapping[str, Summary], engine: Engine, slots: int = 1) -> list[Work]:
     """What is missing of ``configs``, in parts for ``slots`` processes, each of which does one part at a time."""
     alike: dict[Any, list[Config]] = {}
-    for config in dict.fromkeys(configs):
-        alike.setdefault((stackable(config, data), *(getattr(config, name) for name in SHARED)), []).append(config)
+    for config in {config.name: config for config in configs}.values():
+        alike.setdefault((stackable(config, data), *shared(config)), []).append(config)
     works = []
     for (stacks, *_), group in alike.items():
         stacks = stacks and engine != "sequential"
@@ -211,7 +189,7 @@ def plan(configs: Iterable[Config], data: Data, root: Path, engine: str, slots: 
         stacked = stacks and (engine == "batched" or size > 1)
         for i in range(0, len(group), size):
             chunk = group[i : i + size]
-            missing = tuple(config for config in chunk if finished(root, config) is None)
+            missing = tuple(config for config in chunk if config.name not in ended)
             name = hashlib.sha256(" ".join(config.name for config in chunk).encode()).hexdigest()[:16]
             if missing:
                 works.append(Work(name, missing, stacked))

@@ -1,30 +1,37 @@
 """Many outputs at once: autoencoders, denoising and diffusion, whose losses draw noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits as binary_cross_entropy
+from torch.nn.functional import mse_loss
 
 from ..runs.data import Data
 from .image import halved, images
-from .problem import Order, Problem, Workload, evaluation, seeded, supervised
+from .problem import ADAM_SGD, ADAMW, Halves, Order, Problem, Workload, evaluation, fit, seeded
+
+Noisy = Callable[[Tensor, Generator], Tensor]
 
 
-def with_noise(
-    model: nn.Module, loss: Callable[[Tensor, Generator], Tensor], train: Tensor, valid: Tensor, batch: int, seed: int
-) -> Problem:
+def with_noise(model: nn.Module, loss: Noisy, sets: Sequence[Tensor], batch: int, seed: int) -> Problem:
     """Minibatches of inputs alone, whose loss draws from a generator: in training the seed's, in evaluation always the same noise."""
+    train, valid = sets
     order, generator = Order(len(train), batch, seed), Generator().manual_seed(seed)
-    evaluate = evaluation(model, lambda x: loss(x[:2000], Generator().manual_seed(0)), (train,), (valid,))
+    evaluate = evaluation(model, lambda x: loss(x[:2000], Generator().manual_seed(0)), ((train,), (valid,)))
     return Problem(model, lambda i: loss(train[order(i)], generator), evaluate)
 
 
-def inked(x: Tensor) -> Tensor:
+def inked(sets: Halves) -> list[Tensor]:
     """MNIST's images as vectors from 0, paper, to 1, ink."""
-    x = x.flatten(1)
-    return (x - x.min()) / (x.max() - x.min())
+    return [(x - x.min()) / (x.max() - x.min()) for x in (x.flatten(1) for x, _ in sets)]
+
+
+def same(data: Data | None) -> Halves:
+    """Ink for ink."""
+    train, valid = inked(images(data))
+    return (train, train), (valid, valid)
 
 
 def network(*widths: int) -> nn.Sequential:
@@ -35,16 +42,8 @@ def network(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def autoencoder(seed: int, data: Data | None) -> Problem:
-    """MNIST through 784-128-32-128-784, binary cross-entropy of the pixels."""
-    train, valid = (inked(x) for x, _ in images(data))
-    model = seeded(lambda: network(784, 128, 32, 128, 784), seed)
-    return supervised(model, binary_cross_entropy_with_logits, (train, train), (valid, valid), 64, seed)
-
-
 def vae(seed: int, data: Data | None) -> Problem:
     """MNIST by a variational autoencoder, 784-128-16-128-784: minus the bound of the log-likelihood of an image, in nats."""
-    train, valid = (inked(x) for x, _ in images(data))
     model = seeded(lambda: nn.ModuleList([network(784, 128, 32), network(16, 128, 784)]), seed)
     encoder, decoder = model.children()
 
@@ -52,15 +51,14 @@ def vae(seed: int, data: Data | None) -> Problem:
         mean, log_variance = encoder(x).chunk(2, 1)
         code = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=generator)
         divergence = (mean**2 + log_variance.exp() - 1 - log_variance).sum() / 2
-        total: Tensor = binary_cross_entropy_with_logits(decoder(code), x, reduction="sum") + divergence
+        total: Tensor = binary_cross_entropy(decoder(code), x, reduction="sum") + divergence
         return total / len(x)
 
-    return with_noise(model, loss, train, valid, 64, seed)
+    return with_noise(model, loss, inked(images(data)), 64, seed)
 
 
 def diffusion(seed: int, data: Data | None) -> Problem:
     """The noise in MNIST's images, halved to 14x14, told from image and time by 228-256-256-196; noise grows as a cosine falls."""
-    train, valid = (2 * inked(x) - 1 for x, _ in halved(data))
     model = seeded(lambda: network(196 + 32, 256, 256, 196), seed)
     frequencies = torch.logspace(0, 2, 16)
 
@@ -71,12 +69,11 @@ def diffusion(seed: int, data: Data | None) -> Problem:
         noised = angle.cos() * x + angle.sin() * noise
         return mse_loss(model(torch.cat([noised, phases.sin(), phases.cos()], 1)), noise)
 
-    return with_noise(model, loss, train, valid, 128, seed)
+    return with_noise(model, loss, [2 * x - 1 for x in inked(halved(data))], 128, seed)
 
 
 def denoising(seed: int, data: Data | None) -> Problem:
     """The noise, of deviation 0.5, to be taken from the middle 16x16 of CIFAR-10's images, by four convolutions of 12 channels."""
-    train, valid = (x[:, :, 8:24, 8:24].contiguous() for x, _ in images(data))
 
     def make() -> nn.Module:
         between = [layer for _ in range(2) for layer in (nn.Conv2d(12, 12, 3, padding=1), nn.ReLU())]
@@ -88,12 +85,14 @@ def denoising(seed: int, data: Data | None) -> Problem:
         noisy = x + torch.randn(x.shape, generator=generator) / 2
         return mse_loss(noisy - model(noisy), x)
 
-    return with_noise(model, loss, train, valid, 32, seed)
+    return with_noise(model, loss, [x[:, :, 8:24, 8:24].contiguous() for x, _ in images(data)], 32, seed)
 
 
 WORKLOADS = {
-    "autoencoder": Workload("MNIST, autoencoder", "dense", 500, autoencoder, ("adam", "sgdn"), data="mnist"),
-    "vae": Workload("MNIST, variational autoencoder", "dense", 500, vae, judged=True, data="mnist"),
-    "diffusion": Workload("MNIST, diffusion", "dense", 600, diffusion, data="mnist"),
-    "denoising": Workload("CIFAR-10, denoising", "dense", 300, denoising, ("adamw",), judged=True, data="cifar10"),
+    "autoencoder": Workload(
+        "MNIST, autoencoder", 500, fit(lambda: network(784, 128, 32, 128, 784), same, 64, binary_cross_entropy), ADAM_SGD, data="mnist"
+    ),
+    "vae": Workload("MNIST, variational autoencoder", 500, vae, judged=True, data="mnist"),
+    "diffusion": Workload("MNIST, diffusion", 600, diffusion, data="mnist"),
+    "denoising": Workload("CIFAR-10, denoising", 300, denoising, ADAMW, judged=True, data="cifar10"),
 }

@@ -1,40 +1,60 @@
 """Fine-tuning: from weights that were trained on something else, some of them frozen."""
 
 from copy import deepcopy
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import register_parametrization
 
-from ..runs.data import Data, Split, load
+from ..runs.data import Data, Split
 from ..runs.models import Transformer
-from .problem import Problem, Workload, seeded, supervised
+from .image import images
+from .problem import ADAMW, Halves, Problem, Workload, seeded, shipped, supervised
+from .sequence import next_character
 
 THAW = 200
 LENGTH = 32
 
 
-def frozen(seed: int, data: Data | None) -> Problem:
-    """300 images; the last hidden layer and a new head are trained."""
-    model = new_head(seed, data)
-    model[:5].requires_grad_(False)
-    return digits(model, 300, seed, data)
+def digits(n: int, fixed: int, thaw: bool, seed: int, data: Data | None) -> Problem:
+    """The digits from 5 to 9 of MNIST, for a network that knows the others, but for its last layer, which is new.
 
-
-def thawed(seed: int, data: Data | None) -> Problem:
-    """A new head at first, and the whole network from step THAW on, on 1,000 images."""
-    model = new_head(seed, data)
-    model[:-1].requires_grad_(False)
-    problem = digits(model, 1000, seed, data)
+    Args:
+        n: of images for training.
+        fixed: the end of the layers that are frozen.
+        thaw: whether they are trained, too, from step THAW on.
+        seed: of weights and batches.
+        data: MNIST.
+    """
+    model = deepcopy(pretrained(seed, data))
+    model[-1] = seeded(lambda: nn.Linear(64, 5), seed + 1000)
+    model[:fixed].requires_grad_(False)
+    (x, y), valid = (some_digits(half, 5) for half in images(data, 3 * n))
 
     def before(i: int) -> None:
-        if i == THAW:
+        if thaw and i == THAW:
             model.requires_grad_(True)
 
-    problem.before = before
-    return problem
+    return supervised(model, cross_entropy, ((x[:n], y[:n]), valid), 32, seed, before=before)
+
+
+def some_digits(half: Split, first: int) -> Split:
+    """Five digits from ``first`` on."""
+    x, y = half
+    chosen = (y >= first) & (y < first + 5)
+    return x[chosen], y[chosen] - first
+
+
+@lru_cache(16)
+def pretrained(seed: int, data: Data | None) -> nn.Sequential:
+    sizes = ((784, 128), (128, 128), (128, 64), (64, 5))
+    first, second, third, head = seeded(lambda: nn.ModuleList([nn.Linear(*size) for size in sizes]), seed).children()
+    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), head)
+    train = some_digits(images(data, 6000)[0], 0)
+    pretrain(supervised(model, cross_entropy, (train, train), 64, seed), 300)
+    return model
 
 
 def lora(seed: int, _: Data | None) -> Problem:
@@ -47,48 +67,10 @@ def lora(seed: int, _: Data | None) -> Problem:
                 register_parametrization(module, "in_proj_weight", LowRank(module.in_proj_weight))
             if isinstance(module, nn.Linear):
                 register_parametrization(module, "weight", LowRank(module.weight))
-    (x, y), (valid_x, valid_y) = text()
+    (x, y), valid = text()
     half = len(x) // 2
-    backwards = [(y.flip(1), x.flip(1)) for x, y in ((x[half:], y[half:]), (valid_x, valid_y))]
-    return supervised(model, next_character, backwards[0], backwards[1], 8, seed, seen=200)
-
-
-def few_images(seed: int, data: Data | None) -> Problem:
-    """The whole network on 600 images."""
-    return digits(new_head(seed, data), 600, seed, data)
-
-
-def digits(model: nn.Module, n: int, seed: int, data: Data | None) -> Problem:
-    """The digits from 5 to 9 of MNIST, ``n`` of them for training."""
-    assert data is not None
-    x, y = some_digits(data.train_x[: 3 * n], data.train_y[: 3 * n], 5)
-    valid = some_digits(data.valid_x[:4000], data.valid_y[:4000], 5)
-    return supervised(model, cross_entropy, (x[:n], y[:n]), valid, 32, seed)
-
-
-def some_digits(x: Tensor, y: Tensor, first: int) -> Split:
-    """Five digits from ``first`` on."""
-    chosen = (y >= first) & (y < first + 5)
-    return x[chosen], y[chosen] - first
-
-
-def new_head(seed: int, data: Data | None) -> nn.Sequential:
-    """A network that knows the digits from 0 to 4, but for its last layer, which is new."""
-    model = deepcopy(pretrained(seed, data))
-    model[-1] = seeded(lambda: nn.Linear(64, 5), seed + 1000)
-    return model
-
-
-@lru_cache(16)
-def pretrained(seed: int, data: Data | None) -> nn.Sequential:
-    assert data is not None
-    sizes = ((784, 128), (128, 128), (128, 64))
-    layers = seeded(lambda: nn.ModuleList([nn.Linear(*size) for size in (*sizes, (64, 5))]), seed)
-    first, second, third, head = layers.children()
-    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), head)
-    train = some_digits(data.train_x[:6000], data.train_y[:6000], 0)
-    pretrain(supervised(model, cross_entropy, train, train, 64, seed), 300)
-    return model
+    train, valid = ((y.flip(1), x.flip(1)) for x, y in ((x[half:], y[half:]), valid))
+    return supervised(model, next_character, (train, valid), 8, seed, seen=200)
 
 
 @lru_cache(16)
@@ -96,7 +78,7 @@ def pretrained_transformer(seed: int) -> nn.Module:
     (x, y), valid = text()
     half = len(x) // 2
     model = seeded(lambda: Transformer((LENGTH,), int(x.max()) + 1), seed)
-    pretrain(supervised(model, next_character, (x[:half], y[:half]), valid, 8, seed), 300)
+    pretrain(supervised(model, next_character, ((x[:half], y[:half]), valid), 8, seed), 300)
     return model
 
 
@@ -110,14 +92,9 @@ def pretrain(problem: Problem, steps: int) -> None:
 
 
 @cache
-def text() -> tuple[Split, Split]:
-    data = load("text")
-    train_x, train_y, valid_x, valid_y = (z.reshape(-1, LENGTH) for z in (data.train_x, data.train_y, data.valid_x, data.valid_y))
-    return (train_x, train_y), (valid_x, valid_y)
-
-
-def next_character(logits: Tensor, y: Tensor) -> Tensor:
-    return cross_entropy(logits.flatten(0, 1), y.flatten())
+def text() -> Halves:
+    train, valid = ((x.reshape(-1, LENGTH), y.reshape(-1, LENGTH)) for x, y in shipped("text")(None))
+    return train, valid
 
 
 class LowRank(nn.Module):
@@ -133,8 +110,8 @@ class LowRank(nn.Module):
 
 
 WORKLOADS = {
-    "frozen": Workload("Frozen layers", "fine-tuning", 500, frozen, ("adamw",), judged=True, data="mnist"),
-    "thawed": Workload("Layers thawed in mid-run", "fine-tuning", 500, thawed, ("adamw",), data="mnist", one_group=True),
-    "lora": Workload("Low-rank adapters", "fine-tuning", 150, lora, ("adamw",)),
-    "few-images": Workload("Few images", "fine-tuning", 400, few_images, ("adamw",), data="mnist"),
+    "frozen": Workload("Frozen layers", 500, partial(digits, 300, 5, False), ADAMW, judged=True, data="mnist"),
+    "thawed": Workload("Layers thawed in mid-run", 500, partial(digits, 1000, -1, True), ADAMW, data="mnist", one_group=True),
+    "lora": Workload("Low-rank adapters", 150, lora, ADAMW),
+    "few-images": Workload("Few images", 400, partial(digits, 600, 0, False), ADAMW, data="mnist"),
 }

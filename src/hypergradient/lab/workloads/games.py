@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from ..runs.data import Data, load
+from ..runs.data import Data
 from ..runs.models import mlp
-from .problem import Losses, Order, Problem, Workload, seeded
+from .problem import Order, Problem, Workload, evaluation, seeded, shipped
 
 SIDE, DISCOUNT, EPISODE = 6, 0.9, 20
 GOAL = SIDE * SIDE - 1
@@ -17,8 +17,7 @@ EPSILON = 0.2
 
 def bandit(seed: int, _: Data | None) -> Problem:
     """A contextual bandit with five arms by policy gradients; the losses are the policy's expected regret."""
-    generator = torch.Generator().manual_seed(0)
-    contexts = torch.randn(2, 2000, 10, generator=generator)
+    contexts = seeded(lambda: torch.randn(2, 2000, 10), 0)
     with torch.no_grad():
         rewards = 3 * seeded(lambda: nn.Sequential(nn.Linear(10, 50), nn.Tanh(), nn.Linear(50, 5)), 0)(contexts)
     model, order, generator = seeded(lambda: mlp(10, 50, 5), seed), Order(2000, 64, seed), torch.Generator().manual_seed(seed)
@@ -31,15 +30,10 @@ def bandit(seed: int, _: Data | None) -> Problem:
         gain: Tensor = ((reward - reward.mean()) * logs.gather(1, arm)).mean()
         return -gain
 
-    @torch.no_grad()
-    def evaluate() -> Losses:
-        train, valid = (
-            float((reward.max(1, keepdim=True).values - reward).mul(model(x).softmax(1)).sum(1).mean())
-            for x, reward in zip(contexts, rewards, strict=True)
-        )
-        return train, valid
+    def regret(x: Tensor, reward: Tensor) -> Tensor:
+        return (reward.max(1, keepdim=True).values - reward).mul(model(x).softmax(1)).sum(1).mean()
 
-    return Problem(model, loss, evaluate)
+    return Problem(model, loss, evaluation(model, regret, [*zip(contexts, rewards, strict=True)]))
 
 
 def reinforce(seed: int, _: Data | None) -> Problem:
@@ -70,35 +64,33 @@ def reinforce(seed: int, _: Data | None) -> Problem:
         both: Tensor = (value.detach() - returns) * logs[visited[:-1], move][walking] + (value - returns).square() / 2
         return both.mean()
 
-    @torch.no_grad()
-    def evaluate() -> Losses:
+    def regret(cells: Tensor) -> Tensor:
         policy = model(seen)[:, :4].double().softmax(1)
         move = torch.einsum("ca,cat->ct", policy, chances.double())
         value = torch.linalg.solve(torch.eye(GOAL + 1).double() - DISCOUNT * move, (policy * gain).sum(1))
-        train, valid = (float((best - value)[cells].mean().clamp_min(1e-9)) for cells in starts)
-        return train, valid
+        mean: Tensor = (best - value)[cells].mean()
+        return mean.clamp_min(1e-9)
 
-    return Problem(model, loss, evaluate)
+    return Problem(model, loss, evaluation(model, regret, [(cells,) for cells in starts]))
 
 
 def adversarial(seed: int, _: Data | None) -> Problem:
     """Digits against the fast gradient sign method, in training and in evaluation."""
-    data = load("digits")
-    model, order = seeded(lambda: mlp(64, 100, 10), seed), Order(len(data.train_y), 64, seed)
+    sets = shipped("digits")(None)
+    train_x, train_y = sets[0]
+    model, order = seeded(lambda: mlp(64, 100, 10), seed), Order(len(train_y), 64, seed)
 
+    @torch.enable_grad()
     def attacked(x: Tensor, y: Tensor) -> Tensor:
         x = x.clone().requires_grad_()
         (slope,) = torch.autograd.grad(cross_entropy(model(x), y), x)
         return cross_entropy(model(x.detach() + EPSILON * slope.sign()), y)
 
     def loss(i: int) -> Tensor:
-        return attacked(*data.batch(order(i)))
+        chosen = order(i)
+        return attacked(train_x[chosen], train_y[chosen])
 
-    @torch.enable_grad()
-    def evaluate() -> Losses:
-        return float(attacked(data.train_x, data.train_y).detach()), float(attacked(data.valid_x, data.valid_y).detach())
-
-    return Problem(model, loss, evaluate)
+    return Problem(model, loss, evaluation(model, lambda x, y: attacked(x, y).detach(), sets))
 
 
 @cache
@@ -119,7 +111,7 @@ def grid() -> tuple[Tensor, Tensor, Tensor]:
 
 
 WORKLOADS = {
-    "bandit": Workload("Contextual bandit", "games", 1500, bandit),
-    "reinforce": Workload("Grid by REINFORCE", "games", 500, reinforce, judged=True),
-    "adversarial": Workload("Adversarial training", "games", 800, adversarial, judged=True),
+    "bandit": Workload("Contextual bandit", 1500, bandit),
+    "reinforce": Workload("Grid by REINFORCE", 500, reinforce, judged=True),
+    "adversarial": Workload("Adversarial training", 800, adversarial, judged=True),
 }

@@ -1,13 +1,11 @@
 """Ids: embeddings of things of which few are seen often and many seldom, by Zipf's law."""
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from ..runs.data import Data, Split
-from .problem import Order, Problem, Workload, mean_losses, seeded, supervised
+from ..runs.data import Data
+from .problem import Halves, Order, Problem, Workload, drawn, fit, mean_losses, parted, seeded
 
 USERS, ITEMS, WORDS, NEGATIVES = 500, 300, 1000, 5
 
@@ -37,23 +35,19 @@ class Pairs(nn.Module):
         return logits
 
 
-def factorisation(seed: int, _: Data | None) -> Problem:
-    """Ratings of items by users."""
-    return supervised(seeded(Factors, seed), mse_loss, *ratings(), 64, seed)
-
-
 def skip_gram(seed: int, _: Data | None) -> Problem:
     """Words that stand beside a word, told from five drawn by their frequency; the five are new in each step."""
     model = seeded(Pairs, seed)
-    train, valid = words()
-    order, generator = Order(len(train[0]), 128, seed), torch.Generator().manual_seed(seed)
+    sets = words(None)
+    x, y = sets[0]
+    order, generator = Order(len(x), 128, seed), torch.Generator().manual_seed(seed)
 
     def loss(i: int) -> Tensor:
-        x = train[0][order(i)]
-        x = torch.cat([x[:, :2], negatives(len(x), generator)], 1)
-        return binary_cross_entropy_with_logits(model(x), train[1][: len(x)])
+        pairs = x[order(i), :2]
+        both = torch.cat([pairs, negatives(len(pairs), generator)], 1)
+        return binary_cross_entropy_with_logits(model(both), y[: len(pairs)])
 
-    return Problem(model, loss, mean_losses(model, binary_cross_entropy_with_logits, train, valid))
+    return Problem(model, loss, mean_losses(model, binary_cross_entropy_with_logits, sets))
 
 
 def small(n: int, width: int) -> nn.Embedding:
@@ -66,36 +60,35 @@ def zipf(n: int) -> Tensor:
     return 1 / torch.arange(1.0, n + 1)
 
 
-def negatives(n: int, generator: torch.Generator) -> Tensor:
+def negatives(n: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.multinomial(zipf(WORDS) ** 0.75, n * NEGATIVES, True, generator=generator).reshape(n, NEGATIVES)
 
 
-@cache
-def ratings() -> tuple[Split, Split]:
-    generator = torch.Generator().manual_seed(0)
+@drawn
+def ratings() -> Halves:
+    """Ratings of items by users."""
     n = 22_000
-    user, item = (torch.multinomial(zipf(k), n, True, generator=generator) for k in (USERS, ITEMS))
-    of_user, of_item = (torch.randn(k, 5, generator=generator) for k in (USERS, ITEMS))
+    user, item = (torch.multinomial(zipf(k), n, True) for k in (USERS, ITEMS))
+    of_user, of_item = (torch.randn(k, 5) for k in (USERS, ITEMS))
     liking = (of_user[user, :4] * of_item[item, :4]).sum(1) / 2 + of_user[user, 4] / 2 + of_item[item, 4] / 2
-    x, y = torch.stack([user, item], 1), 3 + liking + 0.5 * torch.randn(n, generator=generator)
-    return (x[:-2000], y[:-2000]), (x[-2000:], y[-2000:])
+    x, y = torch.stack([user, item], 1), 3 + liking + 0.5 * torch.randn(n)
+    return parted(x, y, -2000)
 
 
-@cache
-def words() -> tuple[Split, Split]:
+@drawn
+def words() -> Halves:
     """Words, one that stands beside each, and five that need not; 1 and five times 0 are their targets."""
-    generator = torch.Generator().manual_seed(0)
-    meaning, place = (torch.randn(WORDS, 4, generator=generator) for _ in range(2))
+    meaning, place = (torch.randn(WORDS, 4) for _ in range(2))
     n = 32_000
-    word = torch.multinomial(zipf(WORDS), n, True, generator=generator)
+    word = torch.multinomial(zipf(WORDS), n, True)
     chances = zipf(WORDS) * (meaning @ place.T).exp()
-    beside = torch.multinomial(chances[word], 1, generator=generator)
-    x = torch.cat([word[:, None], beside, negatives(n, generator)], 1)
+    beside = torch.multinomial(chances[word], 1)
+    x = torch.cat([word[:, None], beside, negatives(n)], 1)
     y = torch.tensor([1.0] + NEGATIVES * [0.0]).expand(n, -1)
-    return (x[:-2000], y[:-2000]), (x[-2000:], y[-2000:])
+    return parted(x, y, -2000)
 
 
 WORKLOADS = {
-    "factorisation": Workload("Ratings", "ids", 1500, factorisation),
-    "skip-gram": Workload("Word vectors", "ids", 1500, skip_gram, judged=True),
+    "factorisation": Workload("Ratings", 1500, fit(Factors, ratings, 64, mse_loss)),
+    "skip-gram": Workload("Word vectors", 1500, skip_gram, judged=True),
 }

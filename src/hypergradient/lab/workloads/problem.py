@@ -2,14 +2,25 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from ..runs.data import Data
+from ..runs.data import Data, Split, load
 
+T = TypeVar("T")
 Losses = tuple[float, float]
+
+#: Bases, where they are others than Adam alone.
+ADAMW, SGD, ADAM_SGD, ADAMW_SGD = ("adamw",), ("sgdn",), ("adam", "sgdn"), ("adamw", "sgdn")
+
+#: What is trained on, and what validates; of the data of a workload, where it has some.
+Halves = tuple[Split, Split]
+Sets = Callable[[Data | None], Halves]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -39,7 +50,6 @@ class Workload:
 
     Args:
         title: how tables and figures name it.
-        family: which of FAMILIES it belongs to.
         steps: how long it trains.
         make: the problem of a seed, of the data of ``data``.
         bases: the optimizers that it is trained with: "adam", "adamw", "sgdn".
@@ -50,7 +60,6 @@ class Workload:
     """
 
     title: str
-    family: str
     steps: int
     make: Callable[[int, Data | None], Problem]
     bases: tuple[str, ...] = ("adam",)
@@ -60,16 +69,21 @@ class Workload:
     one_group: bool = False
 
 
+def fit(make: Callable[[], nn.Module], sets: Sets, batch: int, loss: Loss = cross_entropy, **options: Any) -> Callable[..., Problem]:
+    """What makes the problem of a seed and data: a model with weights of that seed, on minibatches in an order of that seed."""
+    return lambda seed, data: supervised(seeded(make, seed), loss, sets(data), batch, seed, **options)
+
+
 def supervised(
     model: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    train: tuple[Tensor, Tensor],
-    valid: tuple[Tensor, Tensor],
+    loss: Loss,
+    sets: Halves,
     batch: int,
     seed: int,
     *,
     seen: int = 2000,
     norm: bool = False,
+    judge: Loss | None = None,
     **options: Any,
 ) -> Problem:
     """Minibatches in epochs without repetition, and the mean loss over (the first ``seen`` of) both sets.
@@ -77,15 +91,15 @@ def supervised(
     Args:
         model: takes inputs.
         loss: mean over a batch, of outputs and targets.
-        train: inputs and targets.
-        valid: inputs and targets.
+        sets: inputs and targets for training and for validation.
         batch: size of minibatches; all of the training set at once where it is as large.
         seed: of their order.
         seen: of how many training and validation cases losses are taken in the end.
         norm: whether the model has batch norm.
+        judge: the loss in the end, where it is another.
         options: of Problem.
     """
-    (x, y), n = train, len(train[1])
+    (x, y), n = sets[0], len(sets[0][1])
     order = Order(n, batch, seed)
 
     def step(i: int) -> Tensor:
@@ -98,7 +112,7 @@ def supervised(
         for first in range(0, min(n, 20 * batch), batch):
             yield x[first : first + batch]
 
-    return Problem(model, step, mean_losses(model, loss, train, valid, seen), inputs=inputs if norm else None, **options)
+    return Problem(model, step, mean_losses(model, judge or loss, sets, seen), inputs=inputs if norm else None, **options)
 
 
 class Order:
@@ -115,33 +129,47 @@ class Order:
         return self.epoch[place * self.batch : (place + 1) * self.batch]
 
 
-def mean_losses(
-    model: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    train: tuple[Tensor, Tensor],
-    valid: tuple[Tensor, Tensor],
-    seen: int = 2000,
-) -> Callable[[], Losses]:
+def mean_losses(model: nn.Module, loss: Loss, sets: Halves, seen: int = 2000) -> Callable[[], Losses]:
     """The losses of (the first ``seen`` of) two sets in evaluation mode."""
+    return evaluation(model, lambda x, y: loss(model(x[:seen]), y[:seen]), sets)
 
-    return evaluation(model, lambda x, y: loss(model(x[:seen]), y[:seen]), train, valid)
 
-
-def evaluation(model: nn.Module, loss: Callable[..., Tensor], train: Sequence[Tensor], valid: Sequence[Tensor]) -> Callable[[], Losses]:
+def evaluation(model: nn.Module, loss: Callable[..., Tensor], sets: Sequence[Sequence[Tensor]]) -> Callable[[], Losses]:
     """What a loss is of two sets, without gradients and with the model in evaluation mode."""
 
     @torch.no_grad()
     def evaluate() -> Losses:
         model.eval()
-        found = [float(loss(*tensors)) for tensors in (train, valid)]
+        train, valid = (float(loss(*tensors)) for tensors in sets)
         model.train()
-        return found[0], found[1]
+        return train, valid
 
     return evaluate
 
 
-def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A module with initial weights that depend on the seed alone."""
+def seeded(make: Callable[[], T], seed: int) -> T:
+    """A module whose initial weights, or whatever is drawn, depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
+
+
+def drawn(make: Callable[[], Halves]) -> Sets:
+    """Sets that need no file, made once, of the same numbers for every seed."""
+    return cache(lambda _: seeded(make, 0))
+
+
+def shipped(name: str) -> Sets:
+    """The sets of data that need no file, by their name in the lab."""
+
+    @drawn
+    def sets() -> Halves:
+        data = load(name)
+        return (data.train_x, data.train_y), (data.valid_x, data.valid_y)
+
+    return sets
+
+
+def parted(x: Tensor, y: Tensor, cut: int) -> Halves:
+    """All before ``cut`` for training, the rest for validation."""
+    return (x[:cut], y[:cut]), (x[cut:], y[cut:])

@@ -7,29 +7,31 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_attention
 
 from ..runs.data import Data, Split, load
-from .problem import Problem, Workload, seeded, supervised
-
-
-def characters(length: int) -> tuple[Split, Split, int]:
-    """The reference of the Python language in shuffled pieces of ``length``, a divisor of 64, and how many kinds of characters it has."""
-    text = load("text")
-
-    def pieces(*both: Tensor) -> Split:
-        x, y = (z.reshape(-1, length) for z in both)
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-        return x[order], y[order]
-
-    return pieces(text.train_x, text.train_y), pieces(text.valid_x, text.valid_y), text.classes
+from .problem import ADAM_SGD, ADAMW, Halves, Problem, Workload, fit, seeded, supervised
 
 
 def next_character(logits: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
-def on_characters(make: Callable[[int], nn.Module], length: int, batch: int, seed: int) -> Problem:
-    """A model, made for a number of kinds of characters, that tells each next one; final losses are of 16,000."""
-    train, valid, kinds = characters(length)
-    return supervised(seeded(lambda: make(kinds), seed), next_character, train, valid, batch, seed, seen=16_000 // length)
+def on_characters(make: Callable[[int], nn.Module], length: int, batch: int) -> Callable[..., Problem]:
+    """What makes a problem of a model, made for a number of kinds of characters, that tells each next one; final losses are of 16,000.
+
+    They are from the reference of the Python language in shuffled pieces of ``length``, a divisor of 64.
+    """
+
+    def problem(seed: int, _: Data | None) -> Problem:
+        text = load("text")
+
+        def pieces(*both: Tensor) -> Split:
+            x, y = (z.reshape(-1, length) for z in both)
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+            return x[order], y[order]
+
+        sets = pieces(text.train_x, text.train_y), pieces(text.valid_x, text.valid_y)
+        return supervised(seeded(lambda: make(text.classes), seed), next_character, sets, batch, seed, seen=16_000 // length)
+
+    return problem
 
 
 class Lstm(nn.Module):
@@ -92,44 +94,27 @@ class Gpt(nn.Module):
         return logits
 
 
-def lstm(seed: int, _: Data | None) -> Problem:
-    """Characters, 64 at a time, by an LSTM of width 64."""
-    return on_characters(lambda kinds: Lstm(kinds, 64), 64, 16, seed)
+def adding(_: Data | None) -> Halves:
+    """16 numbers from [0, 1], of which one in each half is marked, [n, 16, 2], and the sum of the marked two, [n, 1]: the problem of
+    Hochreiter and Schmidhuber. The loss of a constant is 1/6."""
 
+    def cases(n: int) -> Split:
+        numbers, marks = torch.rand(n, 16), torch.zeros(n, 16)
+        for half in (0, 8):
+            marks.scatter_(1, half + torch.randint(8, (n, 1)), 1.0)
+        return torch.stack([numbers, marks], 2), (numbers * marks).sum(1, keepdim=True)
 
-def gpt(seed: int, _: Data | None) -> Problem:
-    """Characters, 32 at a time, by two blocks of width 48."""
-    return on_characters(lambda kinds: Gpt(kinds, 32, 48, 2, 4), 32, 8, seed)
-
-
-def gpt_groups(seed: int, _: Data | None) -> Problem:
-    """Characters, 32 at a time, by three blocks of width 32."""
-    return on_characters(lambda kinds: Gpt(kinds, 32, 32, 3, 2), 32, 16, seed)
-
-
-def gpt_long(seed: int, _: Data | None) -> Problem:
-    """Characters, 16 at a time, by one block of width 24."""
-    return on_characters(lambda kinds: Gpt(kinds, 16, 24, 1, 2), 16, 8, seed)
-
-
-def adding(n: int, length: int, seed: int) -> Split:
-    """Numbers from [0, 1], of which one in each half is marked, [n, length, 2], and the sum of the marked two, [n, 1]."""
-    generator = torch.Generator().manual_seed(seed)
-    numbers, marks = torch.rand(n, length, generator=generator), torch.zeros(n, length)
-    for half in (0, length // 2):
-        marks.scatter_(1, half + torch.randint(length // 2, (n, 1), generator=generator), 1.0)
-    return torch.stack([numbers, marks], 2), (numbers * marks).sum(1, keepdim=True)
-
-
-def gru(seed: int, _: Data | None) -> Problem:
-    """The adding problem of Hochreiter and Schmidhuber with 16 numbers, by a GRU of width 32; the loss of a constant is 1/6."""
-    return supervised(seeded(lambda: Gru(2, 32), seed), mse_loss, adding(10_000, 16, 0), adding(2000, 16, 1), 64, seed)
+    return seeded(lambda: cases(10_000), 0), seeded(lambda: cases(2000), 1)
 
 
 WORKLOADS = {
-    "lstm": Workload("Characters, LSTM", "sequence", 300, lstm, ("adam", "sgdn"), judged=True),
-    "gpt": Workload("Characters, transformer", "sequence", 400, gpt, ("adamw",), weight_decay=0.1, one_group=True),
-    "gpt-groups": Workload("Characters, transformer, groups", "sequence", 300, gpt_groups, ("adamw",), judged=True, weight_decay=0.1),
-    "gpt-long": Workload("Characters, transformer, long", "sequence", 5000, gpt_long, ("adamw",), judged=True),
-    "gru": Workload("Adding problem, GRU", "sequence", 500, gru),
+    "lstm": Workload("Characters, LSTM", 300, on_characters(lambda n: Lstm(n, 64), 64, 16), ADAM_SGD, judged=True),
+    "gpt": Workload(
+        "Characters, transformer", 400, on_characters(lambda n: Gpt(n, 32, 48, 2, 4), 32, 8), ADAMW, weight_decay=0.1, one_group=True
+    ),
+    "gpt-groups": Workload(
+        "Characters, transformer, groups", 300, on_characters(lambda n: Gpt(n, 32, 32, 3, 2), 32, 16), ADAMW, judged=True, weight_decay=0.1
+    ),
+    "gpt-long": Workload("Characters, transformer, long", 5000, on_characters(lambda n: Gpt(n, 16, 24, 1, 2), 16, 8), ADAMW, judged=True),
+    "gru": Workload("Adding problem, GRU", 500, fit(lambda: Gru(2, 32), adding, 64, mse_loss)),
 }
