@@ -25,7 +25,7 @@ from ..sweeps import grid
 from ..sweeps.sweep import Watch, check, check_engine
 from ..sweeps.sweep import ended as ended_under
 from ..sweeps.sweep import sweep as sweep_of
-from .options import Flag, Level, Making, Output, Seeds, Training
+from .options import MAKING, TRAINING, Flag, Level, Making, Output, Seeds, Training
 from .report import write_report
 from .talk import count, note, notes, progress, tell
 
@@ -46,8 +46,8 @@ def heatmap(
     epochs: Count | None = None,
     seeds: Seeds = 1,
     quick: Flag = False,
-    training: Training = Training(),  # noqa: B008
-    making: Making = Making(),  # noqa: B008
+    training: Training = TRAINING,
+    making: Making = MAKING,
     output: Output = Path("runs/heatmap"),
 ) -> int:
     """Iterations until a training loss is reached, over α0 × β in {1e-6 ... 1e-1}²: SGD, SGDN, Adam and their HD versions.
@@ -80,8 +80,8 @@ def tower(
     epochs: Count | None = None,
     seeds: Seeds = 1,
     quick: Flag = False,
-    training: Training = Training(),  # noqa: B008
-    making: Making = Making(),  # noqa: B008
+    training: Training = TRAINING,
+    making: Making = MAKING,
     output: Output = Path("runs/tower"),
 ) -> int:
     """The final training loss over α0 × β, from no adaptation to towers that adapt α, its β, the β of that, and so on.
@@ -114,8 +114,8 @@ def sensitivity(
     epochs: Count | None = None,
     seeds: Seeds = 1,
     quick: Flag = False,
-    training: Training = Training(),  # noqa: B008
-    making: Making = Making(),  # noqa: B008
+    training: Training = TRAINING,
+    making: Making = MAKING,
     output: Output = Path("runs/sensitivity"),
 ) -> int:
     """Curves from α0 in {1e-1 ... 1e-6}: SGD and Adam, their HD versions, additive and multiplicative.
@@ -141,8 +141,8 @@ def tuning(
     epochs: Count | None = None,
     seeds: Seeds = 1,
     quick: Flag = False,
-    training: Training = Training(),  # noqa: B008
-    making: Making = Making(),  # noqa: B008
+    training: Training = TRAINING,
+    making: Making = MAKING,
     output: Output = Path("runs/tuning"),
 ) -> int:
     """Curves from α0 = 1e-3: SGD, SGDN, Adam and their HD versions, on MNIST and, for vgg16, on CIFAR-10.
@@ -170,7 +170,7 @@ def sweep(
     seeds: Seeds | None = None,
     limit: Count | None = None,
     device: Text | None = None,
-    making: Making = Making(),  # noqa: B008
+    making: Making = MAKING,
     output: Output = Path("runs/sweep"),
 ) -> int:
     """Any grid over any option of train, with seeds as an axis.
@@ -238,7 +238,7 @@ def experiment(name: str, configs: Iterable[Config], write: Write, output: Path,
                 for part, own in parts.items():
                     told = partial(continued, watch, len(ended))
                     how = making.engine, making.address, logs.write
-                    summaries = sweep_of(own, loaded[part], output, *how, watch=told, known=there)
+                    summaries = sweep_of(own, loaded[part], output, *how, watch=told, known=there | ended)
                     ended |= zip([config.name for config in own], summaries, strict=True)
         except StoppedError:
             note("hypergradient: stopped; what was done is saved, and the same command goes on from there")

@@ -75,4 +75,7 @@ class Training:
     hidden: Hidden = 1000
 
 
+#: Their defaults.
+MAKING, TRAINING = Making(), Training()
+
 Level = Literal["additive", "multiplicative", "both"]

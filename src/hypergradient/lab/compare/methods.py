@@ -8,18 +8,10 @@ from typing import Any
 from hypergradient import HDM, AdaGradRule, AdamRule, Additive, Autostep, Delayed, LionRule, Marthe, Multiplicative, Signal
 from hypergradient.rules import Rule
 
+from ..runs.peers import STORED
+
 #: The optimizers of other packages, by the names under which runs of them are stored: their classes.
-OTHERS = {
-    "prodigy": "Prodigy",
-    "dadapt-adam": "DAdaptAdam",
-    "dadapt-sgd": "DAdaptSGD",
-    "dog": "DoG",
-    "mechanic": "Mechanic",
-    "schedule-free-adamw": "AdamWScheduleFree",
-    "prodigy-plus": "ProdigyPlusScheduleFree",
-    "momo": "MomoAdam",
-    "dowg": "ScalarDoWG",
-}
+OTHERS = STORED
 
 ALL, SGD = ("adam", "adamw", "sgdn"), ("sgdn",)
 

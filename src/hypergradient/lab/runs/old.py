@@ -4,25 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .calls import Call
+from .peers import STORED
 
 #: Optimizers by their earlier names.
-NAMES = {
-    "sgd": "SGD",
-    "sgdn": "SGD",
-    "adam": "Adam",
-    "sgd-hd": "SGDHD",
-    "sgdn-hd": "SGDHD",
-    "adam-hd": "AdamHD",
-    "prodigy": "Prodigy",
-    "dadapt-adam": "DAdaptAdam",
-    "dadapt-sgd": "DAdaptSGD",
-    "dog": "DoG",
-    "mechanic": "Mechanic",
-    "schedule-free-adamw": "AdamWScheduleFree",
-    "prodigy-plus": "ProdigyPlusScheduleFree",
-    "momo": "MomoAdam",
-    "dowg": "ScalarDoWG",
-}
+NAMES = {"sgd": "SGD", "sgdn": "SGD", "adam": "Adam", "sgd-hd": "SGDHD", "sgdn-hd": "SGDHD", "adam-hd": "AdamHD", **STORED}
 KEPT = ("data", "model", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden", "hypergrad_data")
 DEFAULTS = {"hypergrad_lr": None, "momentum": 0.9, "weight_decay": 1e-4, "rule": "additive", "height": 1, "level": "additive", "adapt": ""}
 RULES = {"additive": "Additive", "multiplicative": "Multiplicative"}

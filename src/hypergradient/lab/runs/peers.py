@@ -24,6 +24,19 @@ PEERS = {
     "ScalarDoWG": ("DoWG", "dowg"),
 }
 
+#: The names under which comparisons, and versions before 0.2, store runs of them.
+STORED = {
+    "prodigy": "Prodigy",
+    "dadapt-adam": "DAdaptAdam",
+    "dadapt-sgd": "DAdaptSGD",
+    "dog": "DoG",
+    "mechanic": "Mechanic",
+    "schedule-free-adamw": "AdamWScheduleFree",
+    "prodigy-plus": "ProdigyPlusScheduleFree",
+    "momo": "MomoAdam",
+    "dowg": "ScalarDoWG",
+}
+
 #: Those whose step is made from the loss too.
 NEED_LOSS = ("MomoAdam", "ScalarDoWG")
 
