@@ -18,7 +18,7 @@ import torch
 
 from hypergradient.lab import main
 from hypergradient.lab.experiments import demo as room
-from hypergradient.lab.runs.config import PAPER, Config
+from hypergradient.lab.runs.config import PAPER, Config, paper
 from hypergradient.lab.runs.data import load
 from hypergradient.lab.runs.models import identified, source_digest
 from hypergradient.lab.sweeps.sweep import ended, sweep
@@ -113,7 +113,9 @@ def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
     for _ in range(2):  # a second demo replaces the first
         assert call(monkeypatch, "demo", "--output", "d", "--json") == 0
         found = json.loads(capfd.readouterr().out)
-    assert [(run["model"], run["optimizer"]) for run in found["runs"]] == [(model, name) for model in ("logreg", "mlp") for name in PAPER]
+    assert [(run["model"], run["optimizer"]) for run in found["runs"]] == [
+        (model, paper(name)) for model in ("logreg", "mlp") for name in PAPER
+    ]
     assert (tmp_path / "d/demo.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "d/demo.pdf").read_bytes().startswith(b"%PDF")
     table = pq.read_table(tmp_path / "d/history.parquet").to_pandas()

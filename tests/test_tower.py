@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hypergradient import Adapted, Additive, Multiplicative
 from hypergradient.lab.errors import LabError
@@ -19,7 +20,7 @@ from hypergradient.lab.runs.calls import read
 from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import load
 from hypergradient.lab.runs.engine import Summary
-from hypergradient.lab.runs.optimizers import rule_of
+from hypergradient.lab.runs.optimizers import make
 from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.sweeps.sweep import sweep
 from kills import kill_often
@@ -49,7 +50,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_rule_of_a_height(height: int, level: str, above: float | None, rule: Any) -> None:
     found = read(tower.tower_of("SGDN-HD", height, 0.1, 1e-3, level, above))
-    assert rule_of(found) == rule
+    assert make(found, torch.nn.Linear(1, 1)).setup.rule == rule
     first = above or 1e-3
     assert tower.levels_of(found) == ((height, level, first) if height > 1 else (1, "", None))
     assert (found.title, found.beta, found.options["lr"]) == ("SGDN-HD", 1e-3, 0.1)

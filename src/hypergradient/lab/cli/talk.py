@@ -78,7 +78,8 @@ def tell(
 ) -> None:
     """The closing words: JSON, or how it went and where the results lie; ``say`` stands for a table of all runs."""
     if as_json:
-        rows = [config.as_dict() | summary.as_dict() for config, summary in zip(configs, summaries, strict=True)]
+        pairs = zip(configs, summaries, strict=True)
+        rows = [config.as_dict() | summary.as_dict() | {"optimizer": config.optimizer} for config, summary in pairs]
         print(json.dumps({"runs": rows, "files": [str(file) for file in files]}, indent=2))
         return
     if isinstance(say, str):

@@ -9,7 +9,6 @@ from torch.optim.optimizer import ParamsT
 
 import hypergradient
 from hypergradient.optimizer import HypergradientOptimizer
-from hypergradient.rules import Rule
 
 from ..errors import LabError, first_line
 from .calls import ADAPTING, Call, shortened
@@ -75,9 +74,3 @@ def refused(call: Call, make: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # TypeError and ValueError of a constructor, and whatever those of other packages raise
         raise LabError(f"--optimizer {call}: {first_line(error)}") from None
-
-
-def rule_of(call: Call) -> Rule | None:
-    """The rule of the learning rate, None for an optimizer that does not adapt it."""
-    found = make(call, torch.nn.ParameterList([torch.zeros(1)]))
-    return found.setup.rule if isinstance(found, HypergradientOptimizer) else None
