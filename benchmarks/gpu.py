@@ -22,11 +22,12 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
+from hypergradient.lab.compare.methods import OTHERS
 from hypergradient.lab.compare.runs import RUNS, TUNED, Job, decay_groups, make_optimizer, state_bytes
 from hypergradient.lab.compare.table import number, pair_of, title_of
 from hypergradient.lab.errors import LabError, first_line
 from hypergradient.lab.runs.data import Data
-from hypergradient.lab.runs.peers import step_of
+from hypergradient.lab.runs.peers import NEED_LOSS, take_step
 from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.workloads.problem import Order, seeded
 
@@ -69,7 +70,7 @@ def train(part: Part, job: Job, data: Data, model: nn.Module, opt: Any, schedule
         opt.zero_grad()
         loss = cross_entropy(model(x), y.flatten(), label_smoothing=part.smoothing)
         torch.autograd.backward(loss)
-        step_of(job.method, opt, loss)
+        take_step(opt, loss, OTHERS.get(job.method) in NEED_LOSS)
         if scheduler:
             scheduler.step()
         if (i + 1) % max(1, part.steps // 10) == 0:

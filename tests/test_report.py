@@ -23,7 +23,8 @@ from hypergradient.lab.experiments.run import run_of
 from hypergradient.lab.pages import figures, report, tables
 from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import load
-from hypergradient.lab.runs.store import FORMAT, Folder, provenance
+from hypergradient.lab.runs.files import FORMAT, provenance
+from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.runs.train import train
 from hypergradient.lab.sweeps.sweep import folder_of, sweep
 from test_compare import made

@@ -15,6 +15,11 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200]
 
 
+def shortened(source: str) -> str:
+    """What was given, as far as a message has room for it."""
+    return source if len(source) <= 100 else f"{source[:100]}..."
+
+
 def complain(message: str) -> int:
     """One line on stderr; returns the exit status of an error that the user can mend."""
     words = (word if len(word) <= 200 else f"{word[:100]}..." for word in message.split())

@@ -30,8 +30,9 @@ from ..pages.report import write as write_report
 from ..runs.config import number
 from ..runs.data import Data, load
 from ..runs.engine import StoppedError, stop_signals
+from ..runs.files import FORMAT, provenance
 from ..runs.peers import check_peer
-from ..runs.store import FORMAT, Folder, provenance
+from ..runs.store import Folder
 from ..workloads import FAMILIES, WORKLOADS
 from .options import Flag, Json, Output, Seeds
 from .talk import note, notes, progress

@@ -15,13 +15,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import LabError
-from ..runs.calls import shortened
+from ..errors import LabError, shortened
 from ..runs.config import flat
 from ..runs.store import Folder
 from ..sweeps.index import Entry, entries
 from .options import Flag, Json
-from .talk import note
+from .talk import note, varied
 
 #: Rows of a table at most.
 ROWS = 40
@@ -166,12 +165,6 @@ def rank(row: Row) -> list[float]:
 def finite(value: object) -> object:
     """JSON has no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def varied(rows: Sequence[Row]) -> list[str]:
-    """What the runs differ in."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [name for name in names if len({json.dumps(row.get(name)) for row in rows}) > 1]
 
 
 def table_of(rows: Sequence[Row]) -> Table:

@@ -3,10 +3,10 @@
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -97,19 +97,23 @@ def tell(
 def table_of(configs: "Sequence[Config]", summaries: "Sequence[Summary]") -> Table:
     """A row a run, MOST of them, with the options that the runs differ in."""
     rows = [flat(config.as_dict()) for config in configs]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    varied = [name for name in names if name not in HEADS and len({str(row.get(name)) for row in rows}) > 1]
-    varied = [name for name in varied if name not in FOLLOWING]
+    options = [name for name in varied(rows) if name not in HEADS + FOLLOWING]
     table = Table(box=box.SIMPLE_HEAD, caption=f"and {len(rows) - MOST:,} runs more, in the report" if len(rows) > MOST else None)
-    for name in (*HEADS, *(NAMED.get(name, name.replace("_", " ")) for name in varied)):
+    for name in (*HEADS, *(NAMED.get(name, name.replace("_", " ")) for name in options)):
         table.add_column(name, no_wrap=True)
     for name in ("final α", "train loss", "valid loss", "accuracy", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for row, s in list(zip(rows, summaries, strict=True))[:MOST]:
-        options = [number(row.get(name)) for name in varied]
+        given = [number(row.get(name)) for name in options]
         numbers = [number(s.alpha, ".3g"), number(s.train_loss, ".4f"), number(s.valid_loss, ".4f"), number(s.valid_accuracy, ".2%")]
-        table.add_row(s.model, s.optimizer, *options, *numbers, f"{s.seconds:.1f} s")
+        table.add_row(s.model, s.optimizer, *given, *numbers, f"{s.seconds:.1f} s")
     return table
+
+
+def varied(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What rows differ in."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if len({json.dumps(row.get(name)) for row in rows}) > 1]
 
 
 def number(value: object, form: str = "g") -> str:

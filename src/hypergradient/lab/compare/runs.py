@@ -22,7 +22,7 @@ from hypergradient import SGDHD, AdamHD, AdamWHD
 
 from ..errors import LabError, first_line
 from ..runs.data import Data
-from ..runs.peers import make_peer, step_of
+from ..runs.peers import NEED_LOSS, make_peer, take_step
 from ..runs.store import Folder
 from ..workloads import WORKLOADS, Problem, Workload
 from .methods import FIELD, FIELD_GIVEN, OTHERS
@@ -238,7 +238,7 @@ def step(job: Job, problem: Problem, opt: Any, held: Callable[[int], Tensor] | N
     opt.zero_grad()
     loss = problem.loss(i)
     torch.autograd.backward(loss, create_graph=job.method in FIELD and FIELD[job.method].graph)
-    step_of(OTHERS.get(job.method, ""), opt, loss)
+    take_step(opt, loss, OTHERS.get(job.method) in NEED_LOSS)
     if held:
         opt.adapt(held(i))
     return loss

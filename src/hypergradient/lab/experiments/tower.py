@@ -12,8 +12,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from ..errors import LabError
-from ..runs.calls import Call, shortened
+from ..errors import LabError, shortened
+from ..runs.calls import Call
 from ..runs.config import BETA, Config, paper
 from ..runs.engine import Summary
 from ..runs.store import Folder

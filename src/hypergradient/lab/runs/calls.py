@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from ..errors import LabError
+from ..errors import LabError, shortened
 
 #: Characters of a call at most.
 LONGEST = 50_000
@@ -158,8 +158,3 @@ def count(source: str) -> int:
         return sum(parts) if isinstance(node, ast.List) else math.prod(parts)
 
     return of(tree_of(source))
-
-
-def shortened(source: str) -> str:
-    """What was given, as far as a message has room for it."""
-    return source if len(source) <= 100 else f"{source[:100]}..."

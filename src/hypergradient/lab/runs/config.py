@@ -16,8 +16,8 @@ from pydantic.dataclasses import dataclass
 
 from hypergradient.optimizer import HypergradientOptimizer
 
-from ..errors import LabError, first_line
-from .calls import Call, read, shortened, text
+from ..errors import LabError, first_line, shortened
+from .calls import Call, read, text
 from .optimizers import make
 from .peers import PEERS
 

@@ -21,8 +21,7 @@ from filelock import FileLock, Timeout
 
 import hypergradient
 
-from ..errors import LabError, first_line
-from .calls import shortened
+from ..errors import LabError, first_line, shortened
 
 #: Of the layout that is written; a folder with a higher number is left alone, one with a lower is only read.
 FORMAT = 2

@@ -10,8 +10,8 @@ from torch.optim.optimizer import ParamsT
 import hypergradient
 from hypergradient.optimizer import HypergradientOptimizer
 
-from ..errors import LabError, first_line
-from .calls import ADAPTING, Call, shortened
+from ..errors import LabError, first_line, shortened
+from .calls import ADAPTING, Call
 from .peers import PEERS, make_peer
 
 #: torch's own, but for LBFGS and SparseAdam, which need more than a gradient that is dense.

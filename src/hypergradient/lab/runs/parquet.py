@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LabError, first_line
+from ..errors import LabError, first_line, shortened
 from .cache import file_digest
-from .calls import shortened
 
 Read = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]
 

@@ -72,9 +72,9 @@ def make_peer(name: str, model: nn.Module, options: Mapping[str, Any], groups: l
     return optimizer
 
 
-def step_of(name: str, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """A step of an optimizer by name, a peer or not, whose gradients are there."""
-    if name in NEED_LOSS:
+def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, needs_loss: bool) -> None:
+    """A step of an optimizer whose gradients are there, by the loss too where it needs that."""
+    if needs_loss:
         optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
     else:
         optimizer.step()

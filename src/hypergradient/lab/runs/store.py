@@ -18,13 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import LabError, first_line
+from ..errors import LabError, first_line, shortened
 from . import files
-from .calls import shortened
 from .config import Config
-from .files import FORMAT as FORMAT
-from .files import check_format as check_format
-from .files import provenance as provenance
+from .files import FORMAT, provenance
 
 ITERATIONS = {
     "iteration": pa.int64(),

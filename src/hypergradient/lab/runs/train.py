@@ -33,7 +33,7 @@ from .engine import (
     summarise,
 )
 from .models import model_for
-from .peers import NEED_LOSS, PEERS
+from .peers import NEED_LOSS, PEERS, take_step
 from .store import Folder, History
 
 #: Batches that batch norm's statistics are made of, for an average.
@@ -200,7 +200,7 @@ class Run:
         loss = loss_of(self.model(x), y)
         loss.backward(create_graph=self.setup is not None and self.setup.signal.curvature == "hessian")  # type: ignore[no-untyped-call]
         needs_loss = self.setup.direction.monotone if self.setup else self.config.call.name in NEED_LOSS
-        self.opt.step(*([lambda: loss] if needs_loss else []))
+        take_step(self.opt, loss, needs_loss)
         return loss.item()
 
     def adapt(self, x: Tensor, y: Tensor) -> None:
