@@ -33,8 +33,8 @@ class TuningFree(Rule):
     value, α rises by proportionally less: there is nothing left to learn, and what comes next may be another task. Apart from the returns
     below, α thus falls no faster than ``t^(−2β)`` and rises no faster than ``t^β``.
 
-    A step is shortened where its gradient exceeds 1.5 times the usual one (the root mean square of the last hundred). A gradient that
-    points back to the average and is suddenly large (four times the usual; during the climb and 50 steps after it once, later in two
+    A step is shortened where its gradient exceeds 1.5 times the usual one (the root mean square of the last hundred). A gradient with
+    negative cosine that is suddenly large (four times the usual; during the climb and 50 steps after it once, later in two
     consecutive steps, which a single odd minibatch is not) returns θ to θ̄ and halves α. So does a mean cosine below −0.9, which only a
     diverging loss has. If a gradient is not finite, the step is skipped; from the second in succession on, θ returns to θ̄ and α is halved,
     once, until a gradient is finite again.
