@@ -12,15 +12,15 @@ from torch.optim.optimizer import ParamsT
 from . import checkpoint, loop
 from .average import is_average
 from .checks import Bounds
-from .dials import ScopeName
+from .compiled_step import register, step_in_graph
 from .direction import Direction
 from .directions import SGD, Adam
-from .edits import Edits, to_average, to_iterate
-from .factors import Group
-from .graph import enter, step_in_graph
-from .kept import KeptGradients
+from .external_edits import ExternalEdits, switch_to_average, switch_to_iterate
+from .group_lr import Group
+from .last_gradients import LastGradients
+from .learning_rates import ScopeName
 from .options import check_param_group, resolve
-from .products import given_gradients
+from .products import adapt_gradients
 from .rules import Rule
 from .signal import Signal
 
@@ -78,21 +78,21 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         self.given: Group | None = given | {"signal": signal, "process_group": process_group}  # until it is made
         given = self.given | {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr, "options": options}
         self.setup = resolve(type(self).__name__, params, direction, given)
-        self.kept, self.edits, self.dials = KeptGradients(), Edits(), checkpoint.scope_of(self.setup)
+        self.last_gradients, self.edits, self.scope = LastGradients(), ExternalEdits(), checkpoint.make_scope(self.setup)
         self.skipped: Any = 0
-        self.begun, self.number, self.params, self.saved = 0, enter(self), list[Tensor](), list[Any]()
-        self.warned = self.warned_of_writing = self.warned_of_ranks = False
+        self.steps_seen, self.handle, self.params, self.saved = 0, register(self), list[Tensor](), list[Any]()
+        self.warned = self.warned_overwrite = self.warned_of_ranks = False
         self.hypergradients: list[Any] = []
-        self.last_h: Tensor | None = None
+        self.last_hypergradients: Tensor | None = None
         self.other_hypergradients: list[dict[str, Any]] = []
-        self.free = options["lr"] is None and (self.setup.rule.averages or default_lr == 0)
+        self.lr_free = options["lr"] is None and (self.setup.rule.averages or default_lr == 0)
         if options["lr"] is None:
-            options["lr"] = 1.0 if self.free else default_lr
+            options["lr"] = 1.0 if self.lr_free else default_lr
         if options.get("betas", ()) is None:
-            options["betas"] = (0.9, 0.99 if self.setup.direction.between else 0.999)
-        own = {"hypergrad_lr": self.setup.rule.first_beta, "lr_bounds": lr_bounds}
+            options["betas"] = (0.9, 0.99 if self.setup.direction.averaging else 0.999)
+        own = {"hypergrad_lr": self.setup.rule.initial_beta, "lr_bounds": lr_bounds}
         if isinstance(direction, SGD | Adam):  # a base's is its own
-            own["capturable"] = self.setup.numbers.on_device
+            own["capturable"] = self.setup.scalars.on_device
         super().__init__(params, {**options, **own})
         self.given = None
         if isinstance(options["lr"], Tensor):
@@ -108,7 +108,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: an option is out of its range, or is one of those.
         """
-        param_group.setdefault("lr_free", self.free and "lr" not in param_group)
+        param_group.setdefault("lr_free", self.lr_free and "lr" not in param_group)
         check_param_group(param_group, self.defaults, self.setup, self.given)
         lr = {**self.defaults, **param_group}["lr"]
         if self.param_groups and lr is self.defaults["lr"] and isinstance(lr, Tensor):
@@ -118,7 +118,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             if p.is_conj():
                 self.param_groups.pop()
                 raise ValueError(f"a parameter of shape {tuple(p.shape)} is a lazy conjugate, which cannot be updated: resolve_conj() it")
-        checkpoint.complete(self)
+        checkpoint.fill_defaults(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Adapt the hyperparameters by their hypergradients, then update the parameters with them.
@@ -147,8 +147,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         self._check_training()
         if closure is None and self.setup.direction.monotone:
             raise TypeError("monotone=True compares the loss of each step with the last: call step(closure), which returns the loss")
-        checkpoint.look_where(self, stacklevel=6)
-        checkpoint.leave_momentum(self)
+        checkpoint.check_fingerprint(self, stacklevel=6)
+        checkpoint.convert_momentum(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -192,14 +192,14 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"adapt() takes Additive or Multiplicative; {self.setup.rule!r} must see the gradients of the steps: leave adapt() out"
             )
-        if not self.warned_of_ranks and self.setup.ranks.alone():
+        if not self.warned_of_ranks and self.setup.ranks.is_replicated():
             self.warned_of_ranks = True
             warnings.warn(
                 "adapt() has the gradients of this rank alone, so learning rates move apart unless the loss is one over all ranks: give "
                 "gradients that are averaged over them",
                 stacklevel=3,
             )
-        loop.adapt(self, given_gradients(loss_or_grads, self.param_groups))
+        loop.adapt(self, adapt_gradients(loss_or_grads, self.param_groups))
         for group in self.param_groups:
             group["step_adapts"] = False
 
@@ -215,7 +215,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         ``torch.optim.swa_utils.update_bn(batches, model)`` gives the model the average's.
         """
         if self.setup.rule.averages:
-            to_average(self)
+            switch_to_average(self)
 
     @torch.no_grad()
     def train(self) -> None:
@@ -224,7 +224,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         What somebody has written into them meanwhile, such as the best weights so far, is not thrown away: training goes on from there, and
         a warning says so.
         """
-        written = to_iterate(self)
+        written = switch_to_iterate(self)
         if written:
             warnings.warn(
                 f"{written} parameters were written while they were the average: training goes on from them, and so does the average",
@@ -263,18 +263,18 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             average of late, ``noise``, its root mean square, ``horizon``, the steps that the average looks over, and ``climbing``, 1.0
             before the learning rate has turned for the first time.
         """
-        dials = self.dials.read(self.param_groups, self.state)
-        columns = {name: list(map(float, dials.columns[name])) for name in ("alpha", *self.setup.memory.values())}
+        lrs = self.scope.read(self.param_groups, self.state)
+        columns = {name: list(map(float, lrs.columns[name])) for name in ("alpha", *self.setup.memory_columns.values())}
         rows = []
         for k, h in enumerate(self.hypergradients):
-            kept = {name: columns[key][k] for name, key in self.setup.memory.items()}
+            kept = {name: columns[key][k] for name, key in self.setup.memory_columns.items()}
             row = {"lr": columns["alpha"][k], "hypergradient": float(h)} | self.setup.rule.summary(kept)
             rows.append(row | ({"horizon": float(self.setup.horizon)} if self.setup.horizon else {}))
         return rows
 
     def state_dict(self) -> Group:
         """What ``load_state_dict()`` goes on from, as torch.optim's; under a rule that averages also where the parameters are."""
-        return checkpoint.noted(self, super().state_dict())
+        return checkpoint.with_fingerprint(self, super().state_dict())
 
     def load_state_dict(self, state_dict: Group) -> None:
         """Go on from the state of such an optimizer, as torch.optim's does.
@@ -289,7 +289,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> Group:
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in checkpoint.OWN}}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in checkpoint.COPIED}}
 
     def __setstate__(self, state: Group) -> None:
         super().__setstate__(state)

@@ -14,15 +14,15 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from . import host
-from .checks import check_number, check_switch
+from . import float_ops
+from .checks import check_flag, check_number
 
 Memory = dict[str, Any]
 """What a rule keeps of the steps so far, by name."""
 
 
 @dataclass(frozen=True)
-class Move:
+class RuleUpdate:
     """What a rule makes of a step.
 
     Args:
@@ -37,8 +37,8 @@ class Move:
     alpha: Any
     memory: Memory
     window: Any = 1.0
-    back: Any = False
-    part: Any = 1.0
+    reset: Any = False
+    fraction: Any = 1.0
     beta: Any = None
 
 
@@ -60,25 +60,25 @@ class Rule(ABC):
     averages: ClassVar[bool] = False
 
     #: Whether it makes the discount of the signal's trace, which it keeps as "discount"; ``move`` is handed "slope", too, g_t · g_{t-1}.
-    discounts: ClassVar[bool] = False
+    adapts_discount: ClassVar[bool] = False
 
     #: Whether ``move`` is handed "curvature" of each element, too, and no step is to go beyond what that allows: Σ α c ≤ 1.
-    caps: ClassVar[bool] = False
+    uses_curvature: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_number("beta", self.beta)
 
     @property
-    def of_log(self) -> bool:
+    def adapts_log(self) -> bool:
         """Whether the hypergradient that it is handed is to be that of log α."""
         return False
 
     @property
-    def first_beta(self) -> float:
+    def initial_beta(self) -> float:
         """β_0."""
         return self.beta.value if isinstance(self.beta, Adapted) else self.beta
 
-    def fresh(self) -> Memory:
+    def initial_memory(self) -> Memory:
         """What it keeps before the first step."""
         return {}
 
@@ -90,7 +90,7 @@ class Rule(ABC):
         return {}
 
     @abstractmethod
-    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
+    def update(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> RuleUpdate:
         """The learning rate α_t.
 
         Args:
@@ -112,22 +112,22 @@ class Level(Rule):
     """
 
     #: Whether it moves by a factor, so that it can neither leave 0 nor change a sign.
-    scales: ClassVar[bool] = False
+    is_multiplicative: ClassVar[bool] = False
 
     #: What s_t is made of, beside this step: by name, with what each is before the first step.
-    keeps: ClassVar[Mapping[str, float]] = {}
+    memory_defaults: ClassVar[Mapping[str, float]] = {}
 
     @property
-    def of_value(self) -> bool:
+    def adapts_value(self) -> bool:
         """Whether it moves a hyperparameter of another kind itself, rather than a coordinate that keeps it in its range."""
         return False
 
     @abstractmethod
-    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = float_ops) -> tuple[Any, Memory]:
         """s_t and what it keeps, from that, α_{t-1}, h_t, and the bound that the norms set to that: |h_t| ≤ ‖g_t‖ ‖∇αu_{t-1}‖."""
 
     @abstractmethod
-    def reach(self, alpha: Any, bound: Any) -> Any:
+    def speed_bound(self, alpha: Any, bound: Any) -> Any:
         """The bound that those set to |s_t|."""
 
     def __post_init__(self) -> None:
@@ -136,44 +136,44 @@ class Level(Rule):
         else:
             super().__post_init__()
 
-    def __call__(self, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Any:
+    def __call__(self, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> Any:
         """α_t, where β stays, of a first step."""
-        return self.move(self.fresh(), alpha, beta, h, g_norm, d_norm, xp).alpha
+        return self.update(self.initial_memory(), alpha, beta, h, g_norm, d_norm, xp).alpha
 
-    def fresh(self) -> Memory:
-        rule, level, memory = self, 1, Memory(self.keeps)
+    def initial_memory(self) -> Memory:
+        rule, level, memory = self, 1, Memory(self.memory_defaults)
         while isinstance(rule.beta, Adapted):
             memory |= {f"speed_{level}": 0.0, f"reach_{level}": 0.0}
             memory |= {f"hypergrad_lr_{level}": rule.beta.value} if level > 1 else {}  # the first is group["hypergrad_lr"]
             rule, level = rule.beta.rule, level + 1
-            memory |= {f"{name}_{level}": value for name, value in rule.keeps.items()}
+            memory |= {f"{name}_{level}": value for name, value in rule.memory_defaults.items()}
         return memory
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {name: value for name, value in memory.items() if name.startswith("hypergrad_lr")}
 
-    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
+    def update(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> RuleUpdate:
         memory = dict(memory)
-        found, beta = self._climb(memory, 1, alpha, beta, h, g_norm * d_norm, xp)
-        return Move(found, memory, beta=beta if isinstance(self.beta, Adapted) else None)
+        found, beta = self._adapt(memory, 1, alpha, beta, h, g_norm * d_norm, xp)
+        return RuleUpdate(found, memory, beta=beta if isinstance(self.beta, Adapted) else None)
 
-    def _climb(self, memory: Memory, level: int, alpha: Any, beta: Any, h: Any, bound: Any, xp: Any) -> tuple[Any, Any]:
+    def _adapt(self, memory: Memory, level: int, alpha: Any, beta: Any, h: Any, bound: Any, xp: Any) -> tuple[Any, Any]:
         """This level's α_t and β_t, the highest level first; what the levels above keep is written to ``memory``.
 
         H^(k+1)_t = −H^(k)_t s^(k)_{t-1}: the derivative of the loss by β, through the α_{t-1} that it has made.
         """
-        own = {name: f"{name}_{level}" for name in self.keeps} if level > 1 else {}
-        s, kept = self.speed(memory | {name: memory[key] for name, key in own.items()} if own else memory, alpha, h, bound, xp)
-        memory |= {own.get(name, name): value for name, value in kept.items()}
+        own = {name: f"{name}_{level}" for name in self.memory_defaults} if level > 1 else {}
+        s, new_memory = self.speed(memory | {name: memory[key] for name, key in own.items()} if own else memory, alpha, h, bound, xp)
+        memory |= {own.get(name, name): value for name, value in new_memory.items()}
         if isinstance(self.beta, Adapted):
             speed, reach, name = f"speed_{level}", f"reach_{level}", f"hypergrad_lr_{level + 1}"
             above = self.beta.rule
-            by = beta if above.of_log else 1.0
-            beta, next_beta = above._climb(
-                memory, level + 1, beta, memory.get(name, above.first_beta), -h * memory[speed] * by, bound * memory[reach] * abs(by), xp
+            by = beta if above.adapts_log else 1.0
+            beta, next_beta = above._adapt(
+                memory, level + 1, beta, memory.get(name, above.initial_beta), -h * memory[speed] * by, bound * memory[reach] * abs(by), xp
             )
-            memory |= {speed: s, reach: self.reach(alpha, bound)} | ({name: next_beta} if name in memory else {})
-        return (alpha * xp.exp(-beta * s) if self.of_log else alpha - beta * s), beta
+            memory |= {speed: s, reach: self.speed_bound(alpha, bound)} | ({name: next_beta} if name in memory else {})
+        return (alpha * xp.exp(-beta * s) if self.adapts_log else alpha - beta * s), beta
 
 
 @dataclass(frozen=True)
@@ -187,21 +187,21 @@ class Learner(Level):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_switch("log", self.log, none=True)
+        check_flag("log", self.log, none=True)
 
     @property
-    def of_log(self) -> bool:
+    def adapts_log(self) -> bool:
         return self.log is True
 
     @property
-    def of_value(self) -> bool:
+    def adapts_value(self) -> bool:
         return self.log is False
 
-    def reach(self, alpha: Any, bound: Any) -> Any:
+    def speed_bound(self, alpha: Any, bound: Any) -> Any:
         return 1.0  # s_t is of that size, whatever the hypergradients are
 
     def check_lr(self, lr: float) -> None:
-        if self.of_log and lr == 0:
+        if self.adapts_log and lr == 0:
             raise ValueError(f"{type(self).__name__} with log=True moves log lr, so it can never leave lr=0: start from lr > 0")
 
 
@@ -229,10 +229,10 @@ class Additive(Learner):
         Baydin et al., *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018, Algorithms 4 to 6.
     """
 
-    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = float_ops) -> tuple[Any, Memory]:
         return h, {}
 
-    def reach(self, alpha: Any, bound: Any) -> Any:
+    def speed_bound(self, alpha: Any, bound: Any) -> Any:
         return bound
 
 
@@ -260,7 +260,7 @@ class Multiplicative(Level):
     """
 
     reads_norms = True
-    scales = True
+    is_multiplicative = True
 
     def check_lr(self, lr: float) -> None:
         if lr == 0:
@@ -269,12 +269,12 @@ class Multiplicative(Level):
                 "start from lr > 0, or use Additive, which climbs from 0"
             )
 
-    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = float_ops) -> tuple[Any, Memory]:
         unknown = xp.logical_not(bound > 0)  # no gradient, or no last direction; where norms are beyond the numbers the cosine is 0
         cosine = xp.clamp(xp.div(h, bound), -1.0, 1.0)  # beyond 1 by rounding alone
         return alpha * xp.masked_fill(cosine, unknown, 0.0), {}
 
-    def reach(self, alpha: Any, bound: Any) -> Any:
+    def speed_bound(self, alpha: Any, bound: Any) -> Any:
         return abs(alpha)
 
 
@@ -321,14 +321,14 @@ class Adapted:
     def __post_init__(self) -> None:
         check_number("value", self.value)
         check_level("Adapted", self.rule)
-        if self.value == 0 and (self.rule.scales or self.rule.of_log):
+        if self.value == 0 and (self.rule.is_multiplicative or self.rule.adapts_log):
             name = type(self.rule).__name__
             raise ValueError(f"{name} scales β by a factor, so it can never leave 0: start from value > 0, or use Additive")
 
 
 def check_level(name: str, rule: Any) -> None:
     """Raise TypeError where ``rule`` cannot adapt anything but a learning rate."""
-    if not isinstance(rule, Level) or rule.caps:
+    if not isinstance(rule, Level) or rule.uses_curvature:
         raise TypeError(f"{name} takes a rule such as Additive(1e-6) or Multiplicative(0.01), got {rule!r}")
 
 
@@ -339,7 +339,7 @@ def norms_of(x: Mapping[str, Any], xp: Any) -> tuple[Any, Any]:
     return (xp.sqrt(x["gg"]), xp.sqrt(x["xx"])) if "gg" in x else (0.0, 0.0)
 
 
-def clipped(x: Any, low: Any, high: Any, xp: Any) -> Any:
+def clip(x: Any, low: Any, high: Any, xp: Any) -> Any:
     """x inside bounds that are numbers, or columns; one of each too."""
     if isinstance(low, float) and isinstance(high, float) and low == -math.inf and high == math.inf:
         return x

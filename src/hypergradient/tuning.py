@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from . import host
-from .rules import Memory, Move, Rule
+from . import float_ops
+from .rules import Memory, Rule, RuleUpdate
 
 
 @final
@@ -73,29 +73,29 @@ class TuningFree(Rule):
     averages = True
 
     #: Share of the run, and steps at least, that the average looks over.
-    SHARE: ClassVar = 0.2
-    SHORTEST: ClassVar = 10.0
+    AVERAGE_FRACTION: ClassVar = 0.2
+    MIN_WINDOW: ClassVar = 10.0
 
     #: Of the first step, over 1 + ‖θ_0‖: where no lr is given, and at most.
-    FIRST: ClassVar = (1e-2, 0.03)
+    FIRST_STEP: ClassVar = (1e-2, 0.03)
 
     #: The largest step of log α in the climb; and how far the iterate is from its average, over the size of the parameters, where a signal
     #: of 0 leaves α as it is.
-    CLIMB: ClassVar = 0.15
+    MAX_CLIMB: ClassVar = 0.15
     FAR: ClassVar = 0.25
 
     #: How many times the usual gradient ends the climb of an iterate that is so far; below what part of the largest usual one α rises less.
-    LARGE: ClassVar = 3.0
-    FADED: ClassVar = 0.01
+    LARGE_GRADIENT: ClassVar = 3.0
+    SMALL_GRADIENT: ClassVar = 0.01
 
     #: How many times the usual gradient is suddenly large, and how many times it a gradient is of which a whole step is taken.
-    SUDDEN: ClassVar = 4.0
-    SPIKE: ClassVar = 1.5
+    SUDDEN_GRADIENT: ClassVar = 4.0
+    SHORTENED_FROM: ClassVar = 1.5
 
-    def fresh(self) -> Memory:
+    def initial_memory(self) -> Memory:
         return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned", "lost", "most"), 0.0) | {"usual": math.inf}
 
-    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
+    def update(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> RuleUpdate:
         steps, turned, usual = memory["steps"], memory["turned"], memory["usual"]
         started, bound = steps > 0, g_norm * d_norm
         known = (h - h) + bound < math.inf
@@ -105,17 +105,17 @@ class TuningFree(Rule):
         climbs = turned == 0
         root = xp.sqrt(usual)
         times = g_norm / root  # 0 before the first
-        sudden = (cosine < 0) & (times > self.SUDDEN)
+        sudden = (cosine < 0) & (times > self.SUDDEN_GRADIENT)
         soon = climbs | (steps - turned < 50)
         away = moved & ((sudden & xp.logical_or(soon, memory["sudden"])) | (m < -0.9))
         far = self.FAR * (1 + memory["size"])
-        turns = away | (moved & climbs & (((m < 0) & (steps > 10)) | ((d_norm > far) & (times > self.LARGE))))
+        turns = away | (moved & climbs & (((m < 0) & (steps > 10)) | ((d_norm > far) & (times > self.LARGE_GRADIENT))))
         lost = xp.logical_not(known)
         back = away | (lost & (memory["lost"] > 0))
 
         change = self._change(s, (far - d_norm) / (far + d_norm), steps, climbs, beta, xp)  # none where nothing has moved yet, or again
         most = xp.maximum(memory["most"], xp.masked_fill(root, root == math.inf, 0.0))
-        change = xp.minimum(change, change * xp.clamp(xp.div(g_norm, self.FADED * most), max=1.0))
+        change = xp.minimum(change, change * xp.clamp(xp.div(g_norm, self.SMALL_GRADIENT * most), max=1.0))
         factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), turns | (lost & (memory["lost"] == 1)), 0.5)
         factor = factor * (1 + (known & (memory["lost"] == 2)))  # what a run of gradients that were not finite took
 
@@ -133,14 +133,14 @@ class TuningFree(Rule):
             "sudden": xp.where(moved, sudden, memory["sudden"]),
             "turned": xp.where(turns & climbs, steps, turned),
         }
-        part = xp.masked_fill(xp.clamp(self.SPIKE / xp.clamp(times, min=1e-30), max=1.0), lost, 1.0)
-        return Move(alpha * factor, new, self._window(seen, xp), back, part)
+        part = xp.masked_fill(xp.clamp(self.SHORTENED_FROM / xp.clamp(times, min=1e-30), max=1.0), lost, 1.0)
+        return RuleUpdate(alpha * factor, new, self._window(seen, xp), back, part)
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {
             "signal": memory["signal"],
             "noise": math.sqrt(memory["power"]),
-            "horizon": self._window(memory["steps"], host),
+            "horizon": self._window(memory["steps"], float_ops),
             "climbing": float(memory["turned"] == 0),
         }
 
@@ -154,13 +154,13 @@ class TuningFree(Rule):
 
     def _change(self, s: Any, room: Any, steps: Any, climbs: Any, beta: Any, xp: Any) -> Any:
         """What log α moves by at a signal s, with room from 1, the iterate is close to its average, to -1, it is far."""
-        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.CLIMB) * (s + xp.clamp(room, max=0.0))
+        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.MAX_CLIMB) * (s + xp.clamp(room, max=0.0))
         q = xp.clamp(s + room, -1.0, 1.0)
         return xp.where(climbs, climb, beta * (q + xp.clamp(q, max=0.0)) / xp.clamp(steps, min=10.0))
 
     def _window(self, steps: Any, xp: Any) -> Any:
         """How many steps the average looks over."""
-        return xp.clamp(self.SHARE * steps, min=self.SHORTEST)
+        return xp.clamp(self.AVERAGE_FRACTION * steps, min=self.MIN_WINDOW)
 
 
 def safe_start(xp: Any, alpha: Any, begins: Any, gg: Any, pp: Any, dd: Any) -> tuple[Any, Any]:
@@ -179,5 +179,5 @@ def safe_start(xp: Any, alpha: Any, begins: Any, gg: Any, pp: Any, dd: Any) -> t
     """
     still = xp.logical_not((gg > 0) & (dd > 0) & (dd < math.inf))
     whole = xp.masked_fill(xp.div(1 + xp.sqrt(pp), xp.sqrt(dd)), still, 0.0)
-    low, high = (share * whole for share in TuningFree.FIRST)
+    low, high = (share * whole for share in TuningFree.FIRST_STEP)
     return xp.where(begins & xp.logical_not(still), xp.clamp(alpha, low, high), alpha), begins & still
