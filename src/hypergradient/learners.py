@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
-from . import host
+from . import float_ops
 from .checks import check_above, check_number, check_pair
-from .rules import Learner, Memory, Move, Rule
+from .rules import Learner, Memory, Rule, RuleUpdate
 
 
 @final
@@ -36,13 +36,13 @@ class AdaGradRule(Learner):
 
     eps: float = 1e-12
 
-    keeps: ClassVar = {"sum": 0.0}
+    memory_defaults: ClassVar = {"sum": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_above("eps", self.eps)
 
-    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = float_ops) -> tuple[Any, Memory]:
         total = memory["sum"] + h * h
         return h / (xp.sqrt(total) + self.eps), {"sum": total}
 
@@ -76,7 +76,7 @@ class AdamRule(Learner):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    keeps: ClassVar = {"steps": 0.0, "mean": 0.0, "square": 0.0}
+    memory_defaults: ClassVar = {"steps": 0.0, "mean": 0.0, "square": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +84,7 @@ class AdamRule(Learner):
         object.__setattr__(self, "betas", tuple(self.betas))
         check_above("eps", self.eps)
 
-    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = float_ops) -> tuple[Any, Memory]:
         b1, b2 = self.betas
         t, m, v = memory["steps"] + 1, xp.lerp(memory["mean"], h, 1 - b1), xp.lerp(memory["square"], h * h, 1 - b2)
         s = m / (1 - b1**t) / (xp.sqrt(v / (1 - b2**t)) + self.eps)
@@ -119,14 +119,14 @@ class LionRule(Learner):
 
     betas: tuple[float, float] = (0.9, 0.99)
 
-    keeps: ClassVar = {"mean": 0.0}
+    memory_defaults: ClassVar = {"mean": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pair("betas", self.betas)
         object.__setattr__(self, "betas", tuple(self.betas))
 
-    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = float_ops) -> tuple[Any, Memory]:
         b1, b2 = self.betas
         return xp.sign(xp.lerp(memory["mean"], h, 1 - b1)) + (h - h), {"mean": xp.lerp(memory["mean"], h, 1 - b2)}
 
@@ -170,14 +170,14 @@ class Autostep(Learner):
     tau: float = 1e4
     log: bool | None = field(default=True, init=False)
 
-    keeps: ClassVar = {"largest": 0.0}
-    caps: ClassVar = True
+    memory_defaults: ClassVar = {"largest": 0.0}
+    uses_curvature: ClassVar = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_above("tau", self.tau)
 
-    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = float_ops) -> tuple[Any, Memory]:
         v = memory["largest"]
         v = xp.maximum(abs(h), v + alpha * memory["curvature"] * (abs(h) - v) / self.tau)
         return xp.masked_fill(xp.div(h, v), xp.logical_not(v > 0), 0.0) + (h - h), {"largest": v}
@@ -225,20 +225,20 @@ class Marthe(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("rate", self.rate)
-        object.__setattr__(self, "discounts", self.auto)
+        object.__setattr__(self, "adapts_discount", self.auto)
 
-    def fresh(self) -> Memory:
+    def initial_memory(self) -> Memory:
         return {"discount": 0.0, "count": 0.0} if self.auto else {}
 
-    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
+    def update(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> RuleUpdate:
         alpha = alpha - beta * h
         beta = xp.clamp(beta + self.rate * h * alpha, min=0.0)
         if not self.auto:
-            return Move(alpha, {}, beta=beta)
+            return RuleUpdate(alpha, {}, beta=beta)
         mu, slope = memory["discount"], memory["slope"]
         q = xp.masked_fill(xp.clamp(xp.div(alpha, slope), 0.0, 1.0), xp.logical_not(slope > 0), 0.0)
         count = memory["count"] * xp.sign(mu) + mu
-        return Move(alpha, {"discount": q ** (1 / (count + 1)), "count": count}, beta=beta)
+        return RuleUpdate(alpha, {"discount": q ** (1 / (count + 1)), "count": count}, beta=beta)
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {"discount": memory["discount"]} if self.auto else {}

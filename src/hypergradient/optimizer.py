@@ -12,15 +12,15 @@ from torch.optim.optimizer import ParamsT
 from . import checkpoint, loop
 from .average import is_average
 from .checks import Bounds
-from .dials import ScopeName
+from .compiled_step import register, step_in_graph
 from .direction import Direction
 from .directions import SGD, Adam
-from .edits import Edits, to_average, to_iterate
-from .factors import Group
-from .graph import enter, step_in_graph
-from .kept import KeptGradients
+from .external_edits import ExternalEdits, switch_to_average, switch_to_iterate
+from .group_lr import Group
+from .last_gradients import LastGradients
+from .learning_rates import ScopeName
 from .options import check_param_group, resolve
-from .products import given_gradients
+from .products import adapt_gradients
 from .rules import Rule
 from .signal import Signal
 
@@ -78,21 +78,21 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         self.given: Group | None = given | {"signal": signal, "process_group": process_group}  # only during construction
         given = self.given | {"fused": fused, "capturable": capturable, "default": default_hypergrad_lr, "options": options}
         self.setup = resolve(type(self).__name__, params, direction, given)
-        self.kept, self.edits, self.dials = KeptGradients(), Edits(), checkpoint.scope_of(self.setup)
+        self.last_gradients, self.edits, self.scope = LastGradients(), ExternalEdits(), checkpoint.make_scope(self.setup)
         self.skipped: Any = 0
-        self.begun, self.number, self.params, self.saved = 0, enter(self), list[Tensor](), list[Any]()
-        self.warned = self.warned_of_writing = self.warned_of_ranks = False
+        self.steps_seen, self.handle, self.params, self.saved = 0, register(self), list[Tensor](), list[Any]()
+        self.warned = self.warned_overwrite = self.warned_of_ranks = False
         self.hypergradients: list[Any] = []
-        self.last_h: Tensor | None = None
+        self.last_hypergradients: Tensor | None = None
         self.other_hypergradients: list[dict[str, Any]] = []
-        self.free = options["lr"] is None and (self.setup.rule.averages or default_lr == 0)
+        self.lr_free = options["lr"] is None and (self.setup.rule.averages or default_lr == 0)
         if options["lr"] is None:
-            options["lr"] = 1.0 if self.free else default_lr
+            options["lr"] = 1.0 if self.lr_free else default_lr
         if options.get("betas", ()) is None:
-            options["betas"] = (0.9, 0.99 if self.setup.direction.between else 0.999)
-        own = {"hypergrad_lr": self.setup.rule.first_beta, "lr_bounds": lr_bounds}
+            options["betas"] = (0.9, 0.99 if self.setup.direction.averaging else 0.999)
+        own = {"hypergrad_lr": self.setup.rule.initial_beta, "lr_bounds": lr_bounds}
         if isinstance(direction, SGD | Adam):  # a wrapped optimizer has its own
-            own["capturable"] = self.setup.numbers.on_device
+            own["capturable"] = self.setup.scalars.on_device
         super().__init__(params, {**options, **own})
         self.given = None
         if isinstance(options["lr"], Tensor):
@@ -108,7 +108,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: an option is out of range, or is one of those.
         """
-        param_group.setdefault("lr_free", self.free and "lr" not in param_group)
+        param_group.setdefault("lr_free", self.lr_free and "lr" not in param_group)
         check_param_group(param_group, self.defaults, self.setup, self.given)
         lr = {**self.defaults, **param_group}["lr"]
         if self.param_groups and lr is self.defaults["lr"] and isinstance(lr, Tensor):
@@ -118,7 +118,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             if p.is_conj():
                 self.param_groups.pop()
                 raise ValueError(f"a parameter of shape {tuple(p.shape)} is a lazy conjugate, which cannot be updated: resolve_conj() it")
-        checkpoint.complete(self)
+        checkpoint.fill_defaults(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Adapt the hyperparameters by their hypergradients, then update the parameters.
@@ -145,9 +145,9 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         """The step itself, with its hooks."""
         self._check_training()
         if closure is None and self.setup.direction.monotone:
-            raise TypeError("monotone=True compares the losses of successive steps: call step(closure), which returns the loss")
-        checkpoint.look_where(self, stacklevel=6)
-        checkpoint.leave_momentum(self)
+            raise TypeError("monotone=True compares the losses of successive steps: call step(closure) with a closure that returns it")
+        checkpoint.check_fingerprint(self, stacklevel=6)
+        checkpoint.convert_momentum(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -191,14 +191,14 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"adapt() takes Additive or Multiplicative; {self.setup.rule!r} needs the gradients of the steps: do not call adapt()"
             )
-        if not self.warned_of_ranks and self.setup.ranks.alone():
+        if not self.warned_of_ranks and self.setup.ranks.is_replicated():
             self.warned_of_ranks = True
             warnings.warn(
                 "adapt() sees the gradients of this rank alone, so learning rates will differ between ranks unless the loss is that of all "
                 "ranks: give it gradients that are averaged over ranks",
                 stacklevel=3,
             )
-        loop.adapt(self, given_gradients(loss_or_grads, self.param_groups))
+        loop.adapt(self, adapt_gradients(loss_or_grads, self.param_groups))
         for group in self.param_groups:
             group["step_adapts"] = False
 
@@ -214,15 +214,16 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         call ``torch.optim.swa_utils.update_bn(batches, model)`` after ``eval()`` to compute those of the average.
         """
         if self.setup.rule.averages:
-            to_average(self)
+            switch_to_average(self)
 
     @torch.no_grad()
     def train(self) -> None:
         """Restore the parameters, bit for bit, to continue training after ``eval()``.
 
-        If parameters were overwritten in between, for example with the best weights so far, training continues from those, with a warning.
+        If the parameters were overwritten in between, for example with the best weights so far, training continues from those, with a
+        warning.
         """
-        written = to_iterate(self)
+        written = switch_to_iterate(self)
         if written:
             warnings.warn(
                 f"{written} parameters were overwritten while the average was swapped in: training continues from their new values",
@@ -261,18 +262,18 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             displacement; ``noise``, its root mean square; ``horizon``, over how many steps the average looks; and ``climbing``, 1.0 until
             the learning rate has turned for the first time. With a schedule also ``adapted lr``; with a tower the β of each level.
         """
-        dials = self.dials.read(self.param_groups, self.state)
-        columns = {name: list(map(float, dials.columns[name])) for name in ("alpha", *self.setup.memory.values())}
+        lrs = self.scope.read(self.param_groups, self.state)
+        columns = {name: list(map(float, lrs.columns[name])) for name in ("alpha", *self.setup.memory_columns.values())}
         rows = []
         for k, h in enumerate(self.hypergradients):
-            kept = {name: columns[key][k] for name, key in self.setup.memory.items()}
+            kept = {name: columns[key][k] for name, key in self.setup.memory_columns.items()}
             row = {"lr": columns["alpha"][k], "hypergradient": float(h)} | self.setup.rule.summary(kept)
             rows.append(row | ({"horizon": float(self.setup.horizon)} if self.setup.horizon else {}))
         return rows
 
     def state_dict(self) -> Group:
         """The state of the optimizer, as in torch.optim; with a rule that averages also a sum that identifies the parameters."""
-        return checkpoint.noted(self, super().state_dict())
+        return checkpoint.with_fingerprint(self, super().state_dict())
 
     def load_state_dict(self, state_dict: Group) -> None:
         """Load the state of such an optimizer, as in torch.optim, and continue from it.
@@ -287,7 +288,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> Group:
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in checkpoint.OWN}}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in checkpoint.COPIED}}
 
     def __setstate__(self, state: Group) -> None:
         super().__setstate__(state)

@@ -1,7 +1,7 @@
 """Rules: how a hyperparameter follows its hypergradient, as a map (α_{t-1}, β, h_t, ‖g_t‖, ‖∇αu_{t-1}‖) → α_t.
 
-Each rule is one elementwise formula, which is evaluated on Python floats, on vectors with an entry per learning rate, or on the elements
-of a tensor. The argument ``xp`` provides the functions of torch for whichever it is: torch itself, or ``host`` for floats. A rule never
+Each rule is one elementwise formula, which is evaluated on Python floats, on vectors with an entry per learning rate, or on the elements of
+a tensor. The argument ``xp`` provides the functions of torch for whichever it is: torch itself, or ``float_ops`` for floats. A rule never
 asks for a type and branches with ``where``. Rules are written for the learning rate, and adapt every other hyperparameter too, in the
 coordinates of hyperparameters.py.
 """
@@ -14,15 +14,15 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from . import host
-from .checks import check_number, check_switch
+from . import float_ops
+from .checks import check_flag, check_number
 
 Memory = dict[str, Any]
 """The state of a rule, by name."""
 
 
 @dataclass(frozen=True)
-class Move:
+class RuleUpdate:
     """The result of a rule for one step.
 
     Args:
@@ -37,8 +37,8 @@ class Move:
     alpha: Any
     memory: Memory
     window: Any = 1.0
-    back: Any = False
-    part: Any = 1.0
+    reset: Any = False
+    fraction: Any = 1.0
     beta: Any = None
 
 
@@ -46,9 +46,9 @@ class Move:
 class Rule(ABC):
     """Base class of all rules: β, and a pure function from the last learning rate to the next.
 
-    The optimizer copies ``first_beta`` to ``group["hypergrad_lr"]``, where it can be read and changed; a step uses the value found there.
-    To write a rule of your own, derive a frozen dataclass from this and implement ``move``; ``xp`` has the functions of torch, so that one
-    formula serves floats and tensors.
+    The optimizer copies ``initial_beta`` to ``group["hypergrad_lr"]``, where it can be read and changed; a step uses the value found there.
+    To write a rule of your own, derive a frozen dataclass from this and implement ``update``; ``xp`` has the functions of torch, so that
+    one formula serves floats and tensors.
     """
 
     beta: "float | Adapted"
@@ -57,29 +57,29 @@ class Rule(ABC):
     reads_norms: ClassVar[bool] = False
 
     #: Whether the hypergradient is that of log α against the displacement from the iterate to its average, which the optimizer then
-    #: maintains; the ``memory`` of ``move`` also has the norm of the parameters, as "size".
+    #: maintains; the ``memory`` of ``update`` also has the norm of the parameters, as "size".
     averages: ClassVar[bool] = False
 
     #: Whether the rule sets the discount of the signal's trace, as "discount" in its state; ``memory`` also has g_t · g_{t-1}, as "slope".
-    discounts: ClassVar[bool] = False
+    adapts_discount: ClassVar[bool] = False
 
     #: Whether ``memory`` also has the curvature c of each element, as "curvature", and learning rates are scaled down to Σ α c ≤ 1.
-    caps: ClassVar[bool] = False
+    uses_curvature: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_number("beta", self.beta)
 
     @property
-    def of_log(self) -> bool:
+    def adapts_log(self) -> bool:
         """Whether the rule needs the hypergradient with respect to log α instead of α."""
         return False
 
     @property
-    def first_beta(self) -> float:
+    def initial_beta(self) -> float:
         """β_0, the initial hypergradient learning rate."""
         return self.beta.value if isinstance(self.beta, Adapted) else self.beta
 
-    def fresh(self) -> Memory:
+    def initial_memory(self) -> Memory:
         """The state of the rule before the first step, by name."""
         return {}
 
@@ -91,17 +91,17 @@ class Rule(ABC):
         return {}
 
     @abstractmethod
-    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
+    def update(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> RuleUpdate:
         """The learning rate α_t.
 
         Args:
-            memory: the state from the last step's ``Move``.
+            memory: the state from the last step's ``RuleUpdate``.
             alpha: α_{t-1}.
             beta: β, the hypergradient learning rate.
             h: the hypergradient ``h_t = g_t · ∇αu_{t-1}``; 0 in the first step.
             g_norm: ‖g_t‖; 0 if the rule does not read norms.
             d_norm: ‖∇αu_{t-1}‖; likewise.
-            xp: the functions to compute with: torch, or ``host`` for floats.
+            xp: the functions to compute with: torch, or ``float_ops`` for floats.
         """
 
 
@@ -113,22 +113,22 @@ class Level(Rule):
     """
 
     #: Whether the update is a factor, which can neither leave 0 nor change the sign.
-    scales: ClassVar[bool] = False
+    is_multiplicative: ClassVar[bool] = False
 
     #: The state that s_t needs, by name, with the values before the first step.
-    keeps: ClassVar[Mapping[str, float]] = {}
+    memory_defaults: ClassVar[Mapping[str, float]] = {}
 
     @property
-    def of_value(self) -> bool:
+    def adapts_value(self) -> bool:
         """Whether another hyperparameter than lr is updated itself, rather than a coordinate that keeps it in its range."""
         return False
 
     @abstractmethod
-    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = float_ops) -> tuple[Any, Memory]:
         """``s_t`` and the new state, from the state, α_{t-1}, ``h_t``, and ``bound`` = ‖g_t‖ ‖∇αu_{t-1}‖ ≥ |h_t|."""
 
     @abstractmethod
-    def reach(self, alpha: Any, bound: Any) -> Any:
+    def speed_bound(self, alpha: Any, bound: Any) -> Any:
         """An upper bound of ``|s_t|``, given ``bound`` ≥ ``|h_t|``."""
 
     def __post_init__(self) -> None:
@@ -137,44 +137,44 @@ class Level(Rule):
         else:
             super().__post_init__()
 
-    def __call__(self, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Any:
+    def __call__(self, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> Any:
         """α_t of a first step, with constant β."""
-        return self.move(self.fresh(), alpha, beta, h, g_norm, d_norm, xp).alpha
+        return self.update(self.initial_memory(), alpha, beta, h, g_norm, d_norm, xp).alpha
 
-    def fresh(self) -> Memory:
-        rule, level, memory = self, 1, Memory(self.keeps)
+    def initial_memory(self) -> Memory:
+        rule, level, memory = self, 1, Memory(self.memory_defaults)
         while isinstance(rule.beta, Adapted):
             memory |= {f"speed_{level}": 0.0, f"reach_{level}": 0.0}
             memory |= {f"hypergrad_lr_{level}": rule.beta.value} if level > 1 else {}  # the first is group["hypergrad_lr"]
             rule, level = rule.beta.rule, level + 1
-            memory |= {f"{name}_{level}": value for name, value in rule.keeps.items()}
+            memory |= {f"{name}_{level}": value for name, value in rule.memory_defaults.items()}
         return memory
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {name: value for name, value in memory.items() if name.startswith("hypergrad_lr")}
 
-    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
+    def update(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> RuleUpdate:
         memory = dict(memory)
-        found, beta = self._climb(memory, 1, alpha, beta, h, g_norm * d_norm, xp)
-        return Move(found, memory, beta=beta if isinstance(self.beta, Adapted) else None)
+        found, beta = self._adapt(memory, 1, alpha, beta, h, g_norm * d_norm, xp)
+        return RuleUpdate(found, memory, beta=beta if isinstance(self.beta, Adapted) else None)
 
-    def _climb(self, memory: Memory, level: int, alpha: Any, beta: Any, h: Any, bound: Any, xp: Any) -> tuple[Any, Any]:
+    def _adapt(self, memory: Memory, level: int, alpha: Any, beta: Any, h: Any, bound: Any, xp: Any) -> tuple[Any, Any]:
         """α_t and β_t of this level, the highest level first; writes the state of the levels above to ``memory``.
 
         H^(k+1)_t = −H^(k)_t s^(k)_{t-1}: the derivative of the loss by β, through the α_{t-1} that it has made.
         """
-        own = {name: f"{name}_{level}" for name in self.keeps} if level > 1 else {}
-        s, kept = self.speed(memory | {name: memory[key] for name, key in own.items()} if own else memory, alpha, h, bound, xp)
-        memory |= {own.get(name, name): value for name, value in kept.items()}
+        own = {name: f"{name}_{level}" for name in self.memory_defaults} if level > 1 else {}
+        s, new_memory = self.speed(memory | {name: memory[key] for name, key in own.items()} if own else memory, alpha, h, bound, xp)
+        memory |= {own.get(name, name): value for name, value in new_memory.items()}
         if isinstance(self.beta, Adapted):
             speed, reach, name = f"speed_{level}", f"reach_{level}", f"hypergrad_lr_{level + 1}"
             above = self.beta.rule
-            by = beta if above.of_log else 1.0
-            beta, next_beta = above._climb(
-                memory, level + 1, beta, memory.get(name, above.first_beta), -h * memory[speed] * by, bound * memory[reach] * abs(by), xp
+            by = beta if above.adapts_log else 1.0
+            beta, next_beta = above._adapt(
+                memory, level + 1, beta, memory.get(name, above.initial_beta), -h * memory[speed] * by, bound * memory[reach] * abs(by), xp
             )
-            memory |= {speed: s, reach: self.reach(alpha, bound)} | ({name: next_beta} if name in memory else {})
-        return (alpha * xp.exp(-beta * s) if self.of_log else alpha - beta * s), beta
+            memory |= {speed: s, reach: self.speed_bound(alpha, bound)} | ({name: next_beta} if name in memory else {})
+        return (alpha * xp.exp(-beta * s) if self.adapts_log else alpha - beta * s), beta
 
 
 @dataclass(frozen=True)
@@ -188,21 +188,21 @@ class Learner(Level):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_switch("log", self.log, none=True)
+        check_flag("log", self.log, none=True)
 
     @property
-    def of_log(self) -> bool:
+    def adapts_log(self) -> bool:
         return self.log is True
 
     @property
-    def of_value(self) -> bool:
+    def adapts_value(self) -> bool:
         return self.log is False
 
-    def reach(self, alpha: Any, bound: Any) -> Any:
+    def speed_bound(self, alpha: Any, bound: Any) -> Any:
         return 1.0  # |s_t| is about 1, whatever the scale of the hypergradients
 
     def check_lr(self, lr: float) -> None:
-        if self.of_log and lr == 0:
+        if self.adapts_log and lr == 0:
             raise ValueError(f"{type(self).__name__} with log=True updates log lr, so it can never leave lr=0: start from lr > 0")
 
 
@@ -232,10 +232,10 @@ class Additive(Learner):
         Baydin et al., *Online Learning Rate Adaptation with Hypergradient Descent*, ICLR 2018, Algorithms 4 to 6.
     """
 
-    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = float_ops) -> tuple[Any, Memory]:
         return h, {}
 
-    def reach(self, alpha: Any, bound: Any) -> Any:
+    def speed_bound(self, alpha: Any, bound: Any) -> Any:
         return bound
 
 
@@ -262,7 +262,7 @@ class Multiplicative(Level):
     """
 
     reads_norms = True
-    scales = True
+    is_multiplicative = True
 
     def check_lr(self, lr: float) -> None:
         if lr == 0:
@@ -271,12 +271,12 @@ class Multiplicative(Level):
                 "start from lr > 0, or use Additive, which climbs from 0"
             )
 
-    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = host) -> tuple[Any, Memory]:
+    def speed(self, memory: Memory, alpha: Any, h: Any, bound: Any, xp: Any = float_ops) -> tuple[Any, Memory]:
         unknown = xp.logical_not(bound > 0)  # no gradient or no last direction; where a norm overflows the cosine is 0
         cosine = xp.clamp(xp.div(h, bound), -1.0, 1.0)  # exceeds 1 only by rounding
         return alpha * xp.masked_fill(cosine, unknown, 0.0), {}
 
-    def reach(self, alpha: Any, bound: Any) -> Any:
+    def speed_bound(self, alpha: Any, bound: Any) -> Any:
         return abs(alpha)
 
 
@@ -323,14 +323,14 @@ class Adapted:
     def __post_init__(self) -> None:
         check_number("value", self.value)
         check_level("Adapted", self.rule)
-        if self.value == 0 and (self.rule.scales or self.rule.of_log):
+        if self.value == 0 and (self.rule.is_multiplicative or self.rule.adapts_log):
             name = type(self.rule).__name__
             raise ValueError(f"{name} scales β by a factor, so it can never leave 0: start from value > 0, or use Additive")
 
 
 def check_level(name: str, rule: Any) -> None:
     """Raise TypeError if ``rule`` can adapt nothing but a learning rate."""
-    if not isinstance(rule, Level) or rule.caps:
+    if not isinstance(rule, Level) or rule.uses_curvature:
         raise TypeError(f"{name} takes a rule such as Additive(1e-6) or Multiplicative(0.01), got {rule!r}")
 
 
@@ -341,7 +341,7 @@ def norms_of(x: Mapping[str, Any], xp: Any) -> tuple[Any, Any]:
     return (xp.sqrt(x["gg"]), xp.sqrt(x["xx"])) if "gg" in x else (0.0, 0.0)
 
 
-def clipped(x: Any, low: Any, high: Any, xp: Any) -> Any:
+def clip(x: Any, low: Any, high: Any, xp: Any) -> Any:
     """x clipped to bounds, which are scalars, columns, or one of each."""
     if isinstance(low, float) and isinstance(high, float) and low == -math.inf and high == math.inf:
         return x

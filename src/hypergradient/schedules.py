@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
-from . import host
+from . import float_ops
 from .checks import check_number
-from .rules import Adapted, Memory, Move, Rule
+from .rules import Adapted, Memory, Rule, RuleUpdate
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Schedule(Rule):
             object.__setattr__(self, name, getattr(self.rule, name))
 
     @abstractmethod
-    def applied(self, alpha: Any, t: Any, xp: Any = host) -> Any:
+    def applied(self, alpha: Any, t: Any, xp: Any = float_ops) -> Any:
         """The learning rate applied in step t (counted from 1), given the rule's ``alpha``; t is an int, or a vector on the device."""
 
     def check_lr(self, lr: float) -> None:
         self.rule.check_lr(lr)
 
-    def used(self, before: Any, alpha: Any, t: Any, xp: Any = host) -> Any:
+    def used(self, before: Any, alpha: Any, t: Any, xp: Any = float_ops) -> Any:
         """As ``applied``, given also the learning rate ``before`` this step's update."""
         return self.applied(alpha, t, xp)
 
     @property
-    def of_log(self) -> bool:
-        return self.rule.of_log
+    def adapts_log(self) -> bool:
+        return self.rule.adapts_log
 
     @property
     def _own(self) -> tuple[str, str, str]:
@@ -47,20 +47,20 @@ class Schedule(Rule):
         name = type(self).__name__.lower()
         return f"{name}_steps", f"{name}_alpha", f"{name}_applied"
 
-    def fresh(self) -> Memory:
-        return dict.fromkeys(self._own, 0.0) | self.rule.fresh()
+    def initial_memory(self) -> Memory:
+        return dict.fromkeys(self._own, 0.0) | self.rule.initial_memory()
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {"adapted lr": memory[self._own[1]], **self.rule.summary(memory)}
 
-    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
-        steps, kept, applied = self._own
+    def update(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> RuleUpdate:
+        steps, adapted, applied = self._own
         near = abs(alpha - memory[applied]) <= 1e-6 * xp.maximum(abs(alpha), abs(memory[applied]))  # a tensor lr is rounded
-        alpha = xp.where((memory[steps] > 0) & near, memory[kept], alpha)
-        move = self.rule.move(memory, alpha, beta, h, g_norm, d_norm, xp)
+        alpha = xp.where((memory[steps] > 0) & near, memory[adapted], alpha)
+        update = self.rule.update(memory, alpha, beta, h, g_norm, d_norm, xp)
         t = memory[steps] + 1
-        found = self.used(alpha, move.alpha, int(t) if xp is host else t, xp)
-        return replace(move, alpha=found, memory={**move.memory, steps: t, kept: move.alpha, applied: found})
+        found = self.used(alpha, update.alpha, int(t) if xp is float_ops else t, xp)
+        return replace(update, alpha=found, memory={**update.memory, steps: t, adapted: update.alpha, applied: found})
 
 
 def inverse_square(t: int) -> float:
@@ -105,7 +105,7 @@ class Transition(Schedule):
         if self.delta(1) != 1:
             raise ValueError(f"delta(1) must be 1, got {self.delta(1)!r}")
 
-    def applied(self, alpha: Any, t: Any, xp: Any = host) -> Any:
+    def applied(self, alpha: Any, t: Any, xp: Any = float_ops) -> Any:
         delta = self.delta(t)
         return delta * alpha + (1 - delta) * self.alpha_inf
 
@@ -142,7 +142,7 @@ class Decay(Schedule):
         if not 0 < self.share <= 1:
             raise ValueError(f"share must lie above 0 and be at most 1, got {self.share!r}")
 
-    def applied(self, alpha: Any, t: Any, xp: Any = host) -> Any:
+    def applied(self, alpha: Any, t: Any, xp: Any = float_ops) -> Any:
         return alpha * xp.clamp((self.total_steps + 1 - t) / (self.share * self.total_steps), 0.0, 1.0)
 
 
@@ -171,8 +171,8 @@ class Delayed(Schedule):
         Sharifnassab, Salehkaleybar, Sutton, *MetaOptimize: A Framework for Optimizing Step Sizes and Other Meta-parameters*, ICML 2025.
     """
 
-    def applied(self, alpha: Any, t: Any, xp: Any = host) -> Any:
+    def applied(self, alpha: Any, t: Any, xp: Any = float_ops) -> Any:
         return alpha
 
-    def used(self, before: Any, alpha: Any, t: Any, xp: Any = host) -> Any:
+    def used(self, before: Any, alpha: Any, t: Any, xp: Any = float_ops) -> Any:
         return before

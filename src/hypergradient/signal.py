@@ -13,10 +13,10 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from .checks import check_switch
+from .checks import check_flag
 from .direction import signed
-from .execute import Numbers
-from .tensors import add_scaled, is_zero, replace
+from .runner import Coefficients
+from .tensors import add_scaled, assign_if_taken, is_zero
 
 Curvature = Literal["hessian", "squares"] | Callable[[Tensor], Tensor] | None
 
@@ -76,15 +76,15 @@ class Signal:
             raise ValueError(f'curvature must be "hessian", "squares", None or a function of a parameter, got {self.curvature!r}')
         if self.part not in ("step", "gradient"):
             raise ValueError(f'part must be "step" or "gradient", got {self.part!r}')
-        check_switch("normalized", self.normalized)
+        check_flag("normalized", self.normalized)
 
 
-def curvatures(signal: Signal, dials: Iterable[Sequence[Tensor]], state: Mapping[Tensor, Mapping[str, Any]]) -> dict[Tensor, Tensor]:
+def curvatures(signal: Signal, by_lr: Iterable[Sequence[Tensor]], state: Mapping[Tensor, Mapping[str, Any]]) -> dict[Tensor, Tensor]:
     """C z of each tensor if C is the Hessian; the diagonal if C is a function.
 
     Args:
         signal: names the curvature.
-        dials: the tensors that have a gradient, grouped by learning rate; a trace belongs to one learning rate alone.
+        by_lr: the tensors that have a gradient, grouped by learning rate; a trace belongs to one learning rate alone.
         state: has the traces.
 
     Raises:
@@ -93,12 +93,12 @@ def curvatures(signal: Signal, dials: Iterable[Sequence[Tensor]], state: Mapping
     """
     found: dict[Tensor, Tensor] = {}
     if callable(signal.curvature):
-        for p in (p for own in dials for p in own):
+        for p in (p for own in by_lr for p in own):
             found[p] = signal.curvature(p)
             if found[p].shape != p.shape:
                 raise ValueError(f"curvature must return a tensor of its parameter's shape {tuple(p.shape)}, got {tuple(found[p].shape)}")
         return found
-    for own in ([p for p in dial if "trace" in state.get(p, ())] for dial in dials if signal.curvature == "hessian"):
+    for own in ([p for p in tensors if "trace" in state.get(p, ())] for tensors in by_lr if signal.curvature == "hessian"):
         grads = [p.grad for p in own if p.grad is not None and p.grad.requires_grad]
         if len(grads) < len(own):
             raise RuntimeError('curvature="hessian" needs gradients with a graph: call backward(create_graph=True)')
@@ -109,7 +109,7 @@ def curvatures(signal: Signal, dials: Iterable[Sequence[Tensor]], state: Mapping
     return found
 
 
-def follow(piece: Mapping[str, Any], d: Any, alpha: Any, squares: Any, numbers: Numbers) -> None:
+def update_trace(piece: Mapping[str, Any], d: Any, alpha: Any, squares: Any, coef: Coefficients) -> None:
     """Update z_{t-1} to z_t, in place.
 
     Args:
@@ -117,21 +117,22 @@ def follow(piece: Mapping[str, Any], d: Any, alpha: Any, squares: Any, numbers: 
         d: d_t, or its part.
         alpha: α_t; 0 for a skipped step.
         squares: g_t² where it stands for the curvature, else None.
-        numbers: "kept" is γ; "shrink" is λ; "weighted", whether w is α; "ratio", if it is not 1; "hessian"; on a device "goes", 1 or 0.
+        coef: "trace_decay" is γ; "decay_rate" is λ; "lr_weighted", whether w is α; "ratio", if it is not 1; "hessian"; on a device "taken",
+            1 or 0.
     """
-    z, decay, c = piece["trace"], numbers.get("shrink", 0.0), piece.get("curvature", squares)
-    if c is None or numbers["hessian"]:
+    z, decay, c = piece["trace"], coef.get("decay_rate", 0.0), piece.get("curvature", squares)
+    if c is None or coef["hessian"]:
         if not is_zero(decay) or c is not None:
-            bent = z.mul(decay) if c is None else add_scaled(signed(c, numbers), decay, z)
+            shrinkage = z.mul(decay) if c is None else add_scaled(signed(c, coef), decay, z)
             if "trace_momentum" in piece:
-                bent = add_scaled(bent, numbers["momentum"], piece["trace_momentum"])
-                replace(piece["trace_momentum"], bent.mul(numbers["kept"]), numbers)
-            z.sub_(bent.mul(alpha))
+                shrinkage = add_scaled(shrinkage, coef["momentum"], piece["trace_momentum"])
+                assign_if_taken(piece["trace_momentum"], shrinkage.mul(coef["trace_decay"]), coef)
+            z.sub_(shrinkage.mul(alpha))
     else:
         z.mul_(c.mul(1.0).add_(decay).mul_(alpha).mul_(-1.0).add_(1.0).clamp_min_(0.0))
-    z.mul_(numbers["kept"])
-    if numbers["weighted"]:
+    z.mul_(coef["trace_decay"])
+    if coef["lr_weighted"]:
         z.add_(d.mul(alpha))
         return
-    w = numbers.get("goes", 1.0)
-    add_scaled(z, w * numbers["ratio"] if "ratio" in numbers else w, d, out=z)
+    w = coef.get("taken", 1.0)
+    add_scaled(z, w * coef["ratio"] if "ratio" in coef else w, d, out=z)

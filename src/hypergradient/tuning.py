@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from . import host
-from .rules import Memory, Move, Rule
+from . import float_ops
+from .rules import Memory, Rule, RuleUpdate
 
 
 @final
@@ -34,10 +34,10 @@ class TuningFree(Rule):
     below, α thus falls no faster than ``t^(−2β)`` and rises no faster than ``t^β``.
 
     A step is shortened where its gradient exceeds 1.5 times the usual one (the root mean square of the last hundred). A gradient with
-    negative cosine that is suddenly large (four times the usual; during the climb and 50 steps after it once, later in two
-    consecutive steps, which a single odd minibatch is not) returns θ to θ̄ and halves α. So does a mean cosine below −0.9, which only a
-    diverging loss has. If a gradient is not finite, the step is skipped; from the second in succession on, θ returns to θ̄ and α is halved,
-    once, until a gradient is finite again.
+    negative cosine that is suddenly large (four times the usual; during the climb and 50 steps after it once, later in two consecutive
+    steps, which a single odd minibatch is not) returns θ to θ̄ and halves α. So does a mean cosine below −0.9, which only a diverging loss
+    has. If a gradient is not finite, the step is skipped; from the second in succession on, θ returns to θ̄ and α is halved, once, until a
+    gradient is finite again.
 
     The first step moves the iterate by ``1e-2 (1 + ‖θ_0‖)``. If lr is given, the first step uses it, as long as it moves the iterate by at
     least that and at most ``0.03 (1 + ‖θ_0‖)``: a larger first step can do damage that nothing undoes, such as dead ReLUs.
@@ -74,30 +74,29 @@ class TuningFree(Rule):
     averages = True
 
     #: The average looks over this share of the run, and over this many steps at least.
-    SHARE: ClassVar = 0.2
-    SHORTEST: ClassVar = 10.0
+    AVERAGE_FRACTION: ClassVar = 0.2
+    MIN_WINDOW: ClassVar = 10.0
 
     #: The length of the first step over 1 + ‖θ_0‖: without lr, and at most.
-    FIRST: ClassVar = (1e-2, 0.03)
+    FIRST_STEP: ClassVar = (1e-2, 0.03)
 
     #: The largest step of log α in the climb; and the distance of the iterate to its average, over the norm of the parameters, at which a
     #: signal of 0 does not change α.
-    CLIMB: ClassVar = 0.15
+    MAX_CLIMB: ClassVar = 0.15
     FAR: ClassVar = 0.25
 
-    #: The multiple of the usual gradient that ends the climb at such a distance; and the fraction of the largest one below which α rises
-    #: less.
-    LARGE: ClassVar = 3.0
-    FADED: ClassVar = 0.01
+    #: The multiple of the usual gradient that ends the climb at that distance; the fraction of the largest one below which α rises less.
+    LARGE_GRADIENT: ClassVar = 3.0
+    SMALL_GRADIENT: ClassVar = 0.01
 
     #: The multiple of the usual gradient that counts as suddenly large; and the one above which a step is shortened.
-    SUDDEN: ClassVar = 4.0
-    SPIKE: ClassVar = 1.5
+    SUDDEN_GRADIENT: ClassVar = 4.0
+    SHORTENED_FROM: ClassVar = 1.5
 
-    def fresh(self) -> Memory:
+    def initial_memory(self) -> Memory:
         return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned", "lost", "most"), 0.0) | {"usual": math.inf}
 
-    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
+    def update(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> RuleUpdate:
         steps, turned, usual = memory["steps"], memory["turned"], memory["usual"]
         started, bound = steps > 0, g_norm * d_norm
         known = (h - h) + bound < math.inf
@@ -107,17 +106,17 @@ class TuningFree(Rule):
         climbs = turned == 0
         root = xp.sqrt(usual)
         times = g_norm / root  # 0 before the first
-        sudden = (cosine < 0) & (times > self.SUDDEN)
+        sudden = (cosine < 0) & (times > self.SUDDEN_GRADIENT)
         soon = climbs | (steps - turned < 50)
         away = moved & ((sudden & xp.logical_or(soon, memory["sudden"])) | (m < -0.9))
         far = self.FAR * (1 + memory["size"])
-        turns = away | (moved & climbs & (((m < 0) & (steps > 10)) | ((d_norm > far) & (times > self.LARGE))))
+        turns = away | (moved & climbs & (((m < 0) & (steps > 10)) | ((d_norm > far) & (times > self.LARGE_GRADIENT))))
         lost = xp.logical_not(known)
         back = away | (lost & (memory["lost"] > 0))
 
         change = self._change(s, (far - d_norm) / (far + d_norm), steps, climbs, beta, xp)  # applied only where a step was taken before
         most = xp.maximum(memory["most"], xp.masked_fill(root, root == math.inf, 0.0))
-        change = xp.minimum(change, change * xp.clamp(xp.div(g_norm, self.FADED * most), max=1.0))
+        change = xp.minimum(change, change * xp.clamp(xp.div(g_norm, self.SMALL_GRADIENT * most), max=1.0))
         factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), turns | (lost & (memory["lost"] == 1)), 0.5)
         factor = factor * (1 + (known & (memory["lost"] == 2)))  # restores what a run of non-finite gradients halved
 
@@ -135,14 +134,14 @@ class TuningFree(Rule):
             "sudden": xp.where(moved, sudden, memory["sudden"]),
             "turned": xp.where(turns & climbs, steps, turned),
         }
-        part = xp.masked_fill(xp.clamp(self.SPIKE / xp.clamp(times, min=1e-30), max=1.0), lost, 1.0)
-        return Move(alpha * factor, new, self._window(seen, xp), back, part)
+        part = xp.masked_fill(xp.clamp(self.SHORTENED_FROM / xp.clamp(times, min=1e-30), max=1.0), lost, 1.0)
+        return RuleUpdate(alpha * factor, new, self._window(seen, xp), back, part)
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {
             "signal": memory["signal"],
             "noise": math.sqrt(memory["power"]),
-            "horizon": self._window(memory["steps"], host),
+            "horizon": self._window(memory["steps"], float_ops),
             "climbing": float(memory["turned"] == 0),
         }
 
@@ -156,20 +155,20 @@ class TuningFree(Rule):
 
     def _change(self, s: Any, room: Any, steps: Any, climbs: Any, beta: Any, xp: Any) -> Any:
         """The change of log α for a signal s and a room between 1 (the iterate is close to its average) and -1 (it is far)."""
-        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.CLIMB) * (s + xp.clamp(room, max=0.0))
+        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.MAX_CLIMB) * (s + xp.clamp(room, max=0.0))
         q = xp.clamp(s + room, -1.0, 1.0)
         return xp.where(climbs, climb, beta * (q + xp.clamp(q, max=0.0)) / xp.clamp(steps, min=10.0))
 
     def _window(self, steps: Any, xp: Any) -> Any:
         """Over how many steps the average looks."""
-        return xp.clamp(self.SHARE * steps, min=self.SHORTEST)
+        return xp.clamp(self.AVERAGE_FRACTION * steps, min=self.MIN_WINDOW)
 
 
 def safe_start(xp: Any, alpha: Any, begins: Any, gg: Any, pp: Any, dd: Any) -> tuple[Any, Any]:
     """The learning rate of a first step, which moves the tensors of a scope by 1e-2 (1 + ‖θ_0‖) to 0.03 (1 + ‖θ_0‖).
 
     Args:
-        xp: the functions to compute with: torch, or ``host`` for floats.
+        xp: the functions to compute with: torch, or ``float_ops`` for floats.
         alpha: the given learning rate; 0 if none is given.
         begins: whether this is the first step; other learning rates are returned unchanged.
         gg: ‖g_1‖². If it is 0, weight decay may still give a direction, as when torch's distributed checkpoint primes the state by a step.
@@ -181,5 +180,5 @@ def safe_start(xp: Any, alpha: Any, begins: Any, gg: Any, pp: Any, dd: Any) -> t
     """
     still = xp.logical_not((gg > 0) & (dd > 0) & (dd < math.inf))
     whole = xp.masked_fill(xp.div(1 + xp.sqrt(pp), xp.sqrt(dd)), still, 0.0)
-    low, high = (share * whole for share in TuningFree.FIRST)
+    low, high = (share * whole for share in TuningFree.FIRST_STEP)
     return xp.where(begins & xp.logical_not(still), xp.clamp(alpha, low, high), alpha), begins & still

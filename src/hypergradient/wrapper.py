@@ -4,8 +4,8 @@ from typing import Any, Unpack, final
 
 import torch
 
-from .base import NOT_LINEAR, OURS_IN_GROUPS, BaseStep, check_state
-from .factors import Group
+from .base import NOT_LINEAR, RESERVED_GROUP_KEYS, BaseStep, check_state
+from .group_lr import Group
 from .optimizer import HypergradientOptimizer, Shared
 
 
@@ -112,7 +112,7 @@ def check_base(base: Any) -> None:
         raise ValueError(f"{name} cannot be wrapped, since its step is not linear in lr: {NOT_LINEAR[name]}")
     if any("lr" not in group for group in base.param_groups):
         raise ValueError(f"{name} cannot be wrapped: its param groups have no lr")
-    taken = sorted(OURS_IN_GROUPS & {key for group in base.param_groups for key in group})
+    taken = sorted(RESERVED_GROUP_KEYS & {key for group in base.param_groups for key in group})
     if taken:
         raise ValueError(f"{name} cannot be wrapped: its options {', '.join(map(repr, taken))} have the names of Hypergradient's own")
     check_state(base, [own for own in base.state.values() if isinstance(own, dict)])

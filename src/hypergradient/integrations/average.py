@@ -21,7 +21,7 @@ from ..optimizer import HypergradientOptimizer
 STATISTICS = "iterate_statistics"
 
 
-def ours(optimizer: Any) -> HypergradientOptimizer:
+def unwrap(optimizer: Any) -> HypergradientOptimizer:
     """The optimizer itself, unwrapped from Accelerate, Lightning or the like.
 
     Raises:
@@ -35,7 +35,7 @@ def ours(optimizer: Any) -> HypergradientOptimizer:
     return found
 
 
-def put_average(optimizer: Any, model: nn.Module | None = None, batches: Iterable[Any] | None = None) -> None:
+def use_average(optimizer: Any, model: nn.Module | None = None, batches: Iterable[Any] | None = None) -> None:
     """Swap the running average into the parameters, as ``optimizer.eval()`` does, and compute batch norm's statistics for it.
 
     Args:
@@ -51,55 +51,55 @@ def put_average(optimizer: Any, model: nn.Module | None = None, batches: Iterabl
     Examples:
         >>> import torch
         >>> from hypergradient import SGDHD
-        >>> from hypergradient.integrations import put_average, put_iterate
+        >>> from hypergradient.integrations import use_average, use_iterate
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
         >>> opt, batches = SGDHD(model.parameters()), [torch.randn(8, 4) for _ in range(5)]
         >>> for x in batches:
         ...     opt.zero_grad()
         ...     (model(x) - 1).square().mean().backward()
         ...     opt.step()
-        >>> put_average(opt, model, batches)  # validate, save model and optimizer
-        >>> put_iterate(opt, model)  # continue training
+        >>> use_average(opt, model, batches)  # validate, save model and optimizer
+        >>> use_iterate(opt, model)  # continue training
     """
     if batches is not None and model is None:
         raise ValueError("batches are for the batch norm of a model: pass model too, or leave batches out")
-    opt = ours(optimizer)
+    opt = unwrap(optimizer)
     opt.eval()
     if model is None or batches is None or STATISTICS in opt.param_groups[0] or not is_average(opt.state):
         return
-    statistics = {name: buffer.clone() for name, buffer in statistics_of(model)}
+    statistics = {name: buffer.clone() for name, buffer in batch_norm_buffers(model)}
     if statistics:
-        refresh(model, batches)
+        refresh_batch_norm(model, batches)
         opt.param_groups[0][STATISTICS] = statistics
 
 
-def put_iterate(optimizer: Any, model: nn.Module | None = None) -> None:
+def use_iterate(optimizer: Any, model: nn.Module | None = None) -> None:
     """Restore parameters and statistics, bit for bit, to continue training; also after both were loaded from a checkpoint.
 
     Args:
-        optimizer: as given to ``put_average``.
+        optimizer: as given to ``use_average``.
         model: likewise.
 
     Raises:
         TypeError: ``optimizer`` is not of this library.
         ValueError: there are statistics to restore and ``model`` is not given.
     """
-    opt = ours(optimizer)
+    opt = unwrap(optimizer)
     if STATISTICS in opt.param_groups[0] and model is None:
-        raise ValueError("put_average() changed the batch norm statistics of a model: pass the model to put_iterate() too, to restore them")
+        raise ValueError("use_average() changed the batch norm statistics of a model: pass the model to use_iterate() too, to restore them")
     opt.train()
     statistics = opt.param_groups[0].pop(STATISTICS, {})
     with torch.no_grad():
-        for name, buffer in statistics_of(model) if statistics and model is not None else ():
+        for name, buffer in batch_norm_buffers(model) if statistics and model is not None else ():
             buffer.copy_(statistics[name])
 
 
 @contextmanager
 def averaged(optimizer: Any, model: nn.Module | None = None, batches: Iterable[Any] | None = None) -> Iterator[None]:
-    """Context manager: ``put_average`` on entry, ``put_iterate`` on exit. If the average is already swapped in on entry, it stays.
+    """Context manager: ``use_average`` on entry, ``use_iterate`` on exit. If the average is already swapped in on entry, it stays.
 
     Args:
-        optimizer: as for ``put_average``.
+        optimizer: as for ``use_average``.
         model: likewise.
         batches: likewise.
 
@@ -116,22 +116,22 @@ def averaged(optimizer: Any, model: nn.Module | None = None, batches: Iterable[A
         >>> with averaged(opt):
         ...     loss = model(torch.ones(4))
     """
-    there = is_average(ours(optimizer).state)
-    put_average(optimizer, model, batches)
+    there = is_average(unwrap(optimizer).state)
+    use_average(optimizer, model, batches)
     try:
         yield
     finally:
         if not there:
-            put_iterate(optimizer, model)
+            use_iterate(optimizer, model)
 
 
-def statistics_of(model: nn.Module) -> list[tuple[str, Tensor]]:
+def batch_norm_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     """The buffers of batch norm layers, by name."""
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     return [(f"{name}.{key}", buffer) for name, module in norms for key, buffer in module.named_buffers(recurse=False)]
 
 
-class Called(nn.Module):
+class BatchCaller(nn.Module):
     """Calls a model with a batch of any kind."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -140,28 +140,28 @@ class Called(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         if isinstance(batch, Mapping):
-            return self.model(**{name: self.moved(value) for name, value in batch.items()})
-        return self.model(self.moved(batch))
+            return self.model(**{name: self.to_device(value) for name, value in batch.items()})
+        return self.model(self.to_device(batch))
 
-    def moved(self, value: Any) -> Any:
+    def to_device(self, value: Any) -> Any:
         """The value on the device of the model."""
         return value.to(next(self.model.parameters()).device) if isinstance(value, Tensor) else value
 
 
 @torch.no_grad()
-def refresh(model: nn.Module, batches: Iterable[Any]) -> None:
+def refresh_batch_norm(model: nn.Module, batches: Iterable[Any]) -> None:
     """``torch.optim.swa_utils.update_bn`` that restores training modes and random state, so that a run does not depend on it."""
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=list(devices)):
-            update_bn(batches, Called(model))
+            update_bn(batches, BatchCaller(model))
     finally:
         for module, training in modes:
             module.training = training
 
 
-def readings(optimizers: Any) -> dict[str, float]:
+def metrics(optimizers: Any) -> dict[str, float]:
     """The learning rate of the last step and what the rule sees, as scalars to log.
 
     Args:
@@ -178,22 +178,22 @@ def readings(optimizers: Any) -> dict[str, float]:
     Examples:
         >>> import torch
         >>> from hypergradient import AdamHD
-        >>> from hypergradient.integrations import readings
+        >>> from hypergradient.integrations import metrics
         >>> w = torch.nn.Parameter(torch.ones(3))
         >>> opt = AdamHD([w])
         >>> for _ in range(3):
         ...     opt.zero_grad()
         ...     (w**2).sum().backward()
         ...     opt.step()
-        >>> sorted(readings(opt))
+        >>> sorted(metrics(opt))
         ['alpha', 'climbing', 'horizon', 'hypergradient', 'lr', 'noise', 'signal']
     """
     found: dict[str, float] = {}
-    several = [ours(optimizer) for optimizer in (optimizers if isinstance(optimizers, Sequence) else [optimizers])]
+    several = [unwrap(optimizer) for optimizer in (optimizers if isinstance(optimizers, Sequence) else [optimizers])]
     for i, opt in enumerate(several):
         before = f"{i}/" if len(several) > 1 else ""
         groups = opt.param_groups
-        rows = [{"alpha": float(group[opt.setup.applied])} for group in groups]
+        rows = [{"alpha": float(group[opt.setup.applied_key])} for group in groups]
         seen = opt.summary() if opt.setup.scope in ("group", "global") else []
         for k, row in enumerate(rows):
             own = seen[k] if len(seen) == len(rows) else seen[0] if seen and k == 0 else {}

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ..optimizer import HypergradientOptimizer
-from .average import averaged, put_average, put_iterate, readings
+from .average import averaged, metrics, use_average, use_iterate
 
 
 @final
@@ -56,14 +56,14 @@ class HypergradientCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         for optimizer in ours_of(trainer):
-            put_iterate(optimizer, pl_module)
+            use_iterate(optimizer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         every: int = getattr(trainer, "log_every_n_steps", 0)
         if not every or trainer.global_step < self.logged + every:
             return
         self.logged = trainer.global_step
-        found = readings(ours_of(trainer))
+        found = metrics(ours_of(trainer))
         trainer.callback_metrics.update(found)  # type: ignore[arg-type]  # as LearningRateMonitor does
         for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step)
@@ -71,17 +71,17 @@ class HypergradientCallback(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Outside fit the parameters may have been loaded since: they are what is to be validated.
         if trainer.state.fn == TrainerFn.FITTING:
-            self._put_average(trainer, pl_module)
+            self._use_average(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._put_average(trainer, pl_module)
+        self._use_average(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._put_average(trainer, pl_module)
+        self._use_average(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._put_average(trainer, pl_module)
+            self._use_average(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         optimizers = ours_of(trainer)
@@ -97,9 +97,9 @@ class HypergradientCallback(Callback):
                     {**state, "state": {p: dict(own) for p, own in state["state"].items()}} for state in states
                 ]
 
-    def _put_average(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _use_average(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer, batches in self._with_batches(ours_of(trainer)):
-            put_average(optimizer, pl_module, batches)
+            use_average(optimizer, pl_module, batches)
 
     def _with_batches(self, optimizers: list[HypergradientOptimizer]) -> list[tuple[HypergradientOptimizer, Iterable[Any] | None]]:
         """Those that have an average; batch norm is refreshed with the last, when all parameters are theirs."""

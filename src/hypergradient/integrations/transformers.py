@@ -5,7 +5,7 @@ from typing import Any, final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .average import ours, put_average, put_iterate, readings
+from .average import metrics, unwrap, use_average, use_iterate
 
 
 @final
@@ -35,22 +35,22 @@ class HypergradientCallback(TrainerCallback):
         self.batches = batches
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        ours(kwargs["optimizer"])
+        unwrap(kwargs["optimizer"])
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        put_iterate(kwargs["optimizer"], kwargs["model"])
+        use_iterate(kwargs["optimizer"], kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_evaluate or control.should_save:
-            put_average(kwargs["optimizer"], kwargs["model"], self.batches)
+            use_average(kwargs["optimizer"], kwargs["model"], self.batches)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Unconditional: after the last epoch the best model may be loaded, which a later swap would overwrite.
-        put_average(kwargs["optimizer"], kwargs["model"], self.batches)
+        use_average(kwargs["optimizer"], kwargs["model"], self.batches)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
         if "loss" in logs:
-            found = readings(kwargs["optimizer"])
+            found = metrics(kwargs["optimizer"])
             logs.update(found)
             state.log_history[-1].update(found)
