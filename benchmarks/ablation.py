@@ -43,14 +43,14 @@ CHANGE, WHOLE = TuningFree._change, "the whole rule"
 PARTS: dict[str, dict[str, Any]] = {
     WHOLE: {},
     "the parameters are evaluated, not their average": {"eval": lambda _: None},
-    "gradients at the iterate, with classical momentum": {"left_to_average": lambda direction: direction},
+    "gradients at the iterate, with classical momentum": {"without_momentum": lambda direction: direction},
     "signal alone: q = s": {"_change": without_room},
-    "window of 10 steps": {"SHARE": 0.0},
-    "no return from sudden gradients": {"SUDDEN": math.inf},
-    "no steps shortened": {"SPIKE": math.inf},
-    "first step of 1e-3": {"FIRST": (1e-3, 0.03)},
+    "window of 10 steps": {"AVERAGE_FRACTION": 0.0},
+    "no return from sudden gradients": {"SUDDEN_GRADIENT": math.inf},
+    "no steps shortened": {"SHORTENED_FROM": math.inf},
+    "first step of 1e-3": {"FIRST_STEP": (1e-3, 0.03)},
 }
-OWNERS = {"eval": (HypergradientOptimizer,), "left_to_average": (SGD, Adam)}
+OWNERS = {"eval": (HypergradientOptimizer,), "without_momentum": (SGD, Adam)}
 DEVELOPMENT = [name for name, workload in WORKLOADS.items() if not workload.held_out]
 
 

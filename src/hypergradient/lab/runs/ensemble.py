@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from hypergradient import directions
-from hypergradient.columns import Host, total
 from hypergradient.direction import Direction
-from hypergradient.others import alike
+from hypergradient.hyperparameter_update import group_alike
+from hypergradient.lr_update import update_lr
 from hypergradient.rules import Additive, Rule
-from hypergradient.turn import turn
+from hypergradient.scalars import HostScalars, exact_sum
 
 from .config import Config
 from .data import Data
@@ -58,8 +58,8 @@ class Ensemble:
         self.options = [optimizer.param_groups[0] for optimizer in optimizers]
         self.alphas = [float(options["lr"]) for options in self.options]
         self.rules: list[Rule] = [optimizer.setup.rule if hasattr(optimizer, "setup") else Additive(0.0) for optimizer in optimizers]
-        self.betas = [rule.first_beta for rule in self.rules]
-        self.memories = [rule.fresh() for rule in self.rules]
+        self.betas = [rule.initial_beta for rule in self.rules]
+        self.memories = [rule.initial_memory() for rule in self.rules]
         self.skipped = [False for _ in configs]
         model = make_model(first.model, shape, classes, first.seed, hidden=first.hidden).to(first.device)
         self.params = [p.detach().expand(len(configs), *p.shape).clone().requires_grad_() for p in model.parameters()]
@@ -120,7 +120,7 @@ class Ensemble:
             for i in range(len(self.runs)):
                 self.skipped[i] = not math.isfinite(h[i])
             adapting = {i: rule for i, rule in enumerate(self.rules) if self.runs[i].call.adapts}
-            for runs in alike(adapting):
+            for runs in group_alike(adapting):
                 self._adapt(runs, {"gx": [gx[i] for i in runs], "gg": [gg[i] for i in runs], "xx": [xx[i] for i in runs]})
             self._update()
         self.steps += 1
@@ -129,13 +129,13 @@ class Ensemble:
     def _adapt(self, runs: Sequence[int], sums: dict[str, list[float]]) -> None:
         """Apply the rule to the α and β of some runs, whose rules differ in β only."""
         rule = self.rules[runs[0]]
-        state_keys = {name: f"memory.{name}" for name in rule.fresh()}
+        state_keys = {name: f"memory.{name}" for name in rule.initial_memory()}
         free = {"low": [-math.inf] * len(runs), "high": [math.inf] * len(runs)}
         columns = {"alpha": [self.alphas[i] for i in runs], "beta": [self.betas[i] for i in runs], **free, **sums}
         columns |= {key: [self.memories[i][name] for i in runs] for name, key in state_keys.items()}
-        found = Host().each(partial(turn, rule, math.inf, state_keys), columns, len(runs))
+        found = HostScalars().apply(partial(update_lr, rule, math.inf, state_keys), columns, len(runs))
         for k, i in enumerate(runs):
-            self.skipped[i] |= not (found["fine"][k] and math.isfinite(found["alpha"][k]))
+            self.skipped[i] |= not (found["finite"][k] and math.isfinite(found["alpha"][k]))
             if not self.skipped[i]:
                 self.alphas[i], self.memories[i] = found["alpha"][k], {name: found[key][k] for name, key in state_keys.items()}
                 self.betas[i] = found["beta"][k] if "beta" in found else self.betas[i]
@@ -150,19 +150,19 @@ class Ensemble:
         terms: list[list[Tensor]] = [[], [], []]
         for p, state, group in zip(self.params, self.states, self.groups, strict=True):
             assert p.grad is not None
-            g = self.direction.gradient(p.grad, p, self.direction.objective(group)).flatten(1)
-            d: Tensor = self.direction.previous(p, state, self.direction.last_numbers({"lr": 0.0, **state}, group)).flatten(1)
+            g = self.direction.gradient(p.grad, p, self.direction.objective_coef(group)).flatten(1)
+            d: Tensor = self.direction.previous(p, state, self.direction.last_coef({"lr": 0.0, **state}, group)).flatten(1)
             for term, pair in zip(terms, ((g, d), (g, g), (d, d)) if reads else ((g, d),), strict=False):
                 term.append(torch.linalg.vecdot(*pair))
-        gd, gg, dd = ([total(part) for part in zip(*map(Tensor.tolist, term), strict=True)] or zeros for term in terms)
+        gd, gg, dd = ([exact_sum(part) for part in zip(*map(Tensor.tolist, term), strict=True)] or zeros for term in terms)
         return gd, gg, dd
 
     def _update(self) -> None:
         for p, state, group in zip(self.params, self.states, self.groups, strict=True):
             assert p.grad is not None
             self.direction.prepare(p, state, group)
-            g = self.direction.gradient(p.grad, p, self.direction.objective(group))
-            d = self.direction.advance(g, p, state, self.direction.numbers(state, group))
+            g = self.direction.gradient(p.grad, p, self.direction.objective_coef(group))
+            d = self.direction.advance(g, p, state, self.direction.coefficients(state, group))
             alpha = torch.tensor(self.alphas, dtype=p.dtype, device=p.device).reshape(-1, *[1] * (p.dim() - 1))
             p.addcmul_(d, alpha, value=-1)
 

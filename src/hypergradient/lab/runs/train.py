@@ -222,7 +222,7 @@ class Run:
         if self.setup is None:
             return {}
         group = self.opt.param_groups[0]
-        found = {name: float(HYPERPARAMETERS[name].read(group)) for name in self.setup.adapted}
+        found = {name: float(HYPERPARAMETERS[name].read(group)) for name in self.setup.other_rules}
         return found | ({"hypergrad_lr": group["hypergrad_lr"]} if adapts_beta(self.setup.rule) else {})
 
     def end_epoch(self) -> None:
