@@ -99,7 +99,7 @@ def tower(
         epochs: Number of epochs. Default: 10 for logreg, 50 for cnn, 100 for others; 20 with --quick.
         seeds: Number of seeds (1 to N); the figures show the median.
         quick: Use scikit-learn's digits (no download) and 20 epochs: under a minute.
-        output: Folder of report, figures, table and runs.
+        output: Folder for report, figures, table and runs.
     """
     base = Config(data_or(data, quick), model, epochs=epochs or (20 if quick else None), **vars(training))
     configs = towers.grid(base, optimizer, heights, lr, hypergrad_lr, level, level_lr, seeds)
