@@ -34,13 +34,13 @@ def check_pair(name: str, value: Any) -> None:
 def check_bounds(bounds: Any, name: str = "lr_bounds") -> Bounds:
     """``bounds`` as a tuple; ValueError where it is not a pair (low, high) with low <= high, None for no bound."""
     if isinstance(bounds, tuple | list) and len(bounds) == 2 and all(bound is None or isinstance(bound, Real) for bound in bounds):
-        low, high = ends(tuple(bounds))
+        low, high = bounds_as_floats(tuple(bounds))
         if low <= high:
             return bounds[0], bounds[1]
     raise ValueError(f"{name} must be (low, high) with low <= high, None for no bound, got {bounds!r}")
 
 
-def ends(bounds: Bounds) -> tuple[float, float]:
+def bounds_as_floats(bounds: Bounds) -> tuple[float, float]:
     """The bounds as numbers, infinite where there is none."""
     low, high = bounds
     return -math.inf if low is None else low, math.inf if high is None else high
@@ -48,7 +48,7 @@ def ends(bounds: Bounds) -> tuple[float, float]:
 
 def check_lr(lr: Any, bounds: Bounds) -> None:
     """Raise ValueError where ``lr`` is not one finite number >= 0 inside the bounds, or a tensor of one."""
-    low, high = ends(bounds)
+    low, high = bounds_as_floats(bounds)
     if isinstance(lr, Tensor):
         if lr.numel() != 1 or not lr.is_floating_point():
             raise ValueError(f"a tensor lr must hold one floating-point number, got shape {tuple(lr.shape)} of {lr.dtype}")
@@ -64,7 +64,7 @@ def lr_is_meta(lr: Any) -> bool:
     return isinstance(lr, Tensor) and lr.is_meta
 
 
-def check_switch(name: str, value: Any, *, none: bool = False) -> None:
+def check_flag(name: str, value: Any, *, none: bool = False) -> None:
     """Raise ValueError where ``value`` is not True or False, or None where that is allowed."""
     if not (isinstance(value, bool) or (none and value is None)):
         raise ValueError(f"{name} must be True{', False or None' if none else ' or False'}, got {value!r}")

@@ -45,15 +45,15 @@ class Kernels:
         self.made: dict[Any, Kernel] = {}
         self._last: tuple[Any, Tensor] = (None, torch.empty(0))
 
-    def __call__(self, work: Callable[..., Any], tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], fixed: Any) -> Any:
+    def __call__(self, work: Callable[..., Any], tensors: Mapping[str, Tensor], coef: Mapping[str, Any], fixed: Any) -> Any:
         """The scalars of the work on dense tensors; None where it cannot be compiled."""
-        switches, values = split(numbers, tensors)
+        switches, values = split_coef(coef, tensors)
         first, dtypes = tensors["p"], tuple(x.dtype for x in tensors.values())
         key = work, tuple(tensors), dtypes, first.device, tuple(values), tuple(switches.items()), fixed
         vector = self._vector(tuple(values.values()), torch.float64 if torch.float64 in dtypes else torch.float32, first.device)
         if key not in self.made:
             try:
-                self.made[key] = compiled(work, tensors, tuple(values), vector, switches, fixed)
+                self.made[key] = compile_kernel(work, tensors, tuple(values), vector, switches, fixed)
             except Exception as error:
                 self.fused = False
                 lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
@@ -71,18 +71,18 @@ class Kernels:
         return self._last[1]
 
 
-def split(numbers: Mapping[str, Any], tensors: Container[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_coef(coef: Mapping[str, Any], tensors: Container[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The numbers that the work itself depends on, and those that are handed to the kernel."""
     # A learning rate an element is among the tensors.
-    plain = {name: x for name, x in numbers.items() if not isinstance(x, Tensor) or (x.dim() == 0 and name not in tensors)}
+    plain = {name: x for name, x in coef.items() if not isinstance(x, Tensor) or (x.dim() == 0 and name not in tensors)}
     switches = {name: x for name, x in plain.items() if isinstance(x, bool) or (name in STRUCTURAL and is_zero(x))}
     return switches, {name: x for name, x in plain.items() if name not in switches}
 
 
-def compiled(
+def compile_kernel(
     work: Callable[..., Any],
     tensors: Mapping[str, Tensor],
-    numbers: tuple[str, ...],
+    coef_names: tuple[str, ...],
     vector: Tensor,
     switches: dict[str, Any],
     fixed: tuple[Any, ...],
@@ -91,7 +91,7 @@ def compiled(
     names = list(tensors)
 
     def kernel(flat: list[Tensor], vector: Tensor) -> tuple[Tensor, ...]:
-        values = {**dict(zip(numbers, vector.unbind(), strict=True)), **switches}
+        values = {**dict(zip(coef_names, vector.unbind(), strict=True)), **switches}
         return tuple(work(dict(zip(names, flat, strict=True)), values, *fixed))
 
     dummies = [torch.zeros(TYPICAL, dtype=x.dtype, device=x.device) for x in tensors.values()]
@@ -101,7 +101,7 @@ def compiled(
     torch._dynamo.mark_static(zeros)
     # torch.compile counts what it compiles by code object, and gives up at eight.
     own = types.FunctionType(kernel.__code__.replace(), kernel.__globals__, work.__name__, None, kernel.__closure__)
-    catch = Catch({id(x): name for name, x in zip([*names, ""], [*dummies, zeros], strict=True)})
+    catch = CapturingBackend({id(x): name for name, x in zip([*names, ""], [*dummies, zeros], strict=True)})
     torch.compile(own, dynamic=True, fullgraph=True, backend=catch)(dummies, zeros)
     if catch.made is None:
         raise RuntimeError("torch.compile did not compile: it is switched off")
@@ -115,7 +115,7 @@ def compiled(
 
 
 @final
-class Catch:
+class CapturingBackend:
     """A backend of torch.compile that keeps what Inductor has made, and the order of its inputs.
 
     Args:

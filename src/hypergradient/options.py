@@ -7,22 +7,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .checks import check_bounds, check_lr, check_number, check_switch
-from .columns import Device, Host
-from .dials import SCOPES, ScopeName
+from .checks import check_bounds, check_flag, check_lr, check_number
 from .direction import Direction
 from .directions import SGD, Adam
-from .execute import Runner
-from .factors import Group
-from .hyperparameters import check_adapt, check_values, spread
+from .group_lr import Group
+from .hyperparameters import check_adapt, check_values, split_betas
+from .learning_rates import SCOPES, ScopeName
 from .ranks import Ranks
 from .rules import Adapted, Additive, Level, Rule
+from .runner import Runner
+from .scalars import DeviceScalars, HostScalars
 from .setup import Setup
 from .signal import Signal
 from .tuning import TuningFree
 
 #: What holds for all param groups.
-WHOLE = ("rule", "adapt", "bounds", "horizon", "signal", "scope", "process_group")
+SHARED_OPTIONS = ("rule", "adapt", "bounds", "horizon", "signal", "scope", "process_group")
 
 
 def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[str, Any]) -> Setup:
@@ -32,7 +32,7 @@ def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[st
         ValueError: an option is out of its range, or two of them contradict each other.
         TypeError: ``rule`` is no Rule.
     """
-    rules = spread("adapt", {} if given["adapt"] is None else given["adapt"], direction, optimizer)
+    rules = split_betas("adapt", {} if given["adapt"] is None else given["adapt"], direction, optimizer)
     rule = _rule(params, rules, given)
     scope, horizon = given["scope"], given["horizon"]
     if not isinstance(scope, str) or scope not in SCOPES:
@@ -47,16 +47,16 @@ def resolve(optimizer: str, params: Any, direction: Direction, given: Mapping[st
     if signal.discount:
         horizon = 1 / (1 - signal.discount) if signal.discount < 1 else math.inf
     for name in ("fused", "capturable"):
-        check_switch(name, given[name], none=True)
-    bounds = check_adapt(rules, spread("bounds", {} if given["bounds"] is None else given["bounds"], direction, optimizer), direction)
+        check_flag(name, given[name], none=True)
+    bounds = check_adapt(rules, split_betas("bounds", {} if given["bounds"] is None else given["bounds"], direction, optimizer), direction)
     device = device_of(params)
-    stays = device.type != "cpu" if given["capturable"] is None else given["capturable"]
-    numbers = Device(device) if stays else Host()
+    on_device = device.type != "cpu" if given["capturable"] is None else given["capturable"]
+    scalars = DeviceScalars(device) if on_device else HostScalars()
     if rule.averages and not rules:  # whose derivatives would be those of momentum
-        direction = direction.left_to_average()
-    applied = "applied_lr" if "alpha" in given["options"] else "alpha"
+        direction = direction.without_momentum()
+    applied_key = "applied_lr" if "alpha" in given["options"] else "alpha"
     run, ranks = Runner(bool(given["fused"])), Ranks(given["process_group"])
-    return Setup(direction, rule, rules, bounds, cast(ScopeName, scope), horizon, signal, numbers, run, ranks, applied)
+    return Setup(direction, rule, rules, bounds, cast(ScopeName, scope), horizon, signal, scalars, run, ranks, applied_key)
 
 
 def _signal(rule: Rule, direction: Direction, scope: str, given: Mapping[str, Any]) -> Signal:
@@ -72,7 +72,7 @@ def _signal(rule: Rule, direction: Direction, scope: str, given: Mapping[str, An
         raise ValueError('part="gradient" takes SGDHD, AdamHD or AdamWHD, whose parts are known, got another optimizer: leave part out')
     if signal.curvature == "hessian" and (not isinstance(direction, SGD) or scope == "element"):
         raise ValueError('curvature="hessian" takes SGDHD, and learning rates of groups or tensors: give curvature=None, or "squares"')
-    if rule.caps and (scope != "element" or signal.curvature is None):
+    if rule.uses_curvature and (scope != "element" or signal.curvature is None):
         raise ValueError(
             f'{type(rule).__name__} takes scope="element" and signal=Signal(1.0, curvature="squares"), or a function, got scope={scope!r} '
             f"and {signal!r}"
@@ -127,13 +127,13 @@ def check_param_group(group: Group, defaults: Group, setup: Setup, given: Mappin
         given: the options of the whole optimizer, while it is made.
     """
     options, rule = {**defaults, **group}, setup.rule
-    ours = {"fused": setup.run.fused, "capturable": setup.numbers.on_device}
-    own = {name: given.get(name) for name in WHOLE} if given is not None else {}  # which ZeroRedundancyOptimizer gives to each group too
+    ours = {"fused": setup.run.fused, "capturable": setup.scalars.on_device}
+    own = {name: given.get(name) for name in SHARED_OPTIONS} if given is not None else {}  # ZeroRedundancyOptimizer repeats these per group
     own |= ours if isinstance(setup.direction, SGD | Adam) else {}  # a base's are its own
-    for name in {*WHOLE, *own} & group.keys():
+    for name in {*SHARED_OPTIONS, *own} & group.keys():
         if name not in own or (group[name] is not own[name] and group[name] not in (None, own[name])):
             raise ValueError(f"{name} holds for the whole optimizer: give it to the constructor, not to a param group")
-    for name in WHOLE:
+    for name in SHARED_OPTIONS:
         group.pop(name, None)
     group["lr_bounds"] = check_bounds(options["lr_bounds"])
     lr = options["lr"]

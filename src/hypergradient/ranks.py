@@ -32,7 +32,7 @@ class Ranks:
     def __deepcopy__(self, memo: Any) -> "Ranks":
         return Ranks(self.group)  # a process group cannot be copied; the parameters are looked at anew
 
-    def look(self, params: Iterable[Tensor]) -> None:
+    def inspect(self, params: Iterable[Tensor]) -> None:
         """See how parameters lie, which all ranks see in one order.
 
         Raises:
@@ -50,43 +50,43 @@ class Ranks:
                     "these parameters are shards of FSDP1, whose sums each rank would take for itself: give process_group=..., that of the "
                     "ranks that they lie on, such as torch.distributed.group.WORLD; or use FSDP2 (fully_shard), which needs nothing"
                 )
-            specs[self.of(p) or ()] = None
+            specs[self.spec_of(p) or ()] = None
             self.device = p.device
         self.specs = list(specs) or [(self.group,) if self.group is not None else ()]
 
-    def of(self, p: Tensor) -> Spec | None:
+    def spec_of(self, p: Tensor) -> Spec | None:
         """Over whom sums of a parameter are taken; None where it is a plain tensor that a rank has the whole of."""
         return self._known.get(p) if self._known else None
 
     @property
-    def many(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether any sum is taken over ranks."""
         return any(self.specs)
 
-    def alone(self) -> bool:
+    def is_replicated(self) -> bool:
         """Whether there are other ranks, and parameters of which each has the whole."""
         distributed = torch.distributed
         return () in self.specs and distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
-    def add_up(self, sums: Tensor, spec: Spec) -> Tensor:
+    def all_reduce(self, sums: Tensor, spec: Spec) -> Tensor:
         """Sums over ranks: one collective for each process group."""
         for group in spec:
             torch.distributed.all_reduce(sums, group=group)
         return sums
 
-    def total(self, rows: Tensor, params: Sequence[Tensor]) -> Tensor:
+    def sum_rows(self, rows: Tensor, params: Sequence[Tensor]) -> Tensor:
         """The sum of a row a parameter, over all ranks."""
         found = torch.zeros_like(rows[:0].sum(0))
         for spec in self.specs:
-            own = [i for i, p in enumerate(params) if (self.of(p) or ()) == spec]
-            found += self.add_up(rows[own].sum(0), spec)
+            own = [i for i, p in enumerate(params) if (self.spec_of(p) or ()) == spec]
+            found += self.all_reduce(rows[own].sum(0), spec)
         return found
 
-    def agree(self, ok: Any) -> Any:
+    def all_agree(self, ok: Any) -> Any:
         """Whether all ranks find that a step can be made."""
         bad = torch.as_tensor(ok, device=self.device).logical_not().double()
         for spec in self.specs:
-            bad = self.add_up(bad, spec)
+            bad = self.all_reduce(bad, spec)
         return bad == 0
 
 
@@ -95,7 +95,7 @@ def local(x: Any) -> Any:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
-def placed(grad: Any, p: Any) -> Any:
+def placed_like(grad: Any, p: Any) -> Any:
     """What this rank holds of a gradient, placed as its parameter is: that of a replicated one may be a sum yet to be taken."""
     if hasattr(grad, "placements") and grad.placements != p.placements:
         grad = grad.redistribute(placements=p.placements)

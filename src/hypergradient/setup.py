@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
-from .columns import Device, Host
-from .dials import ScopeName
 from .direction import Direction
-from .execute import Runner
+from .learning_rates import ScopeName
 from .ranks import Ranks
 from .rules import Level, Rule
+from .runner import Runner
+from .scalars import DeviceScalars, Scalars
 from .signal import Signal
 
 
@@ -35,56 +35,56 @@ class Setup:
 
     direction: Direction
     rule: Rule
-    adapted: Mapping[str, Level]
+    other_rules: Mapping[str, Level]
     bounds: Mapping[str, tuple[float, float]]
     scope: ScopeName
     horizon: float | None
     signal: Signal
-    numbers: Host | Device
+    scalars: Scalars
     run: Runner
     ranks: Ranks
-    applied: str
+    applied_key: str
 
     @cached_property
     def rules(self) -> dict[str, Rule]:
         """The rule of each hyperparameter that moves, the learning rate first."""
-        return {"lr": self.rule, **self.adapted}
+        return {"lr": self.rule, **self.other_rules}
 
     @cached_property
-    def memory(self) -> dict[str, str]:
+    def memory_columns(self) -> dict[str, str]:
         """What is kept of a learning rate, by name, with the name of its column."""
-        return {name: f"memory.{name}" for name in self.fresh({})}
+        return {name: f"memory.{name}" for name in self.initial_memory({})}
 
-    def fresh(self, group: Mapping[str, Any]) -> dict[str, Any]:
+    def initial_memory(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept of a learning rate before its first step: by the rule, and where it averages the largest factor of a scheduler.
 
         What is kept of the learning rate of an element lies beside that.
 
         A checkpoint of when that was not kept goes on from its last factor.
         """
-        if self.elements:
+        if self.per_element:
             return {}
-        return self.rule.fresh() | ({"peak": group.get("last", {}).get("factor", 0.0)} if self.rule.averages else {})
+        return self.rule.initial_memory() | ({"peak": group.get("last", {}).get("factor", 0.0)} if self.rule.averages else {})
 
     @property
-    def elements(self) -> bool:
+    def per_element(self) -> bool:
         """Whether each element has a learning rate."""
         return self.scope == "element"
 
     @property
-    def traces(self) -> bool:
+    def uses_trace(self) -> bool:
         """Whether there is a trace: of past directions, or to the average."""
-        return self.rule.averages or self.rule.discounts or self.horizon not in (None, 1)
+        return self.rule.averages or self.rule.adapts_discount or self.horizon not in (None, 1)
 
     @cached_property
-    def discounted(self) -> bool:
+    def has_discount(self) -> bool:
         """Whether the trace is that of a signal or of the rule, which has all in it that a step moves by."""
-        return bool(self.signal.discount) or self.rule.discounts
+        return bool(self.signal.discount) or self.rule.adapts_discount
 
     @property
-    def widens(self) -> bool:
+    def float32_trace(self) -> bool:
         """Whether the trace of parameters of 16 bits is float32: what it forgets in a step would be rounded away."""
-        return self.rule.averages or self.discounted
+        return self.rule.averages or self.has_discount
 
     @cached_property
     def norms(self) -> dict[str, bool]:
@@ -92,11 +92,11 @@ class Setup:
         return {name: rule.reads_norms or (name == "lr" and self.signal.normalized) for name, rule in self.rules.items()}
 
     @cached_property
-    def keeps_element(self) -> dict[str, float]:
+    def element_memory(self) -> dict[str, float]:
         """What is kept of the learning rate of each element, by its name in the state, with what it is at first."""
-        return {f"memory_{name}": value for name, value in self.rule.fresh().items()} if self.elements else {}
+        return {f"memory_{name}": value for name, value in self.rule.initial_memory().items()} if self.per_element else {}
 
     @property
-    def lists(self) -> bool:
+    def uses_lists(self) -> bool:
         """Whether tensors go in lists, which take a number a tensor."""
-        return isinstance(self.numbers, Device) and self.numbers.device.type != "cpu"
+        return isinstance(self.scalars, DeviceScalars) and self.scalars.device.type != "cpu"

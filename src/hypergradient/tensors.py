@@ -74,7 +74,7 @@ class Norms(list[Tensor]):
     """The norms of a list's tensors, which are yet to be squared: all that a step takes of them together."""
 
 
-Some = Tensor | Tensors
+TensorOrList = Tensor | Tensors
 """One tensor, or a list of them."""
 
 
@@ -83,7 +83,7 @@ def real(x: Tensor) -> Tensor:
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
-def wide(device: torch.device) -> torch.dtype:
+def widest_dtype(device: torch.device) -> torch.dtype:
     """The widest dtype of numbers that a device has."""
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -132,19 +132,19 @@ def add_quotient(y: Any, a: Any, x: Any, z: Any) -> Any:
     return y + a * (x / z) if isinstance(a, Tensor) else torch.addcdiv(y, x, z, value=a)
 
 
-def mix(y: Any, a: Any, x: Any) -> Any:
+def lerp(y: Any, a: Any, x: Any) -> Any:
     """y + a (x − y) in place of y, elementwise, with a < 1/2 or of little rounding."""
     if torch.compiler.is_compiling():  # which makes two cases of lerp, above 1/2 and below, for each element
         return y.add_((x - y) * a)
     return y.lerp_(x, a)
 
 
-def replace(y: Any, x: Any, numbers: dict[str, Any]) -> Any:
+def assign_if_taken(y: Any, x: Any, coef: dict[str, Any]) -> Any:
     """x in place of y; where the device alone knows whether a step "goes", and it does not, y stays, to the bit. Then x may not be y."""
-    return add_scaled(y.mul_(numbers["stays"]), numbers["goes"], x, out=y) if "goes" in numbers else y.copy_(x)
+    return add_scaled(y.mul_(coef["skipped"]), coef["taken"], x, out=y) if "taken" in coef else y.copy_(x)
 
 
-def only(x: Any, goes: Any) -> Any:
+def zero_if_skipped(x: Any, taken: Any) -> Any:
     """x, or 0 where it does not go; also where x is not finite, which no product with 0 would remove.
 
     Args:
@@ -152,12 +152,12 @@ def only(x: Any, goes: Any) -> Any:
         goes: 1 or 0: a tensor, of the integers that have as many bits as x for a list; or a list of them.
     """
     if isinstance(x, Tensors):  # 0 times any bits is 0
-        bits = integers(x.dtype)
-        return Tensors(y.view(x.dtype) for y in torch._foreach_mul([y.view(bits) for y in x], goes))
-    return torch.where(goes > 0, x, 0.0)
+        bits = int_dtype(x.dtype)
+        return Tensors(y.view(x.dtype) for y in torch._foreach_mul([y.view(bits) for y in x], taken))
+    return torch.where(taken > 0, x, 0.0)
 
 
-def integers(dtype: torch.dtype) -> torch.dtype:
+def int_dtype(dtype: torch.dtype) -> torch.dtype:
     """Those with as many bits."""
     return {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
 
@@ -175,7 +175,7 @@ def dot(x: Any, y: Any) -> Any:
     if isinstance(x, Tensors):
         if x is y:
             return Norms(torch._foreach_norm(x))
-        return signed_sums(x.mul(y))
+        return list_sums(x.mul(y))
     if x.dtype != y.dtype or x.dtype not in (torch.float32, torch.float64):
         dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
         x, y = x.to(dtype), y.to(dtype)
@@ -184,7 +184,7 @@ def dot(x: Any, y: Any) -> Any:
     return torch.dot(x, y) if x.dim() == y.dim() == 1 else torch.dot(x.reshape(-1), y.reshape(-1))
 
 
-def dots(pairs: Sequence[tuple[Tensors, Tensors]]) -> list[Any]:
+def list_dots(pairs: Sequence[tuple[Tensors, Tensors]]) -> list[Any]:
     """The inner products of pairs of lists, one of each once, and all together, which makes a few launches of them."""
     found: dict[tuple[int, int], Any] = {}
     count = len(pairs[0][0])
@@ -194,24 +194,24 @@ def dots(pairs: Sequence[tuple[Tensors, Tensors]]) -> list[Any]:
         if same:
             flat = torch._foreach_norm([z for x, _ in own.values() for z in x]) if own else ()
         else:
-            flat = signed_sums(Tensors(z for x, y in own.values() for z in x.mul(y)))
+            flat = list_sums(Tensors(z for x, y in own.values() for z in x.mul(y)))
         kind = Norms if same else Tensors
         found |= {key: kind(flat[i * count : (i + 1) * count]) for i, key in enumerate(own)}
     return [found[id(x), id(y)] for x, y in pairs]
 
 
-def signed_sums(q: Tensors) -> Tensors:
+def list_sums(q: Tensors) -> Tensors:
     """Σ q of each tensor, which is lost. No torch._foreach_* sums what has a sign, so Σ q = Σ |q| − 2 Σ |min(q, 0)|."""
     whole = torch._foreach_norm(q, 1)
     torch._foreach_clamp_max_(q, 0)
     return Tensors(torch._foreach_add(whole, torch._foreach_norm(q, 1), alpha=-2))  # rounds as any sum of as many terms may
 
 
-def sums_of(tensors: Sequence[Tensor]) -> Tensor:
+def tensor_sums(tensors: Sequence[Tensor]) -> Tensor:
     """Σ x of each tensor, in float32 or wider; on an accelerator a few launches for all that are small."""
     small = [x for x in tensors if x.device.type != "cpu" and x.numel() < 1 << 20]
-    wide = Tensors(x.float() if x.dtype.itemsize < 4 else x for x in small)
-    sums = iter(signed_sums(wide.mul(1.0)) if small else ())
+    widened = Tensors(x.float() if x.dtype.itemsize < 4 else x for x in small)
+    sums = iter(list_sums(widened.mul(1.0)) if small else ())
     left = {id(x) for x in small}
     return torch.stack([next(sums) if id(x) in left else x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in tensors])
 
@@ -221,10 +221,10 @@ def finite_zero(x: Any) -> Any:
     if isinstance(x, Tensors):
         return Tensors(torch._foreach_norm(x, math.inf)).mul_(0.0)
     wider = torch.promote_types(x.dtype, torch.float32)
-    return sum(end.to(wider) * 0 for end in torch.aminmax(x)) if x.numel() else x.sum(dtype=wider)
+    return sum(extreme.to(wider) * 0 for extreme in torch.aminmax(x)) if x.numel() else x.sum(dtype=wider)
 
 
-def dense(tensors: Sequence[Tensor]) -> bool:
+def is_dense(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors of one shape lie in memory one like the other, and without gaps."""
     first = tensors[0]
     if any(x.stride() != first.stride() for x in tensors):
@@ -237,11 +237,11 @@ def dense(tensors: Sequence[Tensor]) -> bool:
     return True
 
 
-def changed(*tensors: Tensor) -> None:
+def bump_version(*tensors: Tensor) -> None:
     """Count a change of tensors that a kernel has made, which does not count it, so that autograd refuses to go back through it."""
     torch.autograd.graph.increment_version(tensors)
 
 
-def copy_all(to: Iterable[Tensor], of: Iterable[Tensor]) -> None:
+def copy_tensors(to: Iterable[Tensor], of: Iterable[Tensor]) -> None:
     """Copy tensors, one to one, with one call."""
     torch._foreach_copy_(list(to), list(of))

@@ -11,33 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .columns import Device, to_floats, total
 from .derivatives import LAST_STEPS
-from .dials import Dials
-from .factors import Group
-from .products import Bundle, Row, Term, terms
+from .group_lr import Group
+from .learning_rates import LearningRates
+from .products import Bucket, GradientEntry, Term, hypergradient_terms
 from .ranks import Spec, local
+from .scalars import DeviceScalars, exact_sum, to_floats
 from .setup import Setup
 from .tensors import Norms, dot, real
 
 #: The most products of a tensor that a rule reads: g · x, g · g, x · x and θ · θ.
-KINDS = 4
+NUM_KINDS = 4
 
 #: What is added to the squared norm that normalized hypergradients are divided by.
-TINY = 1e-12
+EPS = 1e-12
 
 
 @dataclass(frozen=True)
-class Weighed:
+class Weighted:
     """A term, the entry of each tensor among the sums, and what the tensors have moved by for each unit of the hyperparameter."""
 
     term: Term
-    entry: Sequence[int]
+    index: Sequence[int]
     weight: Any
 
 
 def hypergradient_sums(
-    setup: Setup, found: Sequence[Bundle], dials: Dials, groups: Sequence[Group], own: bool, adapts: bool
+    setup: Setup, buckets: Sequence[Bucket], lrs: LearningRates, groups: Sequence[Group], of_step: bool, adapts: bool
 ) -> tuple[dict[str, list[Any]], Any]:
     """For each hyperparameter the columns Σ w g·x, Σ g·g, Σ w² x·x and Σ θ·θ, of dials or of param groups; and whether all are finite.
 
@@ -45,47 +45,47 @@ def hypergradient_sums(
     the last three are roots. Columns that nobody reads are 0.
     """
     group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
-    sizes = {name: dials.size if name in ("lr", "slope") else len(groups) for name in (*setup.rules, *("slope",) * setup.rule.discounts)}
-    rows: dict[str, list[Weighed]] = {name: [] for name in sizes}
+    sizes = {name: lrs.size if name in ("lr", "slope") else len(groups) for name in (*setup.rules, *["slope"] * setup.rule.adapts_discount)}
+    rows: dict[str, list[Weighted]] = {name: [] for name in sizes}
     averages = setup.rule.averages
-    for bundle in found:
-        applied = bundle.states[0].get("applied")  # where a device alone knows it, 1 or 0
-        for name, term in terms(setup, bundle, own, adapts):
+    for bucket in buckets:
+        applied = bucket.states[0].get("applied")  # where a device alone knows it, 1 or 0
+        for name, term in hypergradient_terms(setup, bucket, of_step, adapts):
             if name == "lr" and averages:  # the way from the iterate to its average is that of the whole update already
-                index, weight = dials.index, 1 / (1 - setup.direction.share(bundle.group))
+                index, weight = lrs.index, 1 / (1 - setup.direction.interpolation(bucket.group))
             elif name == "lr":
-                index, weight = dials.index, weight_of_lr(setup, dials, bundle)
+                index, weight = lrs.index, lr_weight(setup, lrs, bucket)
             elif name == "slope":
-                index, weight = dials.index, 1.0
+                index, weight = lrs.index, 1.0
             else:
-                index, weight = group_of, bundle.last_factor if setup.elements else bundle.last_lr(setup)
-                weight = weight if LAST_STEPS[type(setup.direction)].by_lr else 1.0
-            if isinstance(applied, Tensor) and "trace" not in bundle.states[0]:
+                index, weight = group_of, bucket.last_factor if setup.per_element else bucket.last_lr(setup)
+                weight = weight if LAST_STEPS[type(setup.direction)].scaled_by_lr else 1.0
+            if isinstance(applied, Tensor) and "trace" not in bucket.states[0]:
                 weight = weight * applied
-            rows[name].append(Weighed(term, index, weight))
-    sums, ok = added(setup, rows, sizes)
+            rows[name].append(Weighted(term, index, weight))
+    sums, ok = reduce_terms(setup, rows, sizes)
     if setup.signal.normalized:
         normalize(setup, sums, groups)
-    if not isinstance(setup.numbers, Device):
+    if not isinstance(setup.scalars, DeviceScalars):
         if averages and not ok:  # no dial goes on where one cannot
-            sums["lr"][0] = [math.nan] * dials.size
+            sums["lr"][0] = [math.nan] * lrs.size
         return sums, ok
     if adapts and not averages:
         return sums, True  # as far as is known: what the rules make of it is looked at
-    every = [kinds[0] for kinds in sums.values()]
-    lost = sum((x - x).sum() for x in every)
-    if dials.size > 1 or len(every) > 1:
+    hypergradients = [kinds[0] for kinds in sums.values()]
+    lost = sum((x - x).sum() for x in hypergradients)
+    if lrs.size > 1 or len(hypergradients) > 1:
         sums["lr"][0] = sums["lr"][0] + lost
     return sums, lost == 0
 
 
-def weight_of_lr(setup: Setup, dials: Dials, bundle: Bundle) -> Any:
+def lr_weight(setup: Setup, lrs: LearningRates, bucket: Bucket) -> Any:
     """What tensors have moved by for each unit of their learning rate, or of its logarithm; in the trace of that it is contained."""
-    if setup.discounted or (setup.traces and setup.rule.of_log):
+    if setup.has_discount or (setup.uses_trace and setup.rule.adapts_log):
         return 1.0
-    if setup.rule.of_log and not setup.elements and "last" in bundle.group:
-        return bundle.last_lr(setup)
-    return 1.0 if dials.last is None else dials.last[bundle.g]
+    if setup.rule.adapts_log and not setup.per_element and "last" in bucket.group:
+        return bucket.last_lr(setup)
+    return 1.0 if lrs.last_scales is None else lrs.last_scales[bucket.group_index]
 
 
 def normalize(setup: Setup, sums: Mapping[str, list[Any]], groups: Sequence[Group]) -> None:
@@ -94,64 +94,64 @@ def normalize(setup: Setup, sums: Mapping[str, list[Any]], groups: Sequence[Grou
     apart = [x for x, group in zip(last, groups, strict=True) for _ in group["params"]]
     of_lr = {"group": last, "global": last[:1]}.get(setup.scope, apart)
     for name, rule in setup.rules.items():
-        by, found = setup.numbers.vector(of_lr if name == "lr" else last), sums[name]
+        by, found = setup.scalars.vector(of_lr if name == "lr" else last), sums[name]
         for kind in (0, 2) if rule.reads_norms else (0,):
             power = 2 if kind and isinstance(by, list) else 1  # of norms the host has the squares
             found[kind] = [x / y**power for x, y in zip(found[kind], by, strict=True)] if isinstance(by, list) else found[kind] / by
 
 
-def squares(setup: Setup, groups: Sequence[Group], norms: Any) -> list[Any]:
+def gradient_squares(setup: Setup, groups: Sequence[Group], norms: Any) -> list[Any]:
     """‖g‖² of each param group, or of all under scope="global", from what ``hypergradient_sums`` gives of the dials' gradients."""
     apart = [1 if setup.scope == "group" else len(group["params"]) for group in groups] if setup.scope != "global" else [1]
     if isinstance(norms, Tensor):
         # No number but a finite one, whatever the step was: where that is not taken the last ones stay, by a product with 0.
-        found: list[Any] = [torch.nan_to_num(own.sum() + TINY) for own in torch.split(norms * norms, apart)]
+        found: list[Any] = [torch.nan_to_num(own.sum() + EPS) for own in torch.split(norms * norms, apart)]
     else:
         parts = iter(norms)
-        found = [sum(next(parts) for _ in range(many)) + TINY for many in apart]
+        found = [sum(next(parts) for _ in range(many)) + EPS for many in apart]
     return found * len(groups) if setup.scope == "global" else found
 
 
-def start_sums(setup: Setup, rows: Sequence[Row], dials: Dials) -> dict[str, Any]:
+def safe_start_sums(setup: Setup, rows: Sequence[GradientEntry], lrs: LearningRates) -> dict[str, Any]:
     """‖g_1‖², ‖θ_0‖² and ‖d_1‖² of each dial's tensors, moving by their ratios: "start.gg", "start.pp" and "start.dd"."""
-    of, found = {row.p: row for row in rows}, dict[str, list[Weighed]]()
-    for p, d in setup.direction.first({row.p: row.group for row in rows}, {row.p: real(row.grad) for row in rows}):
-        ratio = 1.0 if dials.shares is None else dials.shares[of[p].g]
+    of, found = {row.p: row for row in rows}, dict[str, list[Weighted]]()
+    for p, d in setup.direction.first_directions({row.p: row.group for row in rows}, {row.p: real(row.grad) for row in rows}):
+        ratio = 1.0 if lrs.ratios is None else lrs.ratios[of[p].group_index]
         for name, x, weight in (("start.gg", real(of[p].grad), 1.0), ("start.pp", local(real(p)), 1.0), ("start.dd", d, ratio**2)):
-            found.setdefault(name, []).append(Weighed(Term([of[p].i], of[p].spec, 1.0, [([0], [[dot(x, x)]])]), dials.index, weight))
-    sums, _ = added(setup, found, dict.fromkeys(("start.gg", "start.pp", "start.dd"), dials.size))
+            found.setdefault(name, []).append(Weighted(Term([of[p].position], of[p].spec, 1.0, [([0], [[dot(x, x)]])]), lrs.index, weight))
+    sums, _ = reduce_terms(setup, found, dict.fromkeys(("start.gg", "start.pp", "start.dd"), lrs.size))
     return {name: kinds[0] for name, kinds in sums.items()}
 
 
-def added(setup: Setup, rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int]) -> tuple[dict[str, list[Any]], Any]:
+def reduce_terms(setup: Setup, rows: Mapping[str, Sequence[Weighted]], sizes: Mapping[str, int]) -> tuple[dict[str, list[Any]], Any]:
     """The sums of each name's columns, by entry, over all ranks; on the host also whether all are finite, which a device leaves open."""
-    ranks, numbers = setup.ranks, setup.numbers
-    if not isinstance(numbers, Device):
-        sums = on_host(rows, sizes) if not ranks.many else None
+    ranks, scalars = setup.ranks, setup.scalars
+    if not isinstance(scalars, DeviceScalars):
+        sums = host_sums(rows, sizes) if not ranks.is_sharded else None
         if sums is None:
-            flat = torch.zeros(KINDS * sum(sizes.values()), dtype=torch.float64, device=ranks.device)
-            for spec in ranks.specs:
-                own = [x for columns in on_host(those_of(rows, spec), sizes).values() for column in columns for x in column]
-                flat += ranks.add_up(torch.tensor(own, dtype=torch.float64, device=ranks.device), spec)
+            flat = torch.zeros(NUM_KINDS * sum(sizes.values()), dtype=torch.float64, device=ranks.device)
+            for s in ranks.specs:
+                own = [x for columns in host_sums(with_spec(rows, s), sizes).values() for column in columns for x in column]
+                flat += ranks.all_reduce(torch.tensor(own, dtype=torch.float64, device=ranks.device), s)
             values = iter(flat.tolist())
-            sums = {name: [[next(values) for _ in range(size)] for _ in range(KINDS)] for name, size in sizes.items()}
+            sums = {name: [[next(values) for _ in range(size)] for _ in range(NUM_KINDS)] for name, size in sizes.items()}
         return sums, all(math.isfinite(x) for columns in sums.values() for x in columns[0])
-    if not ranks.many:
-        found = on_device(rows, sizes, numbers, 1)
+    if not ranks.is_sharded:
+        found = device_sums(rows, sizes, scalars, 1)
     else:
-        found = torch.stack([ranks.add_up(on_device(those_of(rows, spec), sizes, numbers, KINDS), spec) for spec in ranks.specs]).sum(0)
+        found = torch.stack([ranks.all_reduce(device_sums(with_spec(rows, s), sizes, scalars, NUM_KINDS), s) for s in ranks.specs]).sum(0)
     found[1:].sqrt_()
-    zeros = {size: [numbers.constant((0.0,) * size)] * (KINDS - len(found)) for size in sizes.values()}
+    zeros = {size: [scalars.constant((0.0,) * size)] * (NUM_KINDS - len(found)) for size in sizes.values()}
     split = torch.split(found, list(sizes.values()), 1)
     return {name: [*x.unbind(), *zeros[size]] for (name, size), x in zip(sizes.items(), split, strict=True)}, True
 
 
-def those_of(rows: Mapping[str, Sequence[Weighed]], spec: Spec) -> dict[str, list[Weighed]]:
+def with_spec(rows: Mapping[str, Sequence[Weighted]], spec: Spec) -> dict[str, list[Weighted]]:
     """The terms of tensors that are spread so."""
     return {name: [row for row in own if (row.term.spec or ()) == spec] for name, own in rows.items()}
 
 
-def on_host(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int]) -> dict[str, list[list[float]]]:
+def host_sums(rows: Mapping[str, Sequence[Weighted]], sizes: Mapping[str, int]) -> dict[str, list[list[float]]]:
     """Columns of floats; every sum is rounded once, so that it does not depend on the order."""
     values = iter(to_floats([x for own in rows.values() for row in own for _, kinds in row.term.parts for kind in kinds for x in kind]))
     found = {}
@@ -160,16 +160,16 @@ def on_host(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int]) -> 
         for row in rows.get(name, ()):
             tensors, _, scale, parts = row.term
             pieces = [[next(values) for kind in kinds for _ in kind] for _, kinds in parts]
-            gx, *norms = map(total, zip(*pieces, strict=True))
-            gg, xx, pp = (*norms, 0.0, 0.0, 0.0)[: KINDS - 1]
+            gx, *norms = map(exact_sum, zip(*pieces, strict=True))
+            gg, xx, pp = (*norms, 0.0, 0.0, 0.0)[: NUM_KINDS - 1]
             w = float(row.weight)
-            entries[row.entry[tensors[0]]].append((w * (scale * gx), gg, w**2 * (scale**2 * xx), pp))
-        columns = [[total(column) for column in zip(*entry, strict=True)] or [0.0] * KINDS for entry in entries]
+            entries[row.index[tensors[0]]].append((w * (scale * gx), gg, w**2 * (scale**2 * xx), pp))
+        columns = [[exact_sum(column) for column in zip(*entry, strict=True)] or [0.0] * NUM_KINDS for entry in entries]
         found[name] = [list(column) for column in zip(*columns, strict=True)]
     return found
 
 
-def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], numbers: Device, least: int) -> Tensor:
+def device_sums(rows: Mapping[str, Sequence[Weighted]], sizes: Mapping[str, int], scalars: DeviceScalars, least: int) -> Tensor:
     """A matrix with a row for each kind of product that there is, at ``least`` so many; everything is added up by one ``index_add``."""
     most = max((len(found) for own in rows.values() for row in own for _, found in row.term.parts), default=1)
     flat: list[list[Tensor]] = [[] for _ in range(max(most, least))]
@@ -182,24 +182,24 @@ def on_device(rows: Mapping[str, Sequence[Weighed]], sizes: Mapping[str, int], n
             for some, found in parts:
                 count = len(found[0])
                 for kind, column in enumerate(flat):
-                    values = found[kind] if kind < len(found) else [numbers.constant(0.0)] * count
+                    values = found[kind] if kind < len(found) else [scalars.constant(0.0)] * count
                     column += values if rooted or not isinstance(values, Norms) else [x * x for x in values]
-                index += [start + row.entry[tensors[i]] for i in some[:count]]
+                index += [start + row.index[tensors[i]] for i in some[:count]]
                 weights += [w[i] if isinstance(w, Tensor) and w.dim() else w for i in some[:count]]
         start += size
     if not index:
-        return torch.zeros(len(flat), start, dtype=numbers.dtype, device=numbers.device)
-    sums = torch.stack([numbers.number(x) if x.device != numbers.device else x for column in flat for x in column])
-    sums = sums.to(numbers.dtype).view(len(flat), -1)
+        return torch.zeros(len(flat), start, dtype=scalars.dtype, device=scalars.device)
+    sums = torch.stack([scalars.scalar(x) if x.device != scalars.device else x for column in flat for x in column])
+    sums = sums.to(scalars.dtype).view(len(flat), -1)
     if rooted and most > 1:
         sums[1:].square_()
     if any(isinstance(w, Tensor) or w != 1.0 for w in weights):
-        w = numbers.vector(weights)
+        w = scalars.vector(weights)
         sums[0].mul_(w)
         if len(flat) > 2:
-            sums[2].mul_(w * w if any(isinstance(w, Tensor) for w in weights) else numbers.vector([w**2 for w in weights]))
+            sums[2].mul_(w * w if any(isinstance(w, Tensor) for w in weights) else scalars.vector([w**2 for w in weights]))
     if start == 1:
         sums = sums.sum(1, keepdim=True)
     elif index != list(range(start)):
-        sums = sums.new_zeros(len(flat), start).index_add_(1, numbers.constant(tuple(index), torch.int64), sums)
+        sums = sums.new_zeros(len(flat), start).index_add_(1, scalars.constant(tuple(index), torch.int64), sums)
     return sums

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rules import Rule, clipped, norms_of
+from .rules import Rule, clip, norms_of
 from .tuning import TuningFree, safe_start
 
 
-def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: Any, x: Mapping[str, Any]) -> dict[str, Any]:
+def update_lr(rule: Rule, largest: float | None, memory_columns: Mapping[str, str] | None, xp: Any, x: Mapping[str, Any]) -> dict[str, Any]:
     """α_t inside its bounds, h_t, what the rule keeps, and whether the step can be made; α_{t-1} stays where the rule leaves it.
 
     Args:
@@ -25,46 +25,46 @@ def turn(rule: Rule, largest: float | None, kept: Mapping[str, str] | None, xp: 
             last step.
     """
     h, before = 0.0 - x["gx"], x["alpha"]
-    if kept is None:
-        return {"alpha": before, "h": h, "fine": h - h == 0}
+    if memory_columns is None:
+        return {"alpha": before, "h": h, "finite": h - h == 0}
     g_norm, d_norm = norms_of(x, xp)
-    memory = {name: x[key] for name, key in kept.items()}
-    if rule.discounts:
+    memory = {name: x[key] for name, key in memory_columns.items()}
+    if rule.adapts_discount:
         memory["slope"] = x["slope"]
     if rule.averages:
         memory["size"] = x["size"] if "size" in x else xp.sqrt(x["pp"])
-    alpha, waits = before, None
+    alpha, waiting = before, None
     if "start.gg" in x:
         begins = (memory["steps"] == 0) & (abs(h) < math.inf)
         alpha = xp.where(begins, before * x["factor now"], before) if "factor" in x else before
-        alpha, waits = safe_start(xp, alpha, begins, x["start.gg"], x["start.pp"], x["start.dd"])
-    move = rule.move(memory, alpha, x["beta"], h, g_norm, d_norm, xp)
-    found = {"alpha": move.alpha}
-    for name, key in kept.items():
-        found[key] = move.memory.get(name, x[key])
-    if move.beta is not None:
-        found["beta"] = move.beta
-    window = move.window
+        alpha, waiting = safe_start(xp, alpha, begins, x["start.gg"], x["start.pp"], x["start.dd"])
+    update = rule.update(memory, alpha, x["beta"], h, g_norm, d_norm, xp)
+    found = {"alpha": update.alpha}
+    for name, key in memory_columns.items():
+        found[key] = update.memory.get(name, x[key])
+    if update.beta is not None:
+        found["beta"] = update.beta
+    window = update.window
     if rule.averages and "factor" in x:
-        found = scheduled(found, x, xp)
-        window = shorter(window, x["factor now"], found["memory.peak"], xp)
-    if waits is not None:  # there was no gradient yet
-        found = {name: xp.where(waits, x.get(name, value), value) for name, value in found.items()}
+        found = apply_schedule(found, x, xp)
+        window = shortened_window(window, x["factor now"], found["memory.peak"], xp)
+    if waiting is not None:  # there was no gradient yet
+        found = {name: xp.where(waiting, x.get(name, value), value) for name, value in found.items()}
     alpha = found["alpha"]
-    inside = clipped(alpha, x["low"], x["high"], xp)
+    inside = clip(alpha, x["low"], x["high"], xp)
     if inside is not alpha:
         found["alpha"] = alpha = xp.where(alpha == before, alpha, inside)
-    fine = True if largest is None else abs(alpha) + (h - h) <= largest
+    finite = True if largest is None else abs(alpha) + (h - h) <= largest
     if rule.averages:
-        back = move.back if waits is None else move.back & xp.logical_not(waits)
+        reset = update.reset if waiting is None else update.reset & xp.logical_not(waiting)
         if "factor" in x:  # a step of 0 moves nothing, but for what is not finite
-            back = back & xp.logical_or((x["factor"] != 0) & (x["factor now"] != 0), xp.logical_not(abs(h) < math.inf))
-        return found | {"h": h, "fine": fine, "window": window, "back": back, "part": move.part}
+            reset = reset & xp.logical_or((x["factor"] != 0) & (x["factor now"] != 0), xp.logical_not(abs(h) < math.inf))
+        return found | {"h": h, "finite": finite, "window": window, "reset": reset, "fraction": update.fraction}
     rest = [value for name, value in found.items() if name != "alpha"]
-    return found | {"h": h, "fine": fine & (0 * sum(rest) == 0) if rest else fine}
+    return found | {"h": h, "finite": finite & (0 * sum(rest) == 0) if rest else finite}
 
 
-def scheduled(found: dict[str, Any], x: Mapping[str, Any], xp: Any) -> dict[str, Any]:
+def apply_schedule(found: dict[str, Any], x: Mapping[str, Any], xp: Any) -> dict[str, Any]:
     """What a rule that averages makes of a step whose learning rate was α times the factor of a scheduler.
 
     A factor of 0 teaches it nothing. A warm-up is what the rule makes itself: where a factor is larger than ever, what it rises by is taken
@@ -77,26 +77,26 @@ def scheduled(found: dict[str, Any], x: Mapping[str, Any], xp: Any) -> dict[str,
     return found | {"memory.peak": xp.maximum(peak, now)}
 
 
-def shorter(window: Any, factor: Any, peak: Any, xp: Any) -> Any:
+def shortened_window(window: Any, factor: Any, peak: Any, xp: Any) -> Any:
     """The window of an average under a factor that has come down from its peak: a decay ends the average, but for ten steps."""
-    part = xp.where(factor < peak, xp.div(factor, peak), 1.0)
-    return xp.maximum(window * part, xp.clamp(window, max=TuningFree.SHORTEST))
+    fraction = xp.where(factor < peak, xp.div(factor, peak), 1.0)
+    return xp.maximum(window * fraction, xp.clamp(window, max=TuningFree.MIN_WINDOW))
 
 
-def undo(found: dict[str, Any], before: Mapping[str, Any], ok: Tensor) -> None:
+def revert_unless(found: dict[str, Any], before: Mapping[str, Any], ok: Tensor) -> None:
     """What was there before, where a device finds that the step cannot be made."""
     for name, value in found.items():
         if name in before:
             found[name] = torch.where(ok, value, before[name])
 
 
-def every(column: Any) -> Any:
+def all_entries(column: Any) -> Any:
     """Whether all of a column hold."""
     if isinstance(column, Tensor):
         return column.all() if column.numel() > 1 else column.reshape(())
     return column if isinstance(column, bool) else all(column)
 
 
-def all_of(fine: Sequence[Tensor]) -> Any:
+def all_true(fine: Sequence[Tensor]) -> Any:
     """Whether all hold: a tensor where there is any."""
     return torch.stack([x.to(fine[0].device) for x in fine]).all() if fine else True

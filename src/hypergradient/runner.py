@@ -15,12 +15,12 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn import Parameter
 
 from .fused import LARGEST, SMALL, Kernels
-from .tensors import Tensors, changed, copy_all, dense, integers, make_buffer
+from .tensors import Tensors, bump_version, copy_tensors, int_dtype, is_dense, make_buffer
 
-Columns = Mapping[str, list[Tensor]]
+TensorLists = Mapping[str, list[Tensor]]
 """Tensors by name: of each name as many, in one order."""
 
-Numbers = dict[str, Any]
+Coefficients = dict[str, Any]
 """Coefficients by name: numbers, 0-dim tensors or vectors with an entry for each tensor; and switches that are True or False."""
 
 Work = Callable[..., list[Any]]
@@ -29,13 +29,13 @@ Work = Callable[..., list[Any]]
 BLOCK = 262_144
 
 #: Elements of a piece where nothing but dot products is made of it: few calls, and few numbers to sum in float32.
-DOTS = 1 << 22
+DOT_BLOCK = 1 << 22
 
 #: Elements from which on a tensor goes alone through work that makes many temporaries, which stay in the cache then.
 TINY = 2048
 
 #: Bytes of all that a step may hold for a time on an accelerator.
-TEMPORARY = 256 << 20
+MAX_TEMPORARY_BYTES = 256 << 20
 
 #: What work never writes to: gradients.
 READ_ONLY = ("g",)
@@ -58,21 +58,21 @@ def blocks(tensors: Mapping[str, Tensor], size: int = BLOCK) -> Iterator[dict[st
         yield {name: pieces[i] for name, pieces in flat.items()}
 
 
-def parts(sizes: Sequence[int], small: int = SMALL) -> list[list[int]]:
+def plan_packs(sizes: Sequence[int], small: int = SMALL) -> list[list[int]]:
     """Which tensors are worked on together, in order: large ones alone, small ones up to ``BLOCK`` elements."""
-    found: list[list[int]] = []
+    packs: list[list[int]] = []
     filled = BLOCK + 1
     for i, size in enumerate(sizes):
         if size >= small:
-            found.append([i])
+            packs.append([i])
             continue
         filled += size
         if filled > BLOCK:
             packed: list[int] = []
-            found.append(packed)
+            packs.append(packed)
             filled = size
         packed.append(i)
-    return found
+    return packs
 
 
 @final
@@ -85,14 +85,14 @@ class Copies(Mapping[str, Any]):
             that are tensors need it: in bfloat16 0.999 is 1.
     """
 
-    def __init__(self, columns: Columns, packed: bool) -> None:
+    def __init__(self, columns: TensorLists, packed: bool) -> None:
         self.columns, self.packed = columns, packed
         self.made: dict[str, tuple[Any, int]] = {}
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.made:
             column: Any = self.columns[name]
-            flat = whole(column) if self.packed else None
+            flat = flat_base(column) if self.packed else None
             if flat is not None:  # there is nothing to be written back
                 return flat
             if self.packed:
@@ -119,10 +119,10 @@ class Copies(Mapping[str, Any]):
         for name, (copy, version) in self.made.items():
             if self._version(copy) != version:
                 column = self.columns[name]
-                copy_all(column, _unflatten_dense_tensors(copy, column) if self.packed else copy)  # type: ignore[no-untyped-call]
+                copy_tensors(column, _unflatten_dense_tensors(copy, column) if self.packed else copy)  # type: ignore[no-untyped-call]
 
 
-def whole(column: Sequence[Tensor]) -> Tensor | None:
+def flat_base(column: Sequence[Tensor]) -> Tensor | None:
     """The flat tensor that small tensors are the parts of, in their order, as ``make_buffers`` has made them; None where they are not."""
     flat, start = column[0]._base, 0
     for x in column:
@@ -136,7 +136,7 @@ def make_buffers(
     states: Sequence[dict[str, Any]], name: str, like: Sequence[Tensor], value: Any = 0.0, dtype: torch.dtype | None = None
 ) -> None:
     """A buffer in the state of each tensor; those of small tensors are parts of one, as they go through a step on a CPU."""
-    for part in parts([p.numel() for p in like]) if like[0].device.type == "cpu" else ():
+    for part in plan_packs([p.numel() for p in like]) if like[0].device.type == "cpu" else ():
         some = [like[i] for i in part]
         if len(part) > 1 and all(type(p) in (Tensor, Parameter) and p.is_contiguous() and not p.is_complex() for p in some):
             flat = torch.empty(sum(p.numel() for p in some), dtype=dtype or some[0].dtype).fill_(value)
@@ -168,13 +168,13 @@ class Runner:
     def __call__(
         self,
         work: Work,
-        tensors: Columns,
-        numbers: Numbers,
+        tensors: TensorLists,
+        coef: Coefficients,
         *fixed: Any,
         writes: bool = False,
-        light: bool = False,
-        flat: bool = False,
-        live: int = 4,
+        cheap: bool = False,
+        packed: bool = False,
+        temporaries: int = 4,
     ) -> list[tuple[list[int], list[Any]]]:
         """For each part the numbers of its tensors, and the scalars of the work: of each kind one a tensor, or one of all of them.
 
@@ -190,91 +190,91 @@ class Runner:
         """
         found: list[tuple[list[int], list[Any]]] = []
         sizes = [x.numel() for x in tensors["p"]]
-        narrow = tensors["p"][0].dtype.itemsize < 4 and any(isinstance(x, Tensor) for x in numbers.values())
-        pieces = tensors["p"][0].device.type == "cpu" and not narrow
-        rest: list[int] = []
-        together = parts(sizes, TINY if flat else SMALL) if pieces else [[i] for i in range(len(sizes))]
+        is_narrow = tensors["p"][0].dtype.itemsize < 4 and any(isinstance(x, Tensor) for x in coef.values())
+        pieces = tensors["p"][0].device.type == "cpu" and not is_narrow
+        others: list[int] = []
+        together = plan_packs(sizes, TINY if packed else SMALL) if pieces else [[i] for i in range(len(sizes))]
         if writes and pieces:  # in the other order than for the dot products: what these read last is in the cache yet
             together.reverse()
         for part in together:
             if len(part) > 1:
                 pack = Copies({name: [column[i] for i in part] for name, column in tensors.items()}, packed=True)
-                found.append((part, [[x] for x in work(pack, numbers, *fixed)]))
+                found.append((part, [[x] for x in work(pack, coef, *fixed)]))
                 if writes:
                     pack.write_back()
                 continue
-            whole = {name: column[part[0]] for name, column in tensors.items()}
-            scalars = None if light or flat or not self.fused else self._compiled(work, whole, of_tensor(numbers, part[0]), fixed, writes)
+            item = {name: column[part[0]] for name, column in tensors.items()}
+            scalars = None if cheap or packed or not self.fused else self._run_kernel(work, item, tensor_coef(coef, part[0]), fixed, writes)
             if scalars is not None:
                 found.append((part, [[x] for x in scalars]))
             elif pieces:
-                found += [(part, [[x] for x in work(piece, numbers, *fixed)]) for piece in blocks(whole, DOTS if light else BLOCK)]
+                found += [(part, [[x] for x in work(piece, coef, *fixed)]) for piece in blocks(item, DOT_BLOCK if cheap else BLOCK)]
             elif sizes[part[0]]:
-                rest += part
-        for rows, lists in portions(tensors, rest, TEMPORARY // live) if rest else ():
-            if flat:
+                others += part
+        for rows, lists in chunks(tensors, others, MAX_TEMPORARY_BYTES // temporaries) if others else ():
+            if packed:
                 pack = Copies(lists, packed=True)
-                found.append((rows, [[x] for x in work(pack, of_list(numbers, rows, lists["p"]), *fixed)]))
+                found.append((rows, [[x] for x in work(pack, list_coef(coef, rows, lists["p"]), *fixed)]))
                 pack.write_back()
                 continue
-            found.append((rows, self._list(work, lists, of_list(numbers, rows, lists["p"]), fixed, writes)))
+            found.append((rows, self._list(work, lists, list_coef(coef, rows, lists["p"]), fixed, writes)))
         return found
 
-    def _compiled(self, work: Work, tensors: Mapping[str, Tensor], numbers: Numbers, fixed: Any, writes: bool) -> list[Tensor] | None:
+    def _run_kernel(self, work: Work, tensors: Mapping[str, Tensor], coef: Coefficients, fixed: Any, writes: bool) -> list[Tensor] | None:
         """The scalars of one kernel; None where there is none for such tensors, or it cannot be compiled."""
-        if ROUNDING in tensors or not SMALL <= tensors["p"].numel() <= LARGEST or not dense(list(tensors.values())):
+        if ROUNDING in tensors or not SMALL <= tensors["p"].numel() <= LARGEST or not is_dense(list(tensors.values())):
             return None
-        scalars: list[Tensor] | None = self.kernels(work, tensors, numbers, fixed)
+        scalars: list[Tensor] | None = self.kernels(work, tensors, coef, fixed)
         if writes and scalars is not None:
-            changed(*(x for name, x in tensors.items() if name not in READ_ONLY))
+            bump_version(*(x for name, x in tensors.items() if name not in READ_ONLY))
         return scalars
 
-    def _list(self, work: Work, lists: dict[str, Tensors], numbers: Numbers, fixed: Any, writes: bool) -> list[Any]:
+    def _list(self, work: Work, lists: dict[str, Tensors], coef: Coefficients, fixed: Any, writes: bool) -> list[Any]:
         """The scalars of a whole list, one a tensor."""
         if all(x.dtype in (torch.float32, torch.float64) for x in lists.values()):
-            return work(lists, numbers, *fixed)
+            return work(lists, coef, *fixed)
         copies = Copies(lists, packed=False)
-        scalars = work(copies, numbers, *fixed)
+        scalars = work(copies, coef, *fixed)
         if writes:
             copies.write_back()
         return scalars
 
 
-def portions(tensors: Columns, rows: Sequence[int], most: int) -> Iterator[tuple[list[int], dict[str, Tensors]]]:
+def chunks(tensors: TensorLists, rows: Sequence[int], most: int) -> Iterator[tuple[list[int], dict[str, Tensors]]]:
     """Lists of flat tensors that take up to ``most`` bytes each, with the numbers of the tensors; a larger tensor goes in pieces."""
     length = max(SMALL, most // max(4, tensors["p"][0].element_size()))
     found: dict[str, Tensors] = {name: Tensors() for name in tensors}
-    numbers, filled = list[int](), 0
+    indices, filled = list[int](), 0
     for i in rows:
         for piece in blocks({name: column[i] for name, column in tensors.items()}, length):
             size = piece["p"].numel()
-            if numbers and filled + size > length:
-                yield numbers, found
-                found, numbers, filled = {name: Tensors() for name in tensors}, [], 0
+            if indices and filled + size > length:
+                yield indices, found
+                found, indices, filled = {name: Tensors() for name in tensors}, [], 0
             for name, x in piece.items():
                 found[name].append(x)
-            numbers.append(i)
+            indices.append(i)
             filled += size
-    yield numbers, found
+    yield indices, found
 
 
-def of_tensor(numbers: Numbers, i: int) -> Numbers:
+def tensor_coef(coef: Coefficients, i: int) -> Coefficients:
     """The numbers of one tensor of a list."""
-    return {name: x[i] if isinstance(x, Tensor) and x.dim() and x.numel() else x for name, x in numbers.items()}
+    return {name: x[i] if isinstance(x, Tensor) and x.dim() and x.numel() else x for name, x in coef.items()}
 
 
-def of_list(numbers: Numbers, rows: Sequence[int], like: Tensors) -> Numbers:
+def list_coef(coef: Coefficients, rows: Sequence[int], like: Tensors) -> Coefficients:
     """The numbers of a list's tensors, in its dtype, in which alone the device takes them for a whole list: two launches for all."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    found = dict(numbers)
+    found = dict(coef)
     for vectors in (False, True):
-        names = [name for name, x in numbers.items() if isinstance(x, Tensor) and bool(x.dim()) == vectors]
+        names = [name for name, x in coef.items() if isinstance(x, Tensor) and bool(x.dim()) == vectors]
         if not names:
             continue
-        stacked = torch.stack([numbers[name] for name in names]).to(like[0].device, dtype)
+        stacked = torch.stack([coef[name] for name in names]).to(like[0].device, dtype)
         for name, x in zip(names, stacked.unbind(), strict=True):
             found[name] = [x[i] for i in rows] if vectors else x
-        if "goes" in names:  # what gradients are multiplied by, bit by bit
-            taken = stacked[names.index("goes")].to(integers(like.dtype if like.dtype.itemsize > 2 else torch.float32))
-            found["taken"] = [taken[i] for i in rows] if vectors else taken
+        if "taken" in names:  # what gradients are multiplied by, bit by bit
+            taken = stacked[names.index("taken")].to(int_dtype(like.dtype if like.dtype.itemsize > 2 else torch.float32))
+            found["taken_bits"] = [taken[i] for i in rows] if vectors else taken
     return found

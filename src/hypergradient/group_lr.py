@@ -11,31 +11,31 @@ from torch import Tensor
 Group = dict[str, Any]
 
 
-def place_of(group: Group) -> str:
+def lr_key(group: Group) -> str:
     """Where the learning rate that is adapted stands: in "lr", unless a scheduler writes that."""
     return "adapted_lr" if "initial_lr" in group else "lr"
 
 
-def adapted(group: Group) -> Any:
+def adapted_lr(group: Group) -> Any:
     """The learning rate that is adapted; where a scheduler has just come, what it starts from, which is 0 if the rule is to find it."""
-    place = place_of(group)
-    return group[place] if place in group else 0.0 if group.get("lr_free") else top_of(group)
+    key = lr_key(group)
+    return group[key] if key in group else 0.0 if group.get("lr_free") else reference_lr(group)
 
 
-def top_of(group: Group) -> Any:
+def reference_lr(group: Group) -> Any:
     """What a scheduler's learning rate is a part of: that which it starts from, or its top where it leaves that."""
     return group.get("max_lr", group["initial_lr"])
 
 
-def factor_of(group: Group) -> Any:
+def scheduler_factor(group: Group) -> Any:
     """What a scheduler makes of the learning rate that is adapted; 1 where there is none."""
     if "initial_lr" not in group:
         return 1.0
-    top = top_of(group)
+    top = reference_lr(group)
     return group["lr"] / top if isinstance(top, Tensor) or top else 0.0
 
 
-def swap(group: Group, name: str, old: float, new: float) -> None:
+def replace_value(group: Group, name: str, old: float, new: float) -> None:
     """Put one number in the place of another, where that stands there."""
     if isinstance(group[name], Tensor):
         group[name].masked_fill_(group[name] == old, new)

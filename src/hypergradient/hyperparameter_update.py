@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .columns import Device, Host
-from .dials import Place
-from .factors import Group
-from .hyperparameters import HYPERPARAMETERS, ends_of, move
+from .group_lr import Group
+from .hyperparameters import HYPERPARAMETERS, coordinate_bounds, update_hyperparameter
+from .learning_rates import Assignment
 from .rules import Adapted, Level, Rule, norms_of
+from .scalars import DeviceScalars, Scalars
 
 
 @dataclass(frozen=True)
-class Batch:
+class RuleBatch:
     """Hyperparameters whose rules differ in β alone, so that one call moves them in all param groups: name by name, group by group.
 
     Args:
@@ -35,107 +35,106 @@ class Batch:
     found: dict[str, Any]
 
 
-def fresh(rules: Mapping[str, Level]) -> dict[str, float]:
+def initial_memory(rules: Mapping[str, Level]) -> dict[str, float]:
     """What their rules keep in a param group: β and memory of each, by "name.key"."""
-    return {
-        f"{name}.{key}": value for name, rule in rules.items() for key, value in ({"hypergrad_lr": rule.first_beta} | rule.fresh()).items()
-    }
+    memories = {name: {"hypergrad_lr": rule.initial_beta} | rule.initial_memory() for name, rule in rules.items()}
+    return {f"{name}.{key}": value for name, memory in memories.items() for key, value in memory.items()}
 
 
-def to_device(rules: Mapping[str, Level], groups: Sequence[Group], numbers: Host | Device) -> None:
+def to_device(rules: Mapping[str, Level], groups: Sequence[Group], scalars: Scalars) -> None:
     """Make tensors of those that somebody has written as numbers."""
-    if not isinstance(numbers, Device):
+    if not isinstance(scalars, DeviceScalars):
         return
     for name in rules:
-        own = HYPERPARAMETERS[name]
+        hyperparameter = HYPERPARAMETERS[name]
         for group in groups:
-            if not isinstance(own.read(group), Tensor):
-                own.write(group, torch.full((), own.read(group), dtype=numbers.dtype, device=numbers.device))
+            if not isinstance(hyperparameter.read(group), Tensor):
+                hyperparameter.write(group, torch.full((), hyperparameter.read(group), dtype=scalars.dtype, device=scalars.device))
 
 
-def batches(
+def update_batches(
     rules: Mapping[str, Level],
     bounds: Mapping[str, tuple[float, float]],
     groups: Sequence[Group],
     sums: Mapping[str, Sequence[Any]],
-    numbers: Host | Device,
-) -> list[Batch]:
+    scalars: Scalars,
+) -> list[RuleBatch]:
     """What the rules make of a step's dot products."""
-    return [_batch(rules[names[0]], names, bounds, groups, sums, numbers) for names in alike(rules)]
+    return [_update_batch(rules[names[0]], names, bounds, groups, sums, scalars) for names in group_alike(rules)]
 
 
-def alike(rules: Mapping[Any, Rule]) -> list[list[Any]]:
+def group_alike(rules: Mapping[Any, Rule]) -> list[list[Any]]:
     """The keys of rules that differ in β alone, together."""
     found: dict[Any, list[Any]] = {}
     for key, rule in rules.items():
-        found.setdefault(form(rule), []).append(key)
+        found.setdefault(without_beta(rule), []).append(key)
     return list(found.values())
 
 
 @cache
-def form(rule: Rule) -> Rule:
+def without_beta(rule: Rule) -> Rule:
     """A rule but for its β, or β_0."""
     return replace(rule, beta=replace(rule.beta, value=1.0) if isinstance(rule.beta, Adapted) else 0.0)
 
 
-def _batch(rule: Level, names: list[str], bounds: Any, groups: Sequence[Group], sums: Any, numbers: Host | Device) -> Batch:
+def _update_batch(rule: Level, names: list[str], bounds: Any, groups: Sequence[Group], sums: Any, scalars: Scalars) -> RuleBatch:
     pairs = [(name, group) for name in names for group in groups]
     rows = {"value": [HYPERPARAMETERS[name].read(group) for name, group in pairs]}
     rows |= {"beta": [group["adapted"][f"{name}.hypergrad_lr"] for name, group in pairs]}
     rows |= {"unit": [float(HYPERPARAMETERS[name].unit) for name, _ in pairs]}
     rows |= {"low": [bounds[name][0] for name, _ in pairs], "high": [bounds[name][1] for name, _ in pairs]}
-    ends = [ends_of(rule, HYPERPARAMETERS[name].unit, bounds[name]) for name, _ in pairs]
-    rows |= {"lowest": [low for low, _ in ends], "highest": [high for _, high in ends]}
-    rows |= {f"memory.{key}": [group["adapted"][f"{name}.{key}"] for name, group in pairs] for key in rule.fresh()}
-    columns = dict(zip(rows, numbers.columns(list(rows.values())), strict=True))
-    for kind, key in enumerate(numbers.SUMS[:3] if rule.reads_norms else ("gx",)):
+    coordinate_ends = [coordinate_bounds(rule, HYPERPARAMETERS[name].unit, bounds[name]) for name, _ in pairs]
+    rows |= {"lowest": [low for low, _ in coordinate_ends], "highest": [high for _, high in coordinate_ends]}
+    rows |= {f"memory.{key}": [group["adapted"][f"{name}.{key}"] for name, group in pairs] for key in rule.initial_memory()}
+    columns = dict(zip(rows, scalars.columns(list(rows.values())), strict=True))
+    for kind, key in enumerate(scalars.SUM_NAMES[:3] if rule.reads_norms else ("gx",)):
         parts = [sums[name][kind] for name in names]
-        columns[key] = torch.cat(parts) if numbers.on_device else [x for part in parts for x in part]
-    return Batch(rule, names, columns, numbers.each(partial(turn, rule), columns, len(pairs)))
+        columns[key] = torch.cat(parts) if scalars.on_device else [x for part in parts for x in part]
+    return RuleBatch(rule, names, columns, scalars.apply(partial(update_values, rule), columns, len(pairs)))
 
 
-def turn(rule: Level, xp: Any, x: Mapping[str, Any]) -> dict[str, Any]:
+def update_values(rule: Level, xp: Any, x: Mapping[str, Any]) -> dict[str, Any]:
     """What a rule makes of one hyperparameter: h, φ_t, β_t, what it keeps, and whether the step can be made."""
-    memory = {name: x[f"memory.{name}"] for name in rule.fresh()}
+    memory = {name: x[f"memory.{name}"] for name in rule.initial_memory()}
     h = 0.0 - x["gx"]
     g_norm, d_norm = norms_of(x, xp)
-    found = move(rule, memory, {**x, "h": h, "g_norm": g_norm, "d_norm": d_norm}, xp)
-    fine = found.alpha - found.alpha + (h - h)
+    found = update_hyperparameter(rule, memory, {**x, "h": h, "g_norm": g_norm, "d_norm": d_norm}, xp)
+    finite = found.alpha - found.alpha + (h - h)
     for value in found.memory.values():
-        fine = fine + (value - value)
+        finite = finite + (value - value)
     out = {"h": h, "value": found.alpha} | {f"memory.{name}": value for name, value in found.memory.items()}
     if found.beta is not None:
         out["beta"] = found.beta
-        fine = fine + (found.beta - found.beta)
-    return out | {"fine": fine == 0}
+        finite = finite + (found.beta - found.beta)
+    return out | {"finite": finite == 0}
 
 
-def hypergradients(moved: Sequence[Batch], groups: Sequence[Group]) -> list[dict[str, Any]]:
+def hypergradients(batches: Sequence[RuleBatch], groups: Sequence[Group]) -> list[dict[str, Any]]:
     """∂f/∂φ of each param group, by name."""
     found: list[dict[str, Any]] = [{} for _ in groups]
-    for batch in moved:
+    for batch in batches:
         h = iter(list(batch.found["h"]))
         for name in batch.names:
-            for own in found:
-                own[name] = next(h)
+            for of_group in found:
+                of_group[name] = next(h)
     return found
 
 
-def write(moved: Sequence[Batch], groups: Sequence[Group]) -> Iterator[Place]:
+def assignments(batches: Sequence[RuleBatch], groups: Sequence[Group]) -> Iterator[Assignment]:
     """Where all of it is to be put; on the host, values are written at once."""
-    for group in groups if moved else ():
+    for group in groups if batches else ():
         group["adapted"] = dict(group["adapted"])  # a state_dict() that was taken keeps its own
-    for batch in moved:
+    for batch in batches:
         columns = {name: list(column) for name, column in batch.found.items()}
         k = 0
         for name in batch.names:
             for group in groups:
-                own, value = HYPERPARAMETERS[name], columns["value"][k]
-                there = own.read(group)
+                hyperparameter, value = HYPERPARAMETERS[name], columns["value"][k]
+                current = hyperparameter.read(group)
                 if isinstance(value, Tensor):
-                    yield {"": there}, "", value
+                    yield {"": current}, "", value
                 else:
-                    own.write(group, value)
+                    hyperparameter.write(group, value)
                 for key, column in columns.items():
                     if key.startswith("memory.") or key == "beta":
                         yield group["adapted"], f"{name}.{key.removeprefix('memory.') if key != 'beta' else 'hypergrad_lr'}", column[k]

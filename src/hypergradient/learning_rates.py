@@ -15,16 +15,16 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from . import host
-from .checks import ends
-from .columns import Device, Host
-from .factors import Group, adapted, factor_of, place_of, swap
+from . import float_ops
+from .checks import bounds_as_floats
+from .group_lr import Group, adapted_lr, lr_key, replace_value, scheduler_factor
 from .ranks import Ranks, local
-from .tensors import real, sums_of
+from .scalars import DeviceScalars, Scalars
+from .tensors import real, tensor_sums
 
 ScopeName = Literal["group", "global", "tensor", "element"]
 State = Mapping[Tensor, dict[str, Any]]
-Place = tuple[dict[str, Any], str, Any]
+Assignment = tuple[dict[str, Any], str, Any]
 
 #: The columns of a dial, with the options that they stand in.
 COLUMNS = {"alpha": "lr", "beta": "hypergrad_lr"}
@@ -33,7 +33,7 @@ SCOPES = ("group", "global", "tensor", "element")
 
 
 @dataclass(frozen=True)
-class Dials:
+class LearningRates:
     """The dials of a step, as they are found.
 
     Args:
@@ -50,10 +50,10 @@ class Dials:
     columns: dict[str, Any]
     size: int
     index: Sequence[int]
-    shares: Sequence[Any] | None = None
-    factors: Sequence[Any] | None = None
     ratios: Sequence[Any] | None = None
-    last: Sequence[Any] | None = None
+    factors: Sequence[Any] | None = None
+    scales: Sequence[Any] | None = None
+    last_scales: Sequence[Any] | None = None
 
 
 @final
@@ -70,59 +70,58 @@ class Scope:
     """
 
     name: ScopeName
-    numbers: Host | Device
-    kept: Mapping[str, str]
-    applied: str = "alpha"
+    scalars: Scalars
+    memory_columns: Mapping[str, str]
+    applied_key: str = "alpha"
     ranks: Ranks = field(default_factory=lambda: Ranks(None))
-    _written: dict[int, tuple[Any, int]] = field(default_factory=dict)
-    _foreign: dict[int, float] = field(default_factory=dict)
+    _recorded: dict[int, tuple[Any, int]] = field(default_factory=dict)
+    _external: dict[int, float] = field(default_factory=dict)
 
-    def read(self, groups: Sequence[Group], state: State) -> Dials:
+    def read(self, groups: Sequence[Group], state: State) -> LearningRates:
         """The dials, each with its α_{t-1}."""
         params = [(group, p) for group in groups for p in group["params"]]
-        of = [g for g, group in enumerate(groups) for _ in group["params"]]
+        group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
         index: Sequence[int] = range(len(params))
-        shares = last = None
+        ratios = last_scales = None
         if self.name in ("tensor", "element"):  # where each number stands, and its param group, which has it before a tensor moves
-            homes = [(state.get(p, {}) if self.name == "tensor" else group, group) for group, p in params]
+            holders = [(state.get(p, {}) if self.name == "tensor" else group, group) for group, p in params]
         elif self.name == "group":
-            homes, index = [(group, group) for group in groups], of
-            of = list(range(len(groups)))
+            holders, index = [(group, group) for group in groups], group_of
+            group_of = list(range(len(groups)))
         else:
-            homes, index = [(groups[0], groups[0])], [0 for _ in params]
-        bounds = [(0.0, 0.0) if group.get("lr_frozen") else ends(group["lr_bounds"]) for _, group in homes]
+            holders, index = [(groups[0], groups[0])], [0 for _ in params]
+        bounds = [(0.0, 0.0) if group.get("lr_frozen") else bounds_as_floats(group["lr_bounds"]) for _, group in holders]
         if self.name == "tensor":
-            rows = {key: [x for group in groups for x in self._scaled(name, group, state)] for key, name in COLUMNS.items()}
+            rows = {key: [x for group in groups for x in self._rescaled(name, group, state)] for key, name in COLUMNS.items()}
         elif self.name == "global":  # where a frozen group has a share of 0
-            shares, last, alpha = self._shares(groups)
-            rows, bounds = {"alpha": [alpha]}, [self._global_bounds(ends(groups[0]["lr_bounds"]), shares)]
+            ratios, last_scales, alpha = self._group_ratios(groups)
+            rows, bounds = {"alpha": [alpha]}, [self._global_bounds(bounds_as_floats(groups[0]["lr_bounds"]), ratios)]
             rows["beta"] = [groups[0]["hypergrad_lr"]]
         else:
             for group in groups if self.name == "element" else ():
-                self._scale_elements(group, state)
-            rows = {"alpha": [adapted(group) for _, group in homes], "beta": [group["hypergrad_lr"] for _, group in homes]}
-        for name, key in self.kept.items():
-            rows[key] = [own.get(f"memory_{name}", group["memory"][name]) for own, group in homes]
+                self._rescale_elements(group, state)
+            rows = {"alpha": [adapted_lr(group) for _, group in holders], "beta": [group["hypergrad_lr"] for _, group in holders]}
+        for name, key in self.memory_columns.items():
+            rows[key] = [holder.get(f"memory_{name}", group["memory"][name]) for holder, group in holders]
         rows |= {"low": [low for low, _ in bounds], "high": [high for _, high in bounds]}
-        columns = dict(zip(rows, self.numbers.columns(list(rows.values())), strict=True))
+        columns = dict(zip(rows, self.scalars.columns(list(rows.values())), strict=True))
         for name, column in columns.items():
             if isinstance(column, float) and name not in ("beta", "low", "high"):  # what moves is a vector
-                columns[name] = self.numbers.vector(rows[name])
-        ratios = shares
-        factors = None
+                columns[name] = self.scalars.vector(rows[name])
+        scales, factors = ratios, None
         if any("initial_lr" in group for group in groups):
-            factors = self._singles([factor_of(group) for group in groups])
-            before = self._singles([group.get("last", {}).get("factor", 1.0) for group in groups])
+            factors = self._as_list([scheduler_factor(group) for group in groups])
+            before = self._as_list([group.get("last", {}).get("factor", 1.0) for group in groups])
             for name, found in (("factor", before), ("factor now", factors)):
-                columns[name] = self.numbers.vector([found[0]] if self.name == "global" else [found[g] for g in of])
-            ratios = factors if shares is None else [x * y for x, y in zip(shares, factors, strict=True)]
-            last = before if last is None else [x * y for x, y in zip(last, before, strict=True)]
-        return Dials(columns, len(homes), index, shares, factors, ratios, last)
+                columns[name] = self.scalars.vector([found[0]] if self.name == "global" else [found[g] for g in group_of])
+            scales = factors if ratios is None else [x * y for x, y in zip(ratios, factors, strict=True)]
+            last_scales = before if last_scales is None else [x * y for x, y in zip(last_scales, before, strict=True)]
+        return LearningRates(columns, len(holders), index, ratios, factors, scales, last_scales)
 
-    def write(self, groups: Sequence[Group], state: State, dials: Dials, found: Mapping[str, Any]) -> Iterator[Place]:
+    def assignments(self, groups: Sequence[Group], state: State, lrs: LearningRates, found: Mapping[str, Any]) -> Iterator[Assignment]:
         """Where α_t of each dial, β_t and what the rule keeps are to be put, so that ``read`` finds them."""
         columns = {"lr": list(found["alpha"])} | ({"hypergrad_lr": list(found["beta"])} if "beta" in found else {})
-        memory = {name: list(found[key]) for name, key in self.kept.items()}
+        memory = {name: list(found[key]) for name, key in self.memory_columns.items()}
         if self.name == "tensor":  # numbers by themselves: torch 2.6 cannot flatten a dict in a tensor's state
             columns |= {f"memory_{name}": column for name, column in memory.items()}
             params = [p for group in groups for p in group["params"]]
@@ -131,25 +130,25 @@ class Scope:
                     yield from ((state[p], name, column[k]) for name, column in columns.items())
         for g, group in enumerate(groups) if self.name in ("group", "global") else ():
             k = 0 if self.name == "global" else g
-            own = {place_of(group) if name == "lr" else name: column[k] for name, column in columns.items()}
-            if dials.shares is not None:
-                own |= {place_of(group): dials.shares[g] * columns["lr"][k], "lr_ratio": dials.shares[g]}
-            yield from ((group, name, value) for name, value in own.items())
+            values = {lr_key(group) if name == "lr" else name: column[k] for name, column in columns.items()}
+            if lrs.ratios is not None:
+                values |= {lr_key(group): lrs.ratios[g] * columns["lr"][k], "lr_ratio": lrs.ratios[g]}
+            yield from ((group, name, value) for name, value in values.items())
             if memory:  # in a new dict: a state_dict() that was taken keeps its own
                 group["memory"] = dict(group["memory"])
                 yield from ((group["memory"], name, column[k]) for name, column in memory.items())
 
-    def write_means(self, groups: Sequence[Group], state: State, beta: bool) -> Iterator[Place]:
+    def mean_assignments(self, groups: Sequence[Group], state: State, beta: bool) -> Iterator[Assignment]:
         """Where the mean of the tensors' learning rates is to be put, and of their β where that moves, once they are written."""
         for group in groups if self.name in ("tensor", "element") else ():
             for name in ("lr", "hypergrad_lr") if beta else ("lr",):
-                left = self._left(name, group, state)
+                left = self._current_mean(name, group, state)
                 if left is not None:
-                    yield group, place_of(group) if name == "lr" else name, left
+                    yield group, lr_key(group) if name == "lr" else name, left
                     if self.name == "element":
                         yield group, "lr_left", left
 
-    def begin(self, groups: Sequence[Group]) -> None:
+    def prepare(self, groups: Sequence[Group]) -> None:
         """Find the learning rates to start from: of a group that was given none, and where a scheduler has just come.
 
         Without one that is given lr reads 1 until the rule has found one, so that a scheduler has something to multiply.
@@ -158,25 +157,25 @@ class Scope:
             free = group.get("lr_free", False)
             others = [other for other in groups if self.name == "global" and "last" in other] if free and "last" not in group else []
             if others:  # one that comes later goes on with the learning rate of those that there are
-                group[place_of(group)] = copy.deepcopy(adapted(others[0]))
+                group[lr_key(group)] = copy.deepcopy(adapted_lr(others[0]))
                 group["lr_free"] = False
             elif "initial_lr" in group and "adapted_lr" not in group:
-                lr = adapted(group)
-                group["adapted_lr"] = self.numbers.cast(lr.clone() if isinstance(lr, Tensor) else lr)
-                del group[self.applied]  # which may be the same tensor as lr
+                lr = adapted_lr(group)
+                group["adapted_lr"] = self.scalars.cast(lr.clone() if isinstance(lr, Tensor) else lr)
+                del group[self.applied_key]  # which may be the same tensor as lr
             elif free and "initial_lr" not in group:
-                swap(group, "lr", 1.0, 0.0)
-            if group.get("lr_frozen") and self._thaws(group):
+                replace_value(group, "lr", 1.0, 0.0)
+            if group.get("lr_frozen") and self._is_thawed(group):
                 group["lr_frozen"] = False
 
-    def _thaws(self, group: Group) -> bool:
+    def _is_thawed(self, group: Group) -> bool:
         """Whether somebody has written a learning rate to a group that was given 0; on a device any write is taken for one."""
-        lr, (left, version) = group["lr"], self._written.get(id(group), (None, 0))
-        if isinstance(lr, Tensor) and self.numbers.on_device:
+        lr, (left, version) = group["lr"], self._recorded.get(id(group), (None, 0))
+        if isinstance(lr, Tensor) and self.scalars.on_device:
             return left is not None and (lr is not left or lr._version != version)
         return bool(lr != 0)
 
-    def wrote(self, groups: Sequence[Group], started: bool) -> None:
+    def record(self, groups: Sequence[Group], started: bool) -> None:
         """Remember what the learning rates are now, to know again, on a device without a value, whether somebody has written one.
 
         Args:
@@ -184,126 +183,126 @@ class Scope:
             started: whether it is taken that the rule has found a learning rate, as on a device; the host sees it otherwise.
         """
         for group in groups:
-            place = place_of(group)
-            if group.get("lr_free") and (started or (not self.numbers.on_device and group[place] != 0)):
+            key = lr_key(group)
+            if group.get("lr_free") and (started or (not self.scalars.on_device and group[key] != 0)):
                 group["lr_free"] = False
-            elif group.get("lr_free") and place == "lr":
-                swap(group, "lr", 0.0, 1.0)
-        lrs = {id(group): adapted(group) for group in groups}
-        self._written = {key: (lr, lr._version if isinstance(lr, Tensor) else 0) for key, lr in lrs.items()}
+            elif group.get("lr_free") and key == "lr":
+                replace_value(group, "lr", 0.0, 1.0)
+        lrs = {id(group): adapted_lr(group) for group in groups}
+        self._recorded = {key: (lr, lr._version if isinstance(lr, Tensor) else 0) for key, lr in lrs.items()}
 
-    def used(self, groups: Sequence[Group], dials: Dials) -> Iterator[Place]:
+    def applied_assignments(self, groups: Sequence[Group], lrs: LearningRates) -> Iterator[Assignment]:
         """What the step has used, the mean where tensors have each their own, and where it is to be put."""
         for g, group in enumerate(groups):
-            lr = adapted(group)
-            if dials.factors is not None:
-                yield group, self.applied, dials.factors[g] * lr
+            lr = adapted_lr(group)
+            if lrs.factors is not None:
+                yield group, self.applied_key, lrs.factors[g] * lr
             else:
-                group[self.applied] = lr if self.numbers.on_device else float(lr)
+                group[self.applied_key] = lr if self.scalars.on_device else float(lr)
 
-    def watch(self, groups: Sequence[Group]) -> str | None:
+    def overwrite_message(self, groups: Sequence[Group]) -> str | None:
         """What is to be said of a learning rate that is written over what is adapted: 0, or the same one again and again."""
-        for group in groups if not self.numbers.on_device else ():
-            left, _ = self._written.get(id(group), (None, 0))
+        for group in groups if not self.scalars.on_device else ():
+            left, _ = self._recorded.get(id(group), (None, 0))
             lr = group["lr"]
-            if left is None or isinstance(lr, Tensor) or place_of(group) != "lr" or lr == left or group.get("lr_free"):
+            if left is None or isinstance(lr, Tensor) or lr_key(group) != "lr" or lr == left or group.get("lr_free"):
                 continue
-            again, self._foreign[id(group)] = self._foreign.get(id(group)) == lr, lr
+            again, self._external[id(group)] = self._external.get(id(group)) == lr, lr
             if again or (lr == 0 and left != 0):
                 return f"lr={lr!r} was written over the learning rate that is adapted, {left!r}" + (", again" if again else "")
         return None
 
-    def _shares(self, groups: Sequence[Group]) -> tuple[list[Any], list[Any], Any]:
+    def _group_ratios(self, groups: Sequence[Group]) -> tuple[list[Any], list[Any], Any]:
         """Each group's learning rate over the largest, that of the last step, and the largest; where all are 0, as they last were."""
         for name in ("hypergrad_lr", "lr_bounds"):
             values = {group[name] for group in groups if not isinstance(group[name], Tensor)}
             if len(values) > 1:
                 raise ValueError(f'scope="global" takes one {name} for all param groups, got {sorted(values, key=repr)}')
-        xp: Any = torch if self.numbers.on_device else host
-        lrs = self._singles([adapted(group) for group in groups])
-        left = self._singles([group.get("lr_ratio", adapted(group)) for group in groups])
-        alpha = largest(lrs, xp)
-        now = over_largest([xp.where(alpha == 0, ratio, lr) for ratio, lr in zip(left, lrs, strict=True)], xp)
+        xp: Any = torch if self.scalars.on_device else float_ops
+        lrs = self._as_list([adapted_lr(group) for group in groups])
+        left = self._as_list([group.get("lr_ratio", adapted_lr(group)) for group in groups])
+        alpha = largest_magnitude(lrs, xp)
+        now = relative_to_largest([xp.where(alpha == 0, ratio, lr) for ratio, lr in zip(left, lrs, strict=True)], xp)
         before = [ratio if "last" in group else ratio * 0.0 for ratio, group in zip(left, groups, strict=True)]
-        return now, over_largest(before, xp), alpha
+        return now, relative_to_largest(before, xp), alpha
 
-    def _singles(self, values: Sequence[Any]) -> list[Any]:
-        return list(self.numbers.vector(values))
+    def _as_list(self, values: Sequence[Any]) -> list[Any]:
+        return list(self.scalars.vector(values))
 
     def _global_bounds(self, bounds: tuple[float, float], ratios: Sequence[Any]) -> tuple[Any, Any]:
         """What the largest learning rate must keep to, so that all lie inside their bounds; where they cannot, below the upper one."""
         low, high = bounds
         if math.isinf(low) and math.isinf(high):
             return low, high
-        xp: Any = torch if self.numbers.on_device else host
-        low, high = self._singles([low, high])
-        bottom, top = self._singles([-math.inf, math.inf])
+        xp: Any = torch if self.scalars.on_device else float_ops
+        low, high = self._as_list([low, high])
+        bottom, top = self._as_list([-math.inf, math.inf])
         for ratio in ratios:
             both = xp.div(low, ratio), xp.div(high, ratio)
             bottom = xp.where(ratio == 0, bottom, xp.maximum(-xp.maximum(-both[0], -both[1]), bottom))
             top = xp.where(ratio == 0, top, -xp.maximum(-xp.maximum(*both), -top))
         return -xp.maximum(-top, -bottom), top
 
-    def _untouched(self, name: str, group: Group) -> bool:
+    def _is_unmodified(self, name: str, group: Group) -> bool:
         """Whether it is known, without its value, that nobody has written the group's learning rate since the last step."""
-        lr, version = self._written.get(id(group), (None, 0))
-        return self.numbers.on_device and lr is adapted(group) and lr._version == version and not isinstance(group["hypergrad_lr"], Tensor)
+        lr, count = self._recorded.get(id(group), (None, 0))
+        return self.scalars.on_device and lr is adapted_lr(group) and lr._version == count and not isinstance(group["hypergrad_lr"], Tensor)
 
-    def _scaled(self, name: str, group: Group, state: State) -> list[Any]:
+    def _rescaled(self, name: str, group: Group, state: State) -> list[Any]:
         """The learning rates of a group's tensors, or their β; scaled, where somebody has written that of the group."""
-        own = [state[p].get(name) if p in state else None for p in group["params"]]
-        there = adapted(group) if name == "lr" else group[name]
-        if all(x is None for x in own) or self._untouched(name, group):
-            return [there if x is None else x for x in own]
-        xp: Any = torch if self.numbers.on_device else host
-        found, left = self._singles([there])[0], self._left(name, group, state)
-        stays = found == as_stored(there, left)
-        if stays is True:
-            return [there if x is None else x for x in own]
+        values = [state[p].get(name) if p in state else None for p in group["params"]]
+        current = adapted_lr(group) if name == "lr" else group[name]
+        if all(x is None for x in values) or self._is_unmodified(name, group):
+            return [current if x is None else x for x in values]
+        xp: Any = torch if self.scalars.on_device else float_ops
+        found, left = self._as_list([current])[0], self._current_mean(name, group, state)
+        unchanged = found == as_stored(current, left)
+        if unchanged is True:
+            return [current if x is None else x for x in values]
         factor = xp.div(found, left)
-        return [found if x is None else xp.where(stays, x, xp.where(left == 0, found, x * factor)) for x in own]
+        return [found if x is None else xp.where(unchanged, x, xp.where(left == 0, found, x * factor)) for x in values]
 
-    def _left(self, name: str, group: Group, state: State) -> Any:
+    def _current_mean(self, name: str, group: Group, state: State) -> Any:
         """The mean of what has moved so far; None where nothing has."""
         moved = [p for p in group["params"] if name in state.get(p, ())]
-        own = [state[p][name] for p in moved]
-        if not own or self.name == "element":
-            some = self.ranks.many or any(x.numel() for x in own)
-            return self._mean_of_elements(moved, own) if own and name == "lr" and some else None
-        column = self.numbers.vector(own)
+        values = [state[p][name] for p in moved]
+        if not values or self.name == "element":
+            some = self.ranks.is_sharded or any(x.numel() for x in values)
+            return self._elementwise_mean(moved, values) if values and name == "lr" and some else None
+        column = self.scalars.vector(values)
         if isinstance(column, Tensor):
             return column.mean()
         lowest = min(column)
         return lowest + math.fsum(x - lowest for x in column) / len(column)  # exact where all are equal
 
-    def _mean_of_elements(self, params: Sequence[Tensor], own: Sequence[Tensor]) -> Any:
-        elements = [real(local(lr)) for lr in own]
-        found = sums_of(elements)
-        sums: Any = found.to(self.numbers.device, self.numbers.dtype) if isinstance(self.numbers, Device) else found.tolist()
-        if self.ranks.many:
+    def _elementwise_mean(self, params: Sequence[Tensor], lr_tensors: Sequence[Tensor]) -> Any:
+        elements = [real(local(lr)) for lr in lr_tensors]
+        found = tensor_sums(elements)
+        sums: Any = found.to(self.scalars.device, self.scalars.dtype) if isinstance(self.scalars, DeviceScalars) else found.tolist()
+        if self.ranks.is_sharded:
             both = torch.stack([torch.as_tensor(sums, dtype=torch.float64), torch.tensor([float(lr.numel()) for lr in elements])], 1)
-            whole, many = self.ranks.total(both.to(self.ranks.device), params).unbind()
-            return whole / many if self.numbers.on_device else float(whole / many)
+            whole, counts = self.ranks.sum_rows(both.to(self.ranks.device), params).unbind()
+            return whole / counts if self.scalars.on_device else float(whole / counts)
         count = sum(lr.numel() for lr in elements)
         return sums.sum() / count if isinstance(sums, Tensor) else math.fsum(sums) / count
 
-    def _scale_elements(self, group: Group, state: State) -> None:
+    def _rescale_elements(self, group: Group, state: State) -> None:
         """Scale the learning rates of elements where somebody has written their mean."""
-        left, own = group.get("lr_left"), [real(local(state[p]["lr"])) for p in group["params"] if "lr" in state.get(p, ())]
-        if left is None or not own or self._untouched("lr", group):
+        left, lr_tensors = group.get("lr_left"), [real(local(state[p]["lr"])) for p in group["params"] if "lr" in state.get(p, ())]
+        if left is None or not lr_tensors or self._is_unmodified("lr", group):
             return
-        xp: Any = torch if self.numbers.on_device else host
-        found = self._singles([adapted(group)])[0]
-        stays = found == as_stored(adapted(group), left)
-        if stays is True:
+        xp: Any = torch if self.scalars.on_device else float_ops
+        found = self._as_list([adapted_lr(group)])[0]
+        unchanged = found == as_stored(adapted_lr(group), left)
+        if unchanged is True:
             return
-        for lr in own:
-            scaled = lr * xp.where(stays, 1.0, xp.div(found, left))
-            lr.copy_(torch.where(torch.as_tensor((left == 0) & xp.logical_not(stays), device=lr.device), found, scaled))
-        self.numbers.put([(group, "lr_left", found)])
+        for lr in lr_tensors:
+            scaled = lr * xp.where(unchanged, 1.0, xp.div(found, left))
+            lr.copy_(torch.where(torch.as_tensor((left == 0) & xp.logical_not(unchanged), device=lr.device), found, scaled))
+        self.scalars.write([(group, "lr_left", found)])
 
 
-def largest(values: Sequence[Any], xp: Any) -> Any:
+def largest_magnitude(values: Sequence[Any], xp: Any) -> Any:
     """The one of largest magnitude, the first of several."""
     most = values[0]
     for x in values[1:]:
@@ -311,9 +310,9 @@ def largest(values: Sequence[Any], xp: Any) -> Any:
     return most
 
 
-def over_largest(values: Sequence[Any], xp: Any) -> list[Any]:
+def relative_to_largest(values: Sequence[Any], xp: Any) -> list[Any]:
     """Each value over the one of largest magnitude; 1 where all are 0."""
-    most = largest(values, xp)
+    most = largest_magnitude(values, xp)
     return [xp.where(most == 0, 1.0, xp.div(value, most)) for value in values]
 
 

@@ -22,49 +22,49 @@ COUNT = itertools.count()
 TAGS: Any = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 #: Written out, as torch 2.6 does not read it from the annotations.
-SCHEMA = "(SymInt number, Tensor(a!)[] params, Tensor?[] grads) -> ()"
+SCHEMA = "(SymInt handle, Tensor(a!)[] params, Tensor?[] grads) -> ()"
 
 
-def enter(optimizer: Any) -> int:
+def register(optimizer: Any) -> int:
     """The number of an optimizer that is new."""
-    number = next(COUNT)
-    OPTIMIZERS[number] = optimizer
-    return number
+    handle = next(COUNT)
+    OPTIMIZERS[handle] = optimizer
+    return handle
 
 
 def step_in_graph(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
     """What the compiler sees of ``step()``; the closure it sees as it is."""
     params = optimizer.params  # not from its param_groups, where the compiler looks at every number, and compiles anew when one changes
-    if optimizer.outside:
-        return step_outside(optimizer, closure)
+    if optimizer.needs_graph_break:
+        return step_eagerly(optimizer, closure)
     loss = None
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
     with torch.no_grad():
-        torch.ops.hypergradient.step(optimizer.number, params, [p.grad for p in params])
+        torch.ops.hypergradient.step(optimizer.handle, params, [p.grad for p in params])
     return loss
 
 
-def step_outside(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
+def step_eagerly(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
     """The step between two graphs."""
     return optimizer._step(closure)
 
 
-def keep_outside() -> None:
+def disable_compiler() -> None:
     """Let the compiler leave ``step_outside`` alone: torch imports it for that, which takes a second, so not before it is needed."""
-    if not hasattr(step_outside, "_torchdynamo_disable"):
-        globals()["step_outside"] = torch.compiler.disable(step_outside)  # type: ignore[no-untyped-call]
+    if not hasattr(step_eagerly, "_torchdynamo_disable"):
+        globals()["step_eagerly"] = torch.compiler.disable(step_eagerly)  # type: ignore[no-untyped-call]
 
 
 @torch.library.custom_op("hypergradient::step", mutates_args=("params",), schema=SCHEMA, **TAGS)
-def step(number: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
+def step(handle: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
     """The step when the graph runs. What it is given may be copies of the parameters, which the compiler writes back at the graph's end."""
-    optimizer = OPTIMIZERS[number]
+    optimizer = OPTIMIZERS[handle]
     own = [p for group in optimizer.param_groups for p in group["params"]]
     copies = [(p.detach(), x) for p, x in zip(own, params, strict=True) if x.data_ptr() != p.data_ptr()]
     before = [p.grad for p in own]
-    optimizer.kept.refuse(own)  # the graph writes over the memory of its gradients later
+    optimizer.last_gradients.exclude(own)  # the graph writes over the memory of its gradients later
     try:
         for p, x in copies:
             p.copy_(x)
@@ -82,5 +82,5 @@ def step(number: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
 
 
 @step.register_fake
-def _(number: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
+def _(handle: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
     """It gives nothing."""

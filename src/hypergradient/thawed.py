@@ -14,43 +14,46 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .average import forget_average
-from .execute import Numbers
+from .average import restart_average
+from .runner import Coefficients
 from .tuning import TuningFree
 
 #: After how many steps of its rule a tensor is late, and after how many without a gradient it begins anew.
-GRACE, LONG = 10, 50
+GRACE_STEPS, MAX_IDLE_STEPS = 10, 50
 
 #: Steps that it climbs.
-STEPS = 30
+WARMUP_STEPS = 30
 
 
-def begin(states: Sequence[dict[str, Any]], steps: float) -> None:
+def count_step(states: Sequence[dict[str, Any]], steps: float) -> None:
     """Count the step that tensors are about to take, where they are late.
 
     Args:
         states: theirs, which move together; without a trace where they have never moved.
         steps: those of the rule before.
     """
-    late = states[0].get("late", None if "trace" in states[0] or steps <= GRACE else 0)
-    for own in states:
-        own.pop("still", None)
-        if late is not None:
-            own["late"] = late + 1
-        if late == 0:
-            forget_average(own)
+    count = states[0].get("late", None if "trace" in states[0] or steps <= GRACE_STEPS else 0)
+    for p_state in states:
+        p_state.pop("still", None)
+        if count is not None:
+            p_state["late"] = count + 1
+        if count == 0:
+            restart_average(p_state)
 
 
-def lie_still(own: dict[str, Any]) -> None:
+def count_idle_step(p_state: dict[str, Any]) -> None:
     """Count a step in which a tensor has no gradient."""
-    own["still"] = own.get("still", 0) + 1
-    if own["still"] > LONG:
-        own["late"] = 0
+    p_state["still"] = p_state.get("still", 0) + 1
+    if p_state["still"] > MAX_IDLE_STEPS:
+        p_state["late"] = 0
 
 
-def shortened(own: dict[str, Any], numbers: Numbers) -> Numbers:
-    """The numbers of a step, with the "alpha" and "fade" of a tensor that is late."""
-    if "late" not in own or not isinstance(numbers["fade"], float):
-        return numbers
-    part = min(1.0, math.exp(TuningFree.CLIMB * (own["late"] - 1 - STEPS)))
-    return numbers | {"alpha": part * numbers["alpha"], "fade": 1 / max(TuningFree.SHORTEST, TuningFree.SHARE * own["late"])}
+def warmed_up(p_state: dict[str, Any], coef: Coefficients) -> Coefficients:
+    """The numbers of a step, with the "alpha" and "average_weight" of a tensor that is late."""
+    if "late" not in p_state or not isinstance(coef["average_weight"], float):
+        return coef
+    fraction = min(1.0, math.exp(TuningFree.MAX_CLIMB * (p_state["late"] - 1 - WARMUP_STEPS)))
+    return coef | {
+        "alpha": fraction * coef["alpha"],
+        "average_weight": 1 / max(TuningFree.MIN_WINDOW, TuningFree.AVERAGE_FRACTION * p_state["late"]),
+    }

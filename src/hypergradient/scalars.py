@@ -13,24 +13,24 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from . import host
-from .tensors import wide
+from . import float_ops
+from .tensors import widest_dtype
 
 #: Entries from which on a rule is called once, on vectors, on the host too.
-MANY = 24
+VECTORIZED_SIZE = 24
 
-Function = Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+Elementwise = Callable[[Any, Mapping[str, Any]], dict[str, Any]]
 """An elementwise function: of the functions of its numbers (see rules.py) and of numbers by name; it gives numbers by name."""
 
 
 @final
-class Host:
+class HostScalars:
     """Columns as lists of floats."""
 
     on_device = False
 
     #: What the dot products of a step are by name: g · x, for rules that read norms g · g and x · x, and for those that average θ · θ.
-    SUMS = ("gx", "gg", "xx", "pp")
+    SUM_NAMES = ("gx", "gg", "xx", "pp")
 
     def columns(self, rows: Sequence[Sequence[Any]]) -> list[list[float]]:
         return [list(map(float, row)) for row in rows]
@@ -44,20 +44,20 @@ class Host:
             return tuple(map(self.cast, x))
         return x.item() if isinstance(x, Tensor) and not x.dim() else x
 
-    def each(self, function: Function, columns: Mapping[str, list[float]], size: int) -> dict[str, list[Any]]:
+    def apply(self, function: Elementwise, columns: Mapping[str, list[float]], size: int) -> dict[str, list[Any]]:
         """The columns of what a function finds for each entry."""
-        if size > MANY:
+        if size > VECTORIZED_SIZE:
             vectors = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
             found = function(torch, vectors)
             return {name: x.tolist() if isinstance(x, Tensor) else [x] * size for name, x in found.items()}
         if size == 1:
-            return {name: [x] for name, x in function(host, {name: column[0] for name, column in columns.items()}).items()}
-        rows = [function(host, {name: column[k] for name, column in columns.items()}) for k in range(size)]
+            return {name: [x] for name, x in function(float_ops, {name: column[0] for name, column in columns.items()}).items()}
+        rows = [function(float_ops, {name: column[k] for name, column in columns.items()}) for k in range(size)]
         return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
-    def put(self, places: Iterable[tuple[MutableMapping[str, Any], str, Any]]) -> None:
+    def write(self, assignments: Iterable[tuple[MutableMapping[str, Any], str, Any]]) -> None:
         """Write numbers to where they stand: in place where a tensor stands there, as a learning rate may."""
-        for holder, name, value in places:
+        for holder, name, value in assignments:
             if isinstance(holder.get(name), Tensor):
                 holder[name].fill_(value)
             else:
@@ -65,7 +65,7 @@ class Host:
 
 
 @final
-class Device:
+class DeviceScalars:
     """Columns as vectors on a device.
 
     Args:
@@ -75,10 +75,10 @@ class Device:
     on_device = True
 
     #: Here their roots.
-    SUMS = ("gx", "g_norm", "d_norm", "size")
+    SUM_NAMES = ("gx", "g_norm", "d_norm", "size")
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.dtype = device, wide(device)
+        self.device, self.dtype = device, widest_dtype(device)
         self._constants: dict[Any, Tensor] = {}
 
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> Tensor:
@@ -92,18 +92,18 @@ class Device:
 
     def columns(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
         """Columns of one length, gathered together: vectors, or plain numbers where nothing moves and all entries are that number."""
-        moving = [any(isinstance(x, Tensor) for x in row) for row in rows]
-        entries = [self.number(x) for row, moves in zip(rows, moving, strict=True) if moves for x in row]
-        together = entries[0].reshape(1) if len(entries) == 1 else torch.stack(entries) if entries else None
-        vectors = iter(() if together is None else together.view(-1, len(rows[0])).unbind())
-        return [next(vectors) if moves else self._fixed(row) for row, moves in zip(rows, moving, strict=True)]
+        varies = [any(isinstance(x, Tensor) for x in row) for row in rows]
+        entries = [self.scalar(x) for row, varying in zip(rows, varies, strict=True) if varying for x in row]
+        flat = entries[0].reshape(1) if len(entries) == 1 else torch.stack(entries) if entries else None
+        vectors = iter(() if flat is None else flat.view(-1, len(rows[0])).unbind())
+        return [next(vectors) if varying else self._constant_column(row) for row, varying in zip(rows, varies, strict=True)]
 
     def vector(self, values: Sequence[Any]) -> Tensor:
         """A column that is a vector in any case."""
         (found,) = self.columns([values])
         return found if isinstance(found, Tensor) else self.constant((found,) * len(values))
 
-    def number(self, x: Any) -> Tensor:
+    def scalar(self, x: Any) -> Tensor:
         """A number as a 0-dim tensor."""
         return x.detach().reshape(()).to(self.device, self.dtype) if isinstance(x, Tensor) else self.constant(float(x))
 
@@ -111,30 +111,33 @@ class Device:
         """A number of a param group or state as it is kept here."""
         return x.to(self.device) if isinstance(x, Tensor) else torch.full((), float(x), dtype=self.dtype, device=self.device)
 
-    def _fixed(self, row: Sequence[float]) -> Any:
+    def _constant_column(self, row: Sequence[float]) -> Any:
         values = tuple(map(float, row))
         return values[0] if values and len(set(values)) == 1 else self.constant(values)
 
-    def each(self, function: Function, columns: Mapping[str, Any], size: int) -> dict[str, Any]:
+    def apply(self, function: Elementwise, columns: Mapping[str, Any], size: int) -> dict[str, Any]:
         """The columns of what a function finds, called once."""
         return function(torch, columns)
 
-    def put(self, places: Iterable[tuple[MutableMapping[str, Any], str, Any]]) -> None:
+    def write(self, assignments: Iterable[tuple[MutableMapping[str, Any], str, Any]]) -> None:
         """Write 0-dim tensors to where numbers stand, in place, with one call: a CUDA graph knows tensors by their place."""
-        to, of = [], []
-        for holder, name, value in places:
-            there = holder.get(name)
-            if isinstance(there, Tensor) and there.numel() == 1:
-                if there is not value:
-                    to.append(there)
-                    of.append(value.reshape(there.shape) if isinstance(value, Tensor) else self.constant(float(value)).reshape(there.shape))
+        targets, values = [], []
+        for holder, name, value in assignments:
+            old = holder.get(name)
+            if isinstance(old, Tensor) and old.numel() == 1:
+                if old is not value:
+                    targets.append(old)
+                    values.append(value.reshape(old.shape) if isinstance(value, Tensor) else self.constant(float(value)).reshape(old.shape))
             else:
                 holder[name] = value.clone() if isinstance(value, Tensor) else value
-        if to:
-            torch._foreach_copy_(to, of)
+        if targets:
+            torch._foreach_copy_(targets, values)
 
 
-def total(values: Iterable[float]) -> float:
+Scalars = HostScalars | DeviceScalars
+
+
+def exact_sum(values: Iterable[float]) -> float:
     """The sum of floats, rounded once, so that it does not depend on the order; NaN where it is not finite."""
     try:
         return math.fsum(values)
@@ -146,11 +149,11 @@ def to_floats(scalars: Sequence[Tensor]) -> list[float]:
     """The values of 0-dim tensors, with one transfer for each device and dtype."""
     if len(scalars) < 12 and all(x.device.type == "cpu" for x in scalars):
         return [x.item() for x in scalars]
-    places = defaultdict(list)
+    indices_of = defaultdict(list)
     for i, x in enumerate(scalars):
-        places[x.device, x.dtype].append(i)
+        indices_of[x.device, x.dtype].append(i)
     values = [0.0] * len(scalars)
-    for indices in places.values():
+    for indices in indices_of.values():
         for i, value in zip(indices, torch.stack([scalars[i] for i in indices]).tolist(), strict=True):
             values[i] = value
     return values

@@ -24,82 +24,82 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .average import forget_average, is_average, put_average, put_iterate
-from .dials import State
+from .average import is_average, restart_average, restore_iterate, swap_in_average
+from .learning_rates import State
 from .ranks import local
-from .tensors import integers, real
+from .tensors import int_dtype, real
 
 #: After how many steps sums are taken, and after so many at first, so that an edit is known to be one step's.
-OFTEN, FIRST = 30, 3
+CHECK_EVERY, FIRST_CHECKS = 30, 3
 
 
 @final
-class Edits:
+class ExternalEdits:
     """Where the last step has left the parameters."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.versions: list[Any] = []
         self.sums: list[int] = []
-        self.places: dict[Tensor, Tensor] = {}
+        self.copies: dict[Tensor, Tensor] = {}
 
-    def take_in(self, params: Sequence[Tensor], state: State) -> None:
+    def adjust(self, params: Sequence[Tensor], state: State) -> None:
         """The ways to the averages, in ``state``, as they are from where the parameters are now."""
-        for p, place in self.places.items():
+        for p, copy in self.copies.items():
             if "trace" in state.get(p, ()):
-                shorten(local(real(p)), place, state[p])
-        written = differ(params, self.versions, versions)
+                shorten_displacement(local(real(p)), copy, state[p])
+        written = differing(params, self.versions, versions)
         if self.sums:
-            written += differ(params, self.sums, checksums)
+            written += differing(params, self.sums, checksums)
         for p in written:
-            if p not in self.places and "trace" in state.get(p, ()):
-                self.places[p] = local(real(p)).clone()
-                if self.steps > FIRST:
-                    forget_average(state[p])
+            if p not in self.copies and "trace" in state.get(p, ()):
+                self.copies[p] = local(real(p)).clone()
+                if self.steps > FIRST_CHECKS:
+                    restart_average(state[p])
 
-    def note(self, params: Sequence[Tensor], sums: bool) -> None:
+    def record(self, params: Sequence[Tensor], sums: bool) -> None:
         """Remember where the parameters are, with their sums where this is a step for it."""
         self.steps += 1
-        for p, place in self.places.items():
-            place.copy_(local(real(p)))
+        for p, copy in self.copies.items():
+            copy.copy_(local(real(p)))
         self.versions = versions(params)
-        self.sums = checksums(params) if sums and (self.steps <= FIRST or self.steps % OFTEN == 0) else []
+        self.sums = checksums(params) if sums and (self.steps <= FIRST_CHECKS or self.steps % CHECK_EVERY == 0) else []
 
 
-def note(opt: Any) -> None:
+def record_parameters(opt: Any) -> None:
     """Remember where the parameters of an optimizer are, to see what others make of them."""
-    opt.edits.note(opt.params, sums=not opt.setup.numbers.on_device)
+    opt.edits.record(opt.params, sums=not opt.setup.scalars.on_device)
 
 
-def to_average(opt: Any) -> None:
+def switch_to_average(opt: Any) -> None:
     """The average instead of the iterate, if it is not there."""
     if not is_average(opt.state):
-        opt.edits.take_in(opt.params, opt.state)
-        put_average(opt.state)
+        opt.edits.adjust(opt.params, opt.state)
+        swap_in_average(opt.state)
 
 
-def to_iterate(opt: Any) -> int:
+def switch_to_iterate(opt: Any) -> int:
     """The iterate again; how many parameters somebody has written meanwhile."""
     if not is_average(opt.state):
         return 0
-    written = put_iterate(opt.state)
-    note(opt)
+    written = restore_iterate(opt.state)
+    record_parameters(opt)
     return written
 
 
-def shorten(theta: Tensor, place: Tensor, own: Mapping[str, Any]) -> None:
+def shorten_displacement(theta: Tensor, copy: Tensor, p_state: Mapping[str, Any]) -> None:
     """z of a tensor that was at ``place``; a rest that rounding has left goes where it was moved."""
-    z = local(real(own["trace"]))
-    delta = theta.to(z.dtype) - place
+    z = local(real(p_state["trace"]))
+    delta = theta.to(z.dtype) - copy
     z.sub_(torch.clamp(delta, min=z.clamp(max=0), max=z.clamp(min=0)))
-    if "rest" in own:
-        local(own["rest"]).mul_(delta == 0)
+    if "rest" in p_state:
+        local(p_state["rest"]).mul_(delta == 0)
 
 
-def differ(params: Sequence[Tensor], before: Sequence[Any], look: Callable[[Sequence[Tensor]], list[Any]]) -> list[Tensor]:
+def differing(params: Sequence[Tensor], before: Sequence[Any], measure: Callable[[Sequence[Tensor]], list[Any]]) -> list[Tensor]:
     """The parameters that look otherwise than before, of as many as were looked at."""
     params = params[: len(before)]
-    now = look(params)
+    now = measure(params)
     return [] if now == before else [p for p, x, y in zip(params, before, now, strict=True) if x != y]
 
 
@@ -112,6 +112,6 @@ def checksums(params: Sequence[Tensor]) -> list[int]:
     """The sums of their elements as integers of as many bits, which no order of adding changes."""
     found = []
     for x in map(local, map(real, params)):
-        bits = integers(x.dtype)
+        bits = int_dtype(x.dtype)
         found.append(int(x.view(bits).sum(dtype=bits)))
     return found
