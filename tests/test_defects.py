@@ -121,9 +121,9 @@ def test_a_rule_takes_no_switch() -> None:
 @pytest.mark.parametrize("ours", OURS)
 def test_what_holds_for_all_groups_is_refused_in_one(ours: Any, option: dict) -> None:
     w, v = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
-    with pytest.raises(ValueError, match=f"{next(iter(option))} holds for the whole optimizer"):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} applies to the whole optimizer"):
         ours([{"params": [w], **option}])
-    with pytest.raises(ValueError, match=f"{next(iter(option))} holds for the whole optimizer"):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} applies to the whole optimizer"):
         ours([w]).add_param_group({"params": [v], **option})
 
 

@@ -113,9 +113,10 @@ def update_trace(piece: Mapping[str, Any], d: Any, alpha: Any, squares: Any, coe
     Args:
         piece: "trace" z; "curvature" where there is one; "trace_momentum" the same of the momentum buffer, ∂v/∂α, beside a Hessian.
         d: d_t, or its part.
-        alpha: α_t, 0 where a step does not go.
+        alpha: α_t, 0 for a skipped step.
         squares: g_t² where that stands for the curvature, else None.
-        numbers: "trace_decay" γ; "decay_rate" λ; "lr_weighted", whether w is α; "ratio", where it is not 1; "hessian"; on a device "taken", 1 or 0.
+        coef: "trace_decay" γ; "decay_rate" λ; "lr_weighted", whether w is α; "ratio", where it is not 1; "hessian"; on a device "taken", 1
+            or 0.
     """
     z, decay, c = piece["trace"], coef.get("decay_rate", 0.0), piece.get("curvature", squares)
     if c is None or coef["hessian"]:
