@@ -1,4 +1,4 @@
-"""The average and what the rule sees, in Lightning's Trainer."""
+"""The running average and the values to log, in Lightning's Trainer."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -14,19 +14,19 @@ from .average import averaged, metrics, use_average, use_iterate
 
 @final
 class HypergradientCallback(Callback):
-    """Validates and saves the running average, and logs the learning rate that was applied and what the rule sees.
+    """Validates and saves the running average, and logs the applied learning rate and what the rule sees.
 
-    The average comes into the parameters for validation, at the end of an epoch and of ``fit``, and goes before the next training batch.
-    A checkpoint has the average as its ``state_dict``, and all that a resumed run needs in ``optimizer_states``: that goes on as if it had
-    never stopped.
+    The average is swapped into the parameters for validation, at the end of each epoch and of ``fit``, and swapped out before the next
+    training batch. A checkpoint has the average as its ``state_dict`` and everything that resuming needs in ``optimizer_states``: a resumed
+    run equals one that was never interrupted.
 
     Args:
-        batches: some fifty training batches, a DataLoader or list, from which batch norm gets the average's statistics; the module is
-            called with the first entry of each. Default: batch norm keeps the iterates'.
+        batches: some fifty training batches, a DataLoader or list, from which batch norm's statistics are computed for the average; the
+            module is called with the first entry of each. Default: batch norm keeps the statistics of the iterates.
 
     Raises:
         TypeError: at the start of ``fit``, no optimizer of the module is of this library.
-        ValueError: a ModelCheckpoint saves weights alone in the middle of an epoch, of which Lightning tells no callback.
+        ValueError: a ModelCheckpoint saves weights alone in the middle of an epoch, which Lightning reports to no callback.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -46,7 +46,7 @@ class HypergradientCallback(Callback):
                     if value:
                         raise ValueError(
                             f"ModelCheckpoint(save_weights_only=True, {name}={value!r}) would save the iterate instead of its average: "
-                            "let it save after validation or epochs, or leave save_weights_only out"
+                            "save after validation or at the end of epochs, or leave save_weights_only out"
                         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""The average and what the rule sees, in transformers' Trainer."""
+"""The running average and the values to log, in the Trainer of transformers."""
 
 from collections.abc import Iterable
 from typing import Any, final
@@ -10,16 +10,16 @@ from .average import metrics, unwrap, use_average, use_iterate
 
 @final
 class HypergradientCallback(TrainerCallback):
-    """Evaluates and saves the running average, and logs the learning rate that was applied and what the rule sees.
+    """Evaluates and saves the running average, and logs the applied learning rate and what the rule sees.
 
-    The average comes into the parameters for evaluation, for a checkpoint and at the end of an epoch and of ``train()``, and goes before
-    the next training step. A checkpoint's model is the average, and its optimizer.pt has all that a resumed run needs: that goes on as if
-    it had never stopped. What is logged stands in ``state.log_history``, and in the logs of callbacks after this one: to have it in
-    TensorBoard, ``report_to="none", callbacks=[HypergradientCallback(), TensorBoardCallback()]``.
+    The average is swapped into the parameters for evaluation, for checkpoints, and at the end of each epoch and of ``train()``, and swapped
+    out before the next training step. The model in a checkpoint is the average, and optimizer.pt has everything that resuming needs: a
+    resumed run equals one that was never interrupted. Values are logged to ``state.log_history``, and to callbacks after this one; to have
+    them in TensorBoard, use ``report_to="none", callbacks=[HypergradientCallback(), TensorBoardCallback()]``.
 
     Args:
-        batches: some fifty training batches, a list of what the model takes as keywords, from which batch norm gets the average's
-            statistics. Default: batch norm keeps the iterates'.
+        batches: some fifty training batches, a list of what the model takes as keyword arguments, from which batch norm's statistics are
+            computed for the average. Default: batch norm keeps the statistics of the iterates.
 
     Raises:
         TypeError: at the start of ``train()``, the optimizer is not of this library.
@@ -45,7 +45,7 @@ class HypergradientCallback(TrainerCallback):
             use_average(kwargs["optimizer"], kwargs["model"], self.batches)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # Always: the last one is the end of the run, after which the best model may be loaded, and an average put in then would spoil it.
+        # Unconditional: after the last epoch the best model may be loaded, which a later swap would overwrite.
         use_average(kwargs["optimizer"], kwargs["model"], self.batches)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
