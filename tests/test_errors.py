@@ -1,4 +1,4 @@
-"""What the optimizers refuse: the exception, and a message that names the value and what is allowed."""
+"""Invalid options: the exception, and a message that names the value and what is allowed."""
 
 import copy
 import math
@@ -108,7 +108,7 @@ ADAPT = [
     (ALL, {"adapt": {"weight_decay": Decay(A, total_steps=9)}, "weight_decay": 0.1}, TypeError, LEVEL + "Decay"),
     ([SGDHD], {"adapt": {"momentum": A}}, ValueError, outside("momentum", r"0\.0")),
     ([SGDHD], {"adapt": {"momentum": A}, "momentum": 1.0}, ValueError, outside("momentum", r"1\.0")),
-    ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "dampening": 0.5}, ValueError, r"without dampening only, got dampening=0\.5"),
+    ([SGDHD], {"adapt": {"momentum": A}, "momentum": 0.9, "dampening": 0.5}, ValueError, r"with dampening=0 only, got dampening=0\.5"),
     ([SGDHD], {"adapt": {"momentum": TuningFree()}, "momentum": 0.9}, TypeError, r"adapt\['momentum'\] " + LEVEL + "TuningFree"),
     (ADAMS, {"adapt": {"betas": A}}, TypeError, r"adapt takes a pair for betas, None for one that is not adapted, got Additive"),
     (ADAMS, {"adapt": {"betas": (A,)}}, TypeError, r"adapt takes a pair for betas"),
@@ -235,7 +235,7 @@ def test_adapted_refuses(value: Any, rule: Any, error: type, message: str) -> No
     ("adapt", "options", "message"),
     [
         ({"momentum": A}, {"momentum": 0.0}, outside("momentum", r"0\.0")),
-        ({"momentum": A}, {"dampening": 0.5}, "without dampening only"),
+        ({"momentum": A}, {"dampening": 0.5}, "with dampening=0 only"),
         ({"weight_decay": A}, {"weight_decay": 0.0}, outside("weight_decay", r"0\.0")),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""fused=True: one compiled kernel is what runs in pieces otherwise; it is not compiled anew, and without a compiler the pieces run."""
+"""fused=True: one compiled kernel equals the work in pieces; it is not recompiled, and without a compiler the pieces run."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Hypergradient(base): the closed forms again, and an optimizer as any other around every base that it is for."""
+"""Hypergradient(base): equal to the closed forms, and an optimizer like any other around every base it supports."""
 
 import copy
 import io

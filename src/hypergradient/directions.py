@@ -47,7 +47,7 @@ class SGD(Direction):
         for name in ("nesterov", "maximize"):
             check_flag(name, group[name])
         if self.averaging and group["momentum"] >= 1:
-            raise ValueError(f"momentum must be below 1 under TuningFree, where it interpolates with the average, got {group['momentum']!r}")
+            raise ValueError(f"momentum must be below 1 under TuningFree, as it interpolates with the average, got {group['momentum']!r}")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 f"nesterov=True needs momentum > 0 and dampening = 0, got momentum={group['momentum']!r}, dampening={group['dampening']!r}"

@@ -141,7 +141,7 @@ def check_adapt(rules: Mapping[str, Level], bounds: Mapping[str, Bounds], direct
     without_rule = [name for name in bounds if name not in rules]
     if without_rule:
         raise ValueError(
-            f"bounds are for adapted hyperparameters, got {', '.join(map(repr, without_rule))}: give a rule in adapt, or leave them out"
+            f"bounds are for what adapt names, got bounds for {', '.join(map(repr, without_rule))}: give a rule for it, or leave it out"
         )
     found = {}
     for name, rule in rules.items():
