@@ -1,4 +1,4 @@
-"""Accelerate: prepare() wraps the optimizer, and eval(), train() and averaged() reach through."""
+"""Accelerate: prepare() wraps the optimizer; eval(), train() and averaged() work through the wrapper."""
 
 import tempfile
 

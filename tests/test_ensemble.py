@@ -1,4 +1,4 @@
-"""Runs in one program equal runs on their own."""
+"""Runs in one program equal separate runs."""
 
 from dataclasses import replace
 
