@@ -18,7 +18,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 def output_of(stdout: str, folder: Path) -> str:
     """Without the dicts that a trainer prints on its own, and with one name for all temporary folders."""
-    lines = (line for line in stdout.splitlines(keepends=True) if not re.fullmatch(r"\{'.*\}\n", line))
+    lines = (line for line in stdout.splitlines(keepends=True) if not re.fullmatch(r"\{'\w+': '.*\}\n", line))
     return re.sub(rf"{re.escape(str(folder))}/\w+", "/tmp/run", "".join(lines))
 
 
