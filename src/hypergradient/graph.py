@@ -7,6 +7,7 @@ operator takes the ordinary step: there is one loop for both.
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -18,15 +19,13 @@ from torch import Tensor
 OPTIMIZERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 COUNT = itertools.count()
 
-#: Where torch has such a tag: a step waits for the device, which no CUDA graph may.
-TAGS: Any = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
-
 #: Written out, as torch 2.6 does not read it from the annotations.
 SCHEMA = "(SymInt number, Tensor(a!)[] params, Tensor?[] grads) -> ()"
 
 
 def enter(optimizer: Any) -> int:
     """The number of an optimizer that is new."""
+    register()
     number = next(COUNT)
     OPTIMIZERS[number] = optimizer
     return number
@@ -57,7 +56,15 @@ def keep_outside() -> None:
         globals()["step_outside"] = torch.compiler.disable(step_outside)  # type: ignore[no-untyped-call]
 
 
-@torch.library.custom_op("hypergradient::step", mutates_args=("params",), schema=SCHEMA, **TAGS)
+@cache
+def register() -> None:
+    """Define the operator: at the first optimizer, as importing the library would take an eighth longer for it."""
+    # Where torch has such a tag: a step waits for the device, which no CUDA graph may.
+    tags: Any = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+    operator = torch.library.custom_op("hypergradient::step", step, mutates_args=("params",), schema=SCHEMA, **tags)
+    operator.register_fake(fake)
+
+
 def step(number: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
     """The step when the graph runs. What it is given may be copies of the parameters, which the compiler writes back at the graph's end."""
     optimizer = OPTIMIZERS[number]
@@ -81,6 +88,5 @@ def step(number: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
             x.copy_(p)
 
 
-@step.register_fake
-def _(number: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
+def fake(number: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
     """It gives nothing."""
