@@ -225,7 +225,7 @@ def meet(
     step = LAST_STEPS[type(direction)](piece["p"], piece, numbers) if others else None
     d = step.d if step and "trace" not in piece else last_direction(piece, numbers, direction)
 
-    def pairs() -> Iterator[tuple[Any, Any, bool]]:
+    def pairs() -> "Iterator[tuple[Any, Any, bool]]":  # quoted: torch.compile of torch 2.6 cannot trace the annotation
         yield g, d, norms
         if sized:
             yield piece["p"], piece["p"], False

@@ -221,7 +221,8 @@ def finite_zero(x: Any) -> Any:
     if isinstance(x, Tensors):
         return Tensors(torch._foreach_norm(x, math.inf)).mul_(0.0)
     wider = torch.promote_types(x.dtype, torch.float32)
-    return sum(end.to(wider) * 0 for end in torch.aminmax(x)) if x.numel() else x.sum(dtype=wider)
+    # "> 0": torch.compile of torch 2.6 would take the size itself for a constant.
+    return sum(end.to(wider) * 0 for end in torch.aminmax(x)) if x.numel() > 0 else x.sum(dtype=wider)
 
 
 def dense(tensors: Sequence[Tensor]) -> bool:
