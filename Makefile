@@ -20,8 +20,8 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
-docs: .venv/dev ## The documentation as pages in site/; a broken link is an error
-	$(BIN)/mkdocs build --strict --quiet
+docs: .venv/dev ## The documentation as pages in site/; a broken link or anchor is an error (which --quiet would hide)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 package: .venv/dev ## Wheel and source distribution in dist/, built as they are released, and checked
 	rm -rf dist

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from matplotlib.figure import Figure
 
 from hypergradient.lab.cli.compare import data_files
-from hypergradient.lab.compare.runs import Job, attempt
+from hypergradient.lab.compare.runs import Job, run_job
 from hypergradient.lab.experiments import plots
 from hypergradient.lab.workloads import WORKLOADS
 
@@ -28,7 +28,7 @@ METHODS = {"constant": ("Adam, a constant learning rate", "#D55E00"), "given": (
 
 
 def validation(job: tuple[Job, Path | None]) -> float:
-    return attempt(*job).valid
+    return run_job(*job).valid
 
 
 def figure(losses: dict[str, float]) -> Figure:

@@ -27,7 +27,7 @@ from hypergradient import (
     Transition,
     TuningFree,
 )
-from hypergradient.integrations import averaged
+from hypergradient.integrations import averaged, metrics, use_average, use_iterate
 from hypergradient.integrations.lightning import HypergradientCallback as LightningCallback
 from hypergradient.integrations.transformers import HypergradientCallback as TransformersCallback
 
@@ -104,5 +104,8 @@ others = [float(h) for group in several.other_hypergradients for h in group.valu
 batches = [torch.ones(4, 8) for _ in range(50)]
 with averaged(adam, model, batches):
     model(batches[0])
+use_average(adam, model, batches)
+use_iterate(adam, model)
+logged: dict[str, float] = metrics([adam, adamw])
 callbacks = [LightningCallback(batches), LightningCallback()]
 trainer_callbacks = [TransformersCallback(), TransformersCallback(batches)]

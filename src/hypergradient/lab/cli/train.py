@@ -16,11 +16,11 @@ from ..runs.models import identified
 from ..runs.store import Folder
 from ..runs.train import train as run_of
 from ..sweeps.sweep import check
+from .console import note, print_results, progress, run_progress, stderr
 from .options import Flag, Json, Log, Output
 from .report import write_report
-from .talk import follow, note, notes, progress, tell
 
-#: The files of a run that are worth a look.
+#: The files of a run that are listed at its end.
 FILES = ("status.json", "history.parquet", "epochs.parquet", "config.json")
 
 
@@ -28,13 +28,13 @@ def demo(*, output: Output = Path("runs/demo"), seed: Seed = 1, device: Device =
     """The paper's tuning example in small: six optimizers, two models, digits that need no download. Under a minute.
 
     Args:
-        output: Folder of report, figure and runs; an earlier demo there is replaced.
-        seed: Of the initial weights and the order of the images.
-        device: Where torch computes: cpu, cuda, cuda:1, mps.
-        as_json: Print the summary as JSON, for machines, and nothing else on stdout.
+        output: Folder for report, figures and runs; replaces an earlier demo there.
+        seed: Seed of the initial weights and of the minibatch order.
+        device: Torch device: cpu, cuda, cuda:1, mps.
+        as_json: Print the results as JSON to stdout, and nothing else there.
     """
     flush_denormals()
-    torch.set_num_threads(1)  # networks this small gain a fifth from a second thread, and lose tenfold where its core is held
+    torch.set_num_threads(1)  # small networks: a second thread saves a fifth, but costs tenfold where its core is busy
     folder, data = Folder(output), load("digits", device)
     configs = [identified(config, data) for config in configurations(seed, device)]
     summaries: list[Summary] = []
@@ -46,14 +46,14 @@ def demo(*, output: Output = Path("runs/demo"), seed: Seed = 1, device: Device =
             for config in configs:
                 own = folder_of(output, config)
                 own.clear()
-                summaries.append(run_of(config, data, own, watch=follow(bar, config))[0])
+                summaries.append(run_of(config, data, own, watch=run_progress(bar, config))[0])
                 best = min((s.valid_loss for s in summaries if s.valid_loss is not None), default=float("nan"))
                 bar.update(whole, completed=len(summaries), shown=f"best validation loss {best:.4f}")
         except StoppedError:
-            note(f"hypergradient: stopped; the {len(summaries)} runs that had finished lie in {output}")
+            note(f"hypergradient: stopped; {len(summaries)} finished runs are in {output}")
             return 130
         files = draw(folder, configs)
-        tell(configs, summaries, [*files, write_report(output)], as_json)
+        print_results(configs, summaries, [*files, write_report(output)], as_json)
     return 0
 
 
@@ -66,35 +66,35 @@ def train(
     log: Log = None,
     as_json: Json = False,
 ) -> int:
-    """Train one model. The defaults are the paper's settings.
+    """Train one model with any optimizer. The defaults are the paper's settings.
 
     Args:
-        config: A TOML file of the options above; those that are given stand instead of the file's.
-        output: Folder of the run. Default: runs/DATA-MODEL-OPTIMIZER-seedN.
-        resume: Go on with the run in the output folder.
-        log: Loggers, with commas: tensorboard, wandb (offline), mlflow (file store), trackio.
-        as_json: Print the summary as JSON, for machines, and nothing else on stdout.
+        config: TOML file with any of these options; the command line takes precedence.
+        output: Folder for the run. Default: runs/DATA-MODEL-OPTIMIZER-seedN.
+        resume: Resume the run in the output folder.
+        log: Loggers, comma-separated: tensorboard, wandb (offline), mlflow (file store), trackio.
+        as_json: Print the results as JSON to stdout, and nothing else there.
     """
     flush_denormals()
     kind = options.call.title.lower()
     folder = Folder(output or Path("runs") / f"{options.data_title}-{options.model.replace(':', '.')}-{kind}-seed{options.seed}")
     folder.check(options, resume=resume)
-    with notes.status(f"Loading {options.data}"):  # seen on a terminal only
+    with stderr.status(f"Loading {options.data}"):  # shown on terminals only
         data = load(options.data, options.device)
     options = identified(options, data)
     check([options], data, "auto")
     if resume and folder.config() is None:
-        raise LabError(f"{folder.path} holds no run to resume: leave --resume out, or give the --output of one")
+        raise LabError(f"{folder.path} contains no run to resume: leave out --resume, or give that run's folder as --output")
     images = len(split(options, data)[0].train_y)
     with folder.lock(), Loggers([log or ""], folder.path) as logs:
-        note(f"Training {options.model} with {options.optimizer} on {images:,} images for {options.epochs} epochs, into {folder.path}")
+        note(f"Training {options.model} on {images:,} images with {options.optimizer}; epochs: {options.epochs}; output: {folder.path}")
         if "weight_decay" in options.call.options.get("adapt", {}) and options.hypergrad_data == "train":
-            note("Weight decay that follows the training loss drifts to its lower bound: add --hypergrad-data validation")
+            note("Warning: weight decay adapted on the training loss drifts to its lower bound: add --hypergrad-data validation")
         try:
             with progress() as bar:
-                summary, _ = run_of(options, data, folder, resume=resume, log=logs.write, watch=follow(bar, options))
+                summary, _ = run_of(options, data, folder, resume=resume, log=logs.write, watch=run_progress(bar, options))
         except StoppedError as error:
-            note(f"hypergradient: {error}; add --resume to go on with it")
+            note(f"hypergradient: {error}; add --resume to continue")
             return 130
-        tell([options], [summary], [write_report(folder.path), *(folder.path / name for name in FILES)], as_json)
+        print_results([options], [summary], [write_report(folder.path), *(folder.path / name for name in FILES)], as_json)
     return 0
