@@ -16,7 +16,7 @@ from ..errors import LabError, complain, told
 
 #: Where each command is, and what the list of them says of it.
 COMMANDS = {
-    "demo": ("train", "The paper's tuning example in small: six optimizers, two models, under a minute."),
+    "demo": ("experiments", "Any learning rate or none, and the paper's six optimizers: digits, no download, a minute."),
     "train": ("train", "Train one model. The defaults are the paper's settings."),
     "sensitivity": ("experiments", "Curves from learning rates 1e-1 ... 1e-6: SGD, Adam and their HD versions."),
     "tuning": ("experiments", "Curves from learning rate 1e-3: SGD, SGDN, Adam and their HD versions."),
