@@ -81,7 +81,7 @@ def verdict(runs: Sequence[Run]) -> str:
 
 def span(own: Line, x: str, name: str) -> str:
     """The lowest loss of a line and the highest; of those that keep their learning rate with the best one."""
-    low, high = (f"{loss:.3g}" if math.isfinite(loss) else "diverged" for loss in (own.values[name].min(), own.values[name].max()))
+    low, high = (f"{loss:.4g}" if math.isfinite(loss) else "diverged" for loss in (own.values[name].min(), own.values[name].max()))
     label = own.chips[0].label
     return f"{label} {low}" if own.level else f"{label} {low} (at {own.values[x][own.values[name].argmin()]:g}) to {high}"
 

@@ -69,13 +69,13 @@ def lines(chart: Chart) -> Figure:
 def narrow(charts: Sequence[Chart], columns: int = 2) -> Figure:
     """Charts one below another, so many panels side by side, in letters that can be read on a phone; a lone panel is as wide as a row."""
     rows = [math.ceil(len(chart.panels) / columns) for chart in charts]
-    with rc_context({"font.size": 12}):
+    with rc_context({"font.size": 12, "axes.titlesize": "medium"}):
         figure = Figure(figsize=(3.7 * columns, 0.9 + 2.7 * sum(rows)), layout="constrained")
         grid = figure.add_gridspec(sum(rows), columns)
-        for chart, first in zip(charts, accumulate(rows, initial=0), strict=False):
+        for chart, own, end in zip(charts, rows, accumulate(rows), strict=True):
             for i, (column, title) in enumerate(chart.panels.items()):
-                row, place = divmod(i, columns)
-                axis = figure.add_subplot(grid[first + row, place if len(chart.panels) > 1 else slice(None)])
+                row = end - own + i // columns
+                axis = figure.add_subplot(grid[row, i % columns if len(chart.panels) > 1 else slice(None)])
                 if chart.x == "learning rate":
                     over_lr(axis, chart, column, linewidth=2)
                     axis.xaxis.set_major_locator(LogLocator(numticks=5))
@@ -85,9 +85,10 @@ def narrow(charts: Sequence[Chart], columns: int = 2) -> Figure:
                     axis.yaxis.set_major_locator(LogLocator(numticks=5))
                     axis.yaxis.set_major_formatter(LogFormatterMathtext())
                 axis.set_title(title)
-                axis.set_xlabel("learning rate given" if chart.x == "learning rate" else chart.x)
-        lines = [line for chart in charts for line in chart.lines]
-        legend(figure, lines, columns, next(filter(None, map(crosses, charts)), []))
+                if row == end - 1:
+                    axis.set_xlabel("learning rate given" if chart.x == "learning rate" else chart.x)
+        legend(figure, [line for chart in charts for line in chart.lines], columns, next(filter(None, map(crosses, charts)), []))
+        figure.suptitle(charts[0].title if len(charts) == 1 else "")
     return figure
 
 
