@@ -1,4 +1,4 @@
-"""``import hypergradient`` costs little beside ``import torch``: it loads no module that torch has not loaded already, and defines no operator."""
+"""``import hypergradient`` is cheap after ``import torch``: it imports no module that torch has not imported, and defines no operator."""
 
 import subprocess
 import sys
