@@ -37,7 +37,7 @@ def without_room(rule: TuningFree, s: Any, _: Any, *rest: Any) -> Any:
     return CHANGE(rule, s, 0.0, *rest)
 
 
-#: What is changed: of the rule, but for ``eval`` of the optimizer and ``left_to_average`` of its direction.
+#: What is changed: of the rule, but for ``eval`` of the optimizer and ``without_momentum`` of its direction.
 CHANGE, WHOLE = TuningFree._change, "the whole rule"
 PARTS: dict[str, dict[str, Any]] = {
     WHOLE: {},

@@ -1,4 +1,4 @@
-"""Gradients of four small batches make one step, and are clipped: the rule sees what the step is made of."""
+"""Gradients of four small batches make one step, and are clipped."""
 
 import torch
 from torch import nn

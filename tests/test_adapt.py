@@ -1,4 +1,4 @@
-"""What moves beside the learning rate, and by what: the adapt dict, adapt(), towers and scope="element", in loops as they are written."""
+"""Hyperparameters other than the learning rate: the adapt dict, adapt(), towers and scope="element", in realistic training loops."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""The running average in people's hands: looked at, saved, loaded, written over."""
+"""The running average in use: evaluated, saved, loaded, overwritten."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Checkpoints that an earlier version wrote go on bit for bit (tests/data/make_checkpoints.py says which, and how it wrote them)."""
+"""Checkpoints of an earlier version resume bit for bit (tests/data/make_checkpoints.py says which, and how it wrote them)."""
 
 from pathlib import Path
 from typing import Any

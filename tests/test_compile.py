@@ -1,4 +1,4 @@
-"""step() inside torch.compile: one operator of the graph, compiled once while the learning rate moves, and the run is that without."""
+"""step() inside torch.compile: one operator of the graph, compiled once while the learning rate changes, and equal to eager runs."""
 
 import copy
 import functools

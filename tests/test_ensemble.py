@@ -1,4 +1,4 @@
-"""Runs in one program equal runs on their own."""
+"""Runs in one program equal separate runs."""
 
 from dataclasses import replace
 
@@ -90,7 +90,7 @@ def test_runs_that_leave_do_not_disturb_the_others() -> None:
     whole, parts = (Ensemble(FAMILIES["Adam"], data.train_x.shape[1:], data.classes) for _ in range(2))
     for t in range(20):
         if t == 10:
-            parts.keep([0, 2, 4])
+            parts.retain([0, 2, 4])
         indices = shuffled(1437, 1, 0)[t % 11 * 128 :][:128]
         losses = whole.step(data.train_x[indices], data.train_y[indices])[0]
         some = parts.step(data.train_x[indices], data.train_y[indices])[0]

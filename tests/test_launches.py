@@ -1,4 +1,4 @@
-"""What a step would launch on an accelerator, and that it steps on "meta", which has no values."""
+"""The kernel launches of a step on an accelerator, and steps on "meta", which has no values."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Properties of the rules, and of the arithmetic over tensors and learning rates, on drawn numbers."""
+"""Properties of the rules, and of the arithmetic over tensors and learning rates, on random inputs."""
 
 import math
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Schedulers: what they make of lr is a factor on what is adapted, for every class, rule and scope."""
+"""Schedulers: their lr is a factor on the adapted learning rate, for every class, rule and scope."""
 
 import copy
 import re

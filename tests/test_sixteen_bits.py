@@ -1,4 +1,4 @@
-"""Parameters of float16 and bfloat16 under the rule that averages: what rounding takes from a step is kept beside them."""
+"""Parameters of float16 and bfloat16 under a rule that averages: the rounding error of a step is stored beside them."""
 
 import copy
 import functools

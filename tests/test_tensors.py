@@ -1,4 +1,4 @@
-"""What a step works on: pieces of large tensors, packs of small ones, torch's kernels; how much memory it takes for a time."""
+"""How a step processes tensors: pieces of large ones, packs of small ones, torch's kernels; and its peak memory."""
 
 from itertools import pairwise
 from typing import Any

@@ -1,4 +1,4 @@
-"""The tuning-free rule: its equations, what it does not depend on, the average that is evaluated, and how it fares."""
+"""The tuning-free rule: its equations, its invariances, the average that is evaluated, and its results."""
 
 import copy
 import math

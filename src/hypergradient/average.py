@@ -1,19 +1,20 @@
-"""The running average of the parameters, under a rule that averages: what is kept of a step beside the optimizer's own buffers.
+"""The running average of the parameters that a rule with ``averages`` keeps, and its state.
 
-``state[p]["trace"]`` is z, the way from the parameters to the average of the iterates, z_t = θ̄_t − θ_t; under other rules a trace of past
-directions (see signal.py). With ζ for the iterate and momentum b,
+``state[p]["trace"]`` is z_t = θ̄_t − θ_t, the displacement from the parameters to the average. Under other rules it is a trace of past
+directions (see signal.py). With ζ for the iterate, θ̄ for its average and b for the interpolation (momentum),
 
     ζ_t = ζ_{t-1} − α_t d_t,    θ̄_t = θ̄_{t-1} + (ζ_t − θ̄_{t-1}) / n,    θ_t = (1 − b) ζ_t + b θ̄_t
 
-so gradients are taken between both (Defazio et al., The Road Less Scheduled, 2024): b does what momentum does, without a buffer of its own.
-A direction that has momentum of its own goes with b = 0, where θ is the iterate. Neither ζ nor θ̄ is kept: in the way z, with k = 1 − 1/n,
+so gradients are taken between iterate and average (Defazio et al., The Road Less Scheduled, 2024), and b acts as momentum without a buffer
+for it. A direction that keeps its own momentum has b = 0, where θ is the iterate. Neither ζ nor θ̄ is stored. In terms of z, with
+k = 1 − 1/n,
 
     θ_t = θ_{t-1} − (1 − b k) α_t d_t − (1 − k) b / (1 − b) z_{t-1},    z_t = k (z_{t-1} + (1 − b) α_t d_t)
 
-since at small learning rates the difference of two nearly equal parameters would be rounding.
+Storing θ̄ itself would lose z to rounding at small learning rates, as the difference of two nearly equal tensors.
 
-Parameters of 16 bits are too coarse for a sum of small steps, and so would be an average of theirs. Under a rule that averages z is float32
-there, and ``state[p]["rest"]``, of 16 bits as they are, holds what rounding has taken from θ: steps are made of θ + rest.
+16-bit parameters cannot accumulate small steps, and neither could a 16-bit average. There z is float32, and ``state[p]["rest"]``, in the
+parameter's dtype, holds the rounding error of θ: the step is computed on θ + rest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,33 +28,33 @@ from .ranks import local
 from .runner import Coefficients
 from .tensors import add_scaled, is_zero, real
 
-#: Parameters that are kept in two parts, θ and rest.
+#: Dtypes of parameters that are stored in two parts, θ and rest.
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
 def average_coef(alpha: Any, weight: Any, b: Any, reset: Any = None) -> Coefficients:
-    """The numbers of ``interpolate`` for momentum b: α, k, 1 − b k, 1 − b and −(1 − k) b / (1 − b).
+    """Coefficients of ``interpolate``: α, k, 1 − b k, 1 − b and −(1 − k) b / (1 − b).
 
     Args:
-        alpha: α_t; 0 where the step does not go.
-        fade: 1 − k = 1/n; 0 where it does not go.
-        b: momentum.
-        back: 1 where the parameters go back to their average, else 0; None where it is known that they do not.
+        alpha: α_t; 0 for a skipped step.
+        weight: 1 − k = 1/n; 0 for a skipped step.
+        b: interpolation between iterate and average.
+        reset: 1 where the parameters are reset to their average, else 0; None if no parameter is.
     """
-    if isinstance(alpha, float) and alpha == 0:  # as a scheduler or a frozen group has it: then the average stays too
+    if isinstance(alpha, float) and alpha == 0:  # set by a scheduler or for a frozen group: the average stays too
         weight = 0.0
     found = {"alpha": alpha, "trace_decay": 1 - weight if reset is None else 1 - weight - reset}
     return found if is_zero(b) else found | {"step_scale": (1 - b) + b * weight, "trace_scale": 1 - b, "pull": weight * (-b / (1 - b))}
 
 
 def interpolate(theta: Any, z: Any, d: Any, coef: Coefficients) -> None:
-    """θ_t and z_t, in place of θ_{t-1} and z_{t-1}.
+    """Update θ_{t-1} to θ_t and z_{t-1} to z_t, in place.
 
     Args:
-        theta: θ_{t-1}; where "back" is 1, it becomes θ̄.
+        theta: θ_{t-1}; becomes θ̄ where "reset" is 1.
         z: z_{t-1}.
         d: d_t.
-        numbers: of ``interpolated``; on a device also "back".
+        coef: from ``average_coef``; on a device also "reset".
     """
     alpha, step_scale, trace_scale = coef["alpha"], coef.get("step_scale", 1.0), coef.get("trace_scale", 1.0)
     if "pull" in coef:
@@ -71,30 +72,30 @@ def interpolate(theta: Any, z: Any, d: Any, coef: Coefficients) -> None:
 
 
 def join(theta: Any, rest: Any) -> Any:
-    """θ + rest, in float32: a new tensor, or ``theta`` itself where that is a copy of float32."""
+    """θ + rest in float32: a new tensor, or ``theta`` itself if it is a float32 copy already."""
     return theta.to(torch.float32).add_(rest)
 
 
 def split(exact: Any, theta: Any, rest: Any, dtype: torch.dtype) -> None:
-    """θ and rest of their sum, such that θ is that rounded: what is joined and parted again stays as it is, to the bit."""
+    """Write the sum θ + rest to its two parts, θ being the sum rounded; ``join`` then ``split`` changes no bit."""
 
     def rounded(x: Any) -> Any:
         return x.to(dtype).to(torch.float32)
 
     nearest = rounded(exact)
-    nearest.add_(rounded(exact.sub(nearest)))  # what two numbers of 16 bits hold of it
+    nearest.add_(rounded(exact.sub(nearest)))  # as precise as two 16-bit numbers can be
     theta.copy_(rounded(nearest))
     rest.copy_(nearest.sub(theta))
 
 
 def average_of(theta: Tensor, p_state: Mapping[str, Any]) -> Tensor:
-    """θ̄, rounded as θ is."""
+    """θ̄, rounded to the dtype of θ."""
     z = local(real(p_state["trace"]))
     return theta.add(z) if "rest" not in p_state else join(theta, local(p_state["rest"])).add_(z).to(theta.dtype)
 
 
 def reset_to_average(theta: Tensor, p_state: Mapping[str, Any], reset: Tensor | None = None) -> None:
-    """θ ← θ̄, and so z ← 0; where ``back`` is 1, if it is given."""
+    """θ ← θ̄ and z ← 0; only where ``reset`` is 1, if it is given."""
     z, exact = local(real(p_state["trace"])), join(theta, local(p_state["rest"])) if "rest" in p_state else theta
     exact.add_(z if reset is None else z.mul(reset))
     z.mul_(0 if reset is None else 1 - reset)
@@ -103,19 +104,19 @@ def reset_to_average(theta: Tensor, p_state: Mapping[str, Any], reset: Tensor | 
 
 
 def restart_average(p_state: Mapping[str, Any]) -> None:
-    """z ← 0, of θ as it is: the average starts from there."""
+    """z ← 0, so that the average starts again from the current θ."""
     for name in ("trace", "rest"):
         if name in p_state:
             real(p_state[name]).zero_()
 
 
 def is_average(state: State) -> bool:
-    """Whether the parameters are the average."""
+    """Whether the parameters hold the average."""
     return any("iterate" in p_state for p_state in state.values() if isinstance(p_state, dict))
 
 
 def swap_in_average(state: State) -> None:
-    """The average instead of the iterate, which is kept beside it to be put back bit for bit."""
+    """Replace the parameters by their average, and store them as "iterate" to be restored bit for bit."""
     for p, p_state in state.items():
         if isinstance(p_state, dict) and "trace" in p_state and "iterate" not in p_state:
             p_state["iterate"] = p.clone()
@@ -124,9 +125,9 @@ def swap_in_average(state: State) -> None:
 
 
 def fingerprint(params: Sequence[Tensor], state: State) -> tuple[float, float, float]:
-    """Σ θ and Σ θ̄ of a param group, and how far rounding may have moved such a sum.
+    """Σ θ and Σ θ̄ of a param group, and the rounding error to expect in such a sum.
 
-    By them can be told which of both the parameters are that a checkpoint is loaded beside.
+    They tell whether the parameters loaded with a checkpoint are its iterate or its average.
     """
     theta, displacement, rounding = 0.0, 0.0, 0.0
     for p in params:
@@ -139,7 +140,7 @@ def fingerprint(params: Sequence[Tensor], state: State) -> tuple[float, float, f
 
 
 def restart_from_average(saved: Sequence[Any], groups: Sequence[dict[str, Any]], state: State) -> bool:
-    """Whether the parameters are the average of the checkpoint that was loaded, in place of the iterate: then that starts from them."""
+    """If the parameters are the average of the loaded checkpoint rather than its iterate, restart the average from them and return True."""
     found = False
     for group, (theta, average, _) in zip(groups, saved, strict=True):
         now, _, rounding = fingerprint(group["params"], state)
@@ -151,11 +152,11 @@ def restart_from_average(saved: Sequence[Any], groups: Sequence[dict[str, Any]],
 
 
 def restore_iterate(state: dict[Tensor, dict[str, Any]]) -> int:
-    """The iterate again; how many parameters somebody has written meanwhile: they stay, and their average starts from them."""
+    """Restore the iterate, and return how many parameters were written meanwhile: these stay, and their average restarts from them."""
     written = 0
     for p, p_state in list(state.items()):
         if isinstance(p_state, dict) and "iterate" in p_state:
-            state[p] = {name: x for name, x in p_state.items() if name != "iterate"}  # a state_dict() that was taken keeps its own
+            state[p] = {name: x for name, x in p_state.items() if name != "iterate"}  # new: an earlier state_dict() holds the old one
             iterate = p_state["iterate"]
             if p.is_meta or torch.equal(local(real(p)), average_of(local(real(iterate)), p_state)):
                 p.copy_(iterate)

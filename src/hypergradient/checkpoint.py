@@ -1,4 +1,4 @@
-"""Checkpoints: what an optimizer needs of what it is given to go on from, whichever class, version or device it was written by."""
+"""Checkpoints: save and load the state of an optimizer, whichever class, version or device wrote it."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,25 +21,25 @@ from .ranks import local
 from .setup import Setup
 from .tensors import make_buffer, real
 
-#: What a copy takes with it beside torch.optim's own.
+#: Attributes that are copied and pickled, beyond those of torch.optim.Optimizer.
 COPIED = ("setup", "given", "lr_free", "skipped", "warned", "warned_overwrite", "warned_of_ranks", "hypergradients", "other_hypergradients")
 
-#: What may be a tensor in a param group that a device has written, and is a number on the host.
+#: Options that a device stores as tensors in a param group, and the host as floats.
 HOST_SCALARS = ("hypergrad_lr", "lr_ratio", *{own.option for own in HYPERPARAMETERS.values()})
 
 
 def fill_defaults(opt: Any) -> None:
-    """Give each group what the loop needs: the options that another class's checkpoint lacks, and numbers where they are kept."""
+    """Complete the param groups: options that another class's checkpoint lacks, and scalars moved to the host or to the device."""
     setup, scalars = opt.setup, opt.setup.scalars
     opt.params = [p for group in opt.param_groups for p in group["params"]]
     setup.ranks.inspect(opt.params)
-    opt.needs_graph_break = any(p.is_complex() or hasattr(p, "to_local") for p in opt.params)  # of a graph: no operator can write to these
+    opt.needs_graph_break = any(p.is_complex() or hasattr(p, "to_local") for p in opt.params)  # no custom operator can write to these
     if opt.needs_graph_break:
         disable_compiler()
     seen: list[Tensor] = []
     for group in opt.param_groups:
         for name, value in opt.defaults.items():
-            if name == "differentiable":  # which torch puts there whenever it copies or loads
+            if name == "differentiable":  # torch adds it on every copy and load
                 continue
             group.setdefault(name, value.clone() if isinstance(value, Tensor) else value)
         group.setdefault("step_adapts", True)
@@ -47,7 +47,7 @@ def fill_defaults(opt: Any) -> None:
         for name, first in (("memory", setup.initial_memory(group)), ("adapted", hyperparameter_update.initial_memory(setup.other_rules))):
             if first:
                 group[name] = {key: scalars.cast(group.get(name, {}).get(key, value)) for key, value in first.items()}
-        if "last" in group:  # that of the wrapper's checkpoint remembers nothing
+        if "last" in group:  # empty in a checkpoint of the wrapper
             group["last"] = {name: group[name] for name in setup.direction.remembered_options} | group["last"]
         for holder in (group, group.get("last", {})):
             own = ("lr", "factor", "adapted_lr", "square") if scalars.on_device else ("lr", "square") * (holder is not group) + HOST_SCALARS
@@ -65,17 +65,17 @@ def fill_defaults(opt: Any) -> None:
 
 
 def check(opt: Any, state_dict: Mapping[str, Any]) -> None:
-    """Raise ValueError where a checkpoint is not one of such an optimizer's, or of other parameters."""
+    """Raise ValueError if a checkpoint is not from such an optimizer, or belongs to other parameters."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        raise ValueError(f"a checkpoint is what state_dict() gives, with 'state' and 'param_groups', got {brief(state_dict)}")
+        raise ValueError(f"a checkpoint must be a dict from state_dict(), with 'state' and 'param_groups', got {brief(state_dict)}")
     saved = [i for group in state_dict["param_groups"] for i in group.get("params", ())]
     params = [p for group in opt.param_groups for p in group["params"]]
     for i, p in zip(saved, params, strict=False):
         for name, value in state_dict["state"].get(i, {}).items():
             if name in buffers_of(opt) and isinstance(value, Tensor) and value.dim() and value.shape != p.shape:
                 raise ValueError(
-                    f"the checkpoint's {name!r} has shape {tuple(value.shape)}, and its parameter {tuple(p.shape)}: "
-                    "it was saved with other parameters, or in another order"
+                    f"the checkpoint's {name!r} has shape {tuple(value.shape)}, but its parameter has shape {tuple(p.shape)}: "
+                    "load it with the parameters it was saved with, in the same order"
                 )
 
 
@@ -89,30 +89,30 @@ def buffers_of(opt: Any) -> tuple[str, ...]:
 
 
 def is_scalar_state(opt: Any, name: str) -> bool:
-    """Whether it is a number that the loop keeps of a tensor."""
+    """Whether ``name`` is a scalar that this library stores in a tensor's state."""
     own = name.startswith("memory_") and name not in opt.setup.element_memory
     return own or name in ("lr", "hypergrad_lr", "applied", *opt.setup.direction.counters)
 
 
 def restore(opt: Any, state_dict: Mapping[str, Any]) -> None:
-    """The numbers of tensors as they were saved, since torch rounds them to the dtype of the parameter, and where they are kept."""
+    """Restore the scalars of tensors as saved, since torch casts them to the parameter's dtype, and move them to where they are kept."""
     setup, shared = opt.setup, dict[Any, Any]()
     groups = zip(opt.param_groups, state_dict["param_groups"], strict=True)
     for g, (i, p) in [(g, pair) for g, (own, saved) in enumerate(groups) for pair in zip(saved["params"], own["params"], strict=True)]:
         for name, value in state_dict["state"].get(i, {}).items():
             if name == "applied":
-                opt.state[p][name] = bool(opt.state[p][name])  # as it was loaded: the wrapper forgets some
+                opt.state[p][name] = bool(opt.state[p][name])  # as loaded: the wrapper has set some to False
             elif name.startswith("trace") and setup.float32_trace and p.dtype in HALF_DTYPES:
                 opt.state[p][name] = value.to(p.device, torch.float32)
             elif name in setup.element_memory and isinstance(value, Tensor) and value.shape == p.shape:
-                opt.state[p][name] = value.to(p.device)  # as wide as it was
+                opt.state[p][name] = value.to(p.device)  # in its saved dtype
             elif name in setup.element_memory or (name == "rest" and p.dtype not in HALF_DTYPES):
                 del opt.state[p][name]
             elif is_scalar_state(opt, name) and not (isinstance(value, Tensor) and value.dim()):
                 if not setup.scalars.on_device:
                     opt.state[p][name] = int(value) if name in setup.direction.counters else setup.scalars.cast(value)
                     continue
-                # One tensor for all of which a count is the same, where they have no other number of their own.
+                # Tensors with an equal count share one tensor for it, unless each has its own learning rate.
                 apart = setup.scope == "tensor" or (isinstance(value, Tensor) and value.is_meta)
                 key = g, name, id(p) if apart else float(value)
                 if key not in shared:
@@ -120,14 +120,14 @@ def restore(opt: Any, state_dict: Mapping[str, Any]) -> None:
                 opt.state[p][name] = shared[key]
     opt.saved = [group.pop("saved", None) for group in opt.param_groups]
     for group, given in zip(opt.param_groups, state_dict["param_groups"], strict=True):
-        if setup.direction.averaging and "largest" in given.get("memory", ()):  # of version 0.1, which had no such momentum
+        if setup.direction.averaging and "largest" in given.get("memory", ()):  # version 0.1 kept momentum under TuningFree
             group["older"] = True
         restore_lrs(opt, group)
     fill_defaults(opt)
 
 
 def restore_lrs(opt: Any, group: Group) -> None:
-    """The learning rates of the last step as this scope keeps them: of elements, of tensors, or of their param group."""
+    """Convert the learning rates of the last step to this optimizer's scope: per element, per tensor, or per param group."""
     elements, apart, last = opt.setup.per_element, opt.setup.scope in ("tensor", "element"), group.get("last", {})
     if not elements:
         group.pop("lr_left", None)
@@ -137,7 +137,7 @@ def restore_lrs(opt: Any, group: Group) -> None:
             continue
         by_element = isinstance(lr, Tensor) and lr.shape == p.shape and p.dim() > 0
         if by_element and not elements:
-            lr, own["applied"] = real(lr).double().mean().item(), False  # the last step was of no one learning rate
+            lr, own["applied"] = real(lr).double().mean().item(), False  # the last step had no single learning rate
         if elements and not by_element:
             make_buffer(own, "lr", p, lr)
         elif apart:
@@ -150,7 +150,7 @@ def restore_lrs(opt: Any, group: Group) -> None:
 
 @contextmanager
 def loading(opt: Any, state_dict: Any) -> Iterator[None]:
-    """Checks what is loaded, and restores what torch has made of it; between the hooks of others, which find it restored."""
+    """Check what is loaded and undo torch's casts; hooks that users registered run before and after, and see the restored state."""
     if not isinstance(state_dict, Mapping):
         check(opt, state_dict)
     found: list[Group] = []
@@ -171,7 +171,7 @@ def loading(opt: Any, state_dict: Any) -> Iterator[None]:
 
 
 def with_fingerprint(opt: Any, found: Group) -> Group:
-    """A checkpoint with where the parameters are, in each param group: under a rule that averages, in one process."""
+    """A state dict with a ``fingerprint`` of the parameters in each param group; under a rule that averages, in one process only."""
     alone = not (opt.setup.ranks.is_sharded or opt.setup.ranks.is_replicated() or any(p.is_meta for p in opt.params))
     if opt.setup.rule.averages and alone and not is_average(opt.state):
         for group, own in zip(found["param_groups"], opt.param_groups, strict=True):
@@ -180,19 +180,19 @@ def with_fingerprint(opt: Any, found: Group) -> Group:
 
 
 def check_fingerprint(opt: Any, stacklevel: int) -> None:
-    """Once after a checkpoint was loaded: see whether the parameters beside it are its average."""
+    """Once after loading a checkpoint: find out whether the parameters loaded with it are the average, and warn if they are."""
     saved, opt.saved = opt.saved, []
     if all(saved) and restart_from_average(saved, opt.param_groups[: len(saved)], opt.state):
         warnings.warn(
-            "the model was saved in eval(), and the optimizer in train(): training goes on from the average. Save both inside of "
-            "opt.averaged(), or both outside, to go on as if never stopped",
+            "the model was saved under eval() and the optimizer under train(): training continues from the average. Save both inside "
+            "opt.averaged(), or both outside, to resume the run exactly",
             stacklevel=stacklevel,
         )
 
 
 @torch.no_grad()
 def convert_momentum(opt: Any) -> None:
-    """Go on from a checkpoint whose gradients were taken at the iterate: the parameters go between that and the average, momentum goes."""
+    """Convert a checkpoint of version 0.1, whose gradients were taken at the iterate: interpolate towards the average, drop momentum."""
     for group in opt.param_groups:
         if group.pop("older", False):
             b = opt.setup.direction.interpolation(group)
@@ -200,21 +200,21 @@ def convert_momentum(opt: Any) -> None:
                 z = local(real(own["trace"]))
                 p.add_(z, alpha=b)
                 z.mul_(1 - b)
-                for name in ("exp_avg", "momentum_buffer") if isinstance(opt.setup.direction, SGD | Adam) else ():  # a base keeps its own
+                for name in ("exp_avg", "momentum_buffer") if isinstance(opt.setup.direction, SGD | Adam) else ():  # a base's buffers stay
                     own.pop(name, None)
 
 
 def make_scope(setup: Setup) -> Scope:
-    """The learning rates of an optimizer, of which nothing is known yet."""
+    """The learning rates of an optimizer before its first step."""
     return Scope(setup.scope, setup.scalars, setup.memory_columns, setup.applied_key, setup.ranks)
 
 
 def resume(opt: Any) -> None:
-    """Go on from what an optimizer has been given: its param groups and state are those of a checkpoint or of a copy."""
+    """Reset what is not part of a checkpoint, after the param groups and the state were loaded or copied."""
     opt.last_gradients, opt.edits, opt.steps_seen, opt.last_hypergradients, opt.saved = LastGradients(), ExternalEdits(), 0, None, []
     if "handle" not in vars(opt):  # a copy
         opt.handle = register(opt)
     opt.scope = make_scope(opt.setup)
     fill_defaults(opt)
-    for group in opt.param_groups if isinstance(opt.setup.direction, SGD | Adam) else ():  # a base's is its own
+    for group in opt.param_groups if isinstance(opt.setup.direction, SGD | Adam) else ():  # a base's option is not ours
         group["capturable"] = opt.setup.scalars.on_device

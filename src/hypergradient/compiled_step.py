@@ -1,40 +1,39 @@
-"""``step()`` under ``torch.compile``: one operator of the graph, which the compiler does not look into.
+"""``step()`` under ``torch.compile``: one opaque operator in the graph.
 
-The learning rate and what the rule keeps are Python floats that change at every step. If the compiler traced them it would compile anew
-each time, and so it is to see nothing of a step but which parameters are written and which gradients are read. When the graph runs, the
-operator takes the ordinary step: there is one loop for both.
+The learning rate and the rule's memory are Python floats that change at every step: a compiler that traced them would recompile each time.
+So the compiler sees only which parameters the step writes and which gradients it reads. When the graph runs, the operator takes the
+ordinary step, and there is one loop for both.
 """
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-#: Optimizers by the number that stands for them in a graph. A graph keeps no optimizer alive, and a copy has a number of its own. They are
-#: counted, as an address would be another one in each process, and compiled code is kept on disk by its constants.
+#: Optimizers by the handle that stands for them in a graph, which keeps no optimizer alive. A copy has its own handle. Handles are counted,
+#: since an address would differ between processes, and compiled code is cached on disk by its constants.
 OPTIMIZERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 COUNT = itertools.count()
 
-#: Where torch has such a tag: a step waits for the device, which no CUDA graph may.
-TAGS: Any = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
-
-#: Written out, as torch 2.6 does not read it from the annotations.
+#: Written out, since torch 2.6 cannot infer it from the annotations.
 SCHEMA = "(SymInt handle, Tensor(a!)[] params, Tensor?[] grads) -> ()"
 
 
 def register(optimizer: Any) -> int:
-    """The number of an optimizer that is new."""
+    """The handle of a new optimizer."""
+    define_operator()
     handle = next(COUNT)
     OPTIMIZERS[handle] = optimizer
     return handle
 
 
 def step_in_graph(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
-    """What the compiler sees of ``step()``; the closure it sees as it is."""
-    params = optimizer.params  # not from its param_groups, where the compiler looks at every number, and compiles anew when one changes
+    """What the compiler sees of ``step()``; the closure is traced as usual."""
+    params = optimizer.params  # not from param_groups, whose every number the compiler would guard
     if optimizer.needs_graph_break:
         return step_eagerly(optimizer, closure)
     loss = None
@@ -47,33 +46,41 @@ def step_in_graph(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
 
 
 def step_eagerly(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
-    """The step between two graphs."""
+    """The step outside of the graph, which breaks there."""
     return optimizer._step(closure)
 
 
 def disable_compiler() -> None:
-    """Let the compiler leave ``step_outside`` alone: torch imports it for that, which takes a second, so not before it is needed."""
+    """Exclude ``step_eagerly`` from compilation; only when needed, since it imports torch's compiler, which takes a second."""
     if not hasattr(step_eagerly, "_torchdynamo_disable"):
         globals()["step_eagerly"] = torch.compiler.disable(step_eagerly)  # type: ignore[no-untyped-call]
 
 
-@torch.library.custom_op("hypergradient::step", mutates_args=("params",), schema=SCHEMA, **TAGS)
+@cache
+def define_operator() -> None:
+    """Define ``torch.ops.hypergradient.step``, at the first optimizer: importing the library would take an eighth longer for it."""
+    # A step may wait for the device, which a CUDA graph must not; older versions of torch lack the tag.
+    tags: Any = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+    operator = torch.library.custom_op("hypergradient::step", step, mutates_args=("params",), schema=SCHEMA, **tags)
+    operator.register_fake(fake_step)
+
+
 def step(handle: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
-    """The step when the graph runs. What it is given may be copies of the parameters, which the compiler writes back at the graph's end."""
+    """The step when the graph runs. The tensors may be copies of the parameters, which the compiler writes back at the end of the graph."""
     optimizer = OPTIMIZERS[handle]
     own = [p for group in optimizer.param_groups for p in group["params"]]
     copies = [(p.detach(), x) for p, x in zip(own, params, strict=True) if x.data_ptr() != p.data_ptr()]
     before = [p.grad for p in own]
-    optimizer.last_gradients.exclude(own)  # the graph writes over the memory of its gradients later
+    optimizer.last_gradients.exclude(own)  # the graph reuses the memory of its gradients
     try:
         for p, x in copies:
             p.copy_(x)
         for p, g in zip(own, grads, strict=True):
             p.grad = g
-        # Inductor's code runs where no change of a tensor is counted, and the step asks whether there was one.
+        # Inductor's code runs with version counting switched off, and the step relies on versions.
         with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
             optimizer._step()
-        optimizer.edits.versions = []  # what the graph does at its end counts as a change, and is none
+        optimizer.edits.versions = []  # the graph's write-back changes versions, but is no edit
     finally:
         for p, g in zip(own, before, strict=True):
             p.grad = g
@@ -81,6 +88,5 @@ def step(handle: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
             x.copy_(p)
 
 
-@step.register_fake
-def _(handle: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
-    """It gives nothing."""
+def fake_step(handle: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
+    """Returns nothing."""

@@ -1,9 +1,9 @@
-"""∂d/∂φ in closed form: the derivative of the last direction by every hyperparameter but the learning rate.
+"""∂d/∂φ in closed form: the derivative of the last direction with respect to every hyperparameter φ other than the learning rate.
 
     h = g_t · ∂θ_{t-1}/∂φ = −α g_t · ∂d_{t-1}/∂φ
 
-The derivative is taken through the last step alone, whose state was given, as that of the learning rate is. Symbols as in directions.py,
-and S = √s, c1 = 1 − β1^t, c2 = 1 − β2^t, W = c1 (S/√c2 + ε): Adam's direction is d = m/W.
+As for the learning rate, the derivative is taken through the last step only: the state before it counts as constant. Symbols as in
+directions.py, and S = √s, c1 = 1 − β1^t, c2 = 1 − β2^t, W = c1 (S/√c2 + ε): Adam's direction is d = m/W.
 """
 
 from abc import ABC, abstractmethod
@@ -36,21 +36,21 @@ class lazy:  # noqa: N801 - a decorator
 
 
 class LastStep(ABC):
-    """The last step of one tensor, as its buffers tell: a method for each hyperparameter gives ∂d_{t-1}/∂φ, but for its ``scale``.
+    """The last step of one tensor, recovered from its buffers: one method per hyperparameter gives ∂d_{t-1}/∂φ, up to a scalar ``scale``.
 
     Args:
-        p: θ_t, the parameter as the step left it; a real view, whole or a piece, or a list of them.
+        p: θ_t, the parameter after the step; a real view, whole or a piece, or a list of them.
         state: the buffers, likewise.
-        numbers: what ``numbers`` of the class has made of options and count of steps.
+        coef: from ``coefficients`` of the class.
     """
 
-    #: The options of a param group that have such a method, by their names in ``adapt``.
+    #: The hyperparameters that have such a method, by their names in ``adapt``.
     hyperparameters: tuple[str, ...]
 
-    #: Those of them whose derivative is known where they are 0, too.
+    #: Those whose derivative is defined at 0, too.
     defined_at_zero: tuple[str, ...] = ("weight_decay",)
 
-    #: Whether the step has d times the learning rate; otherwise the methods give −∂θ_{t-1}/∂φ itself.
+    #: Whether the methods give ∂d_{t-1}/∂φ, to be multiplied by the learning rate; otherwise they give −∂θ_{t-1}/∂φ itself.
     scaled_by_lr = True
 
     def __init__(self, p: TensorOrList, state: Mapping[str, Any], coef: Coefficients) -> None:
@@ -59,21 +59,21 @@ class LastStep(ABC):
     @staticmethod
     @abstractmethod
     def needs_gradient(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
-        """Whether the derivatives need the last gradient, which the state then has as "gradient"."""
+        """Whether the derivatives need the last gradient, which the state then stores as "gradient"."""
 
     @staticmethod
     @abstractmethod
     def coefficients(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
-        """The coefficients of the derivatives, in Python's precision; "scale of NAME" is the factor that is left out of a tensor."""
+        """Coefficients of the derivatives, in Python's precision; "scale of NAME" is the scalar factor that the tensor leaves out."""
 
     @property
     def alpha(self) -> Any:
-        """The learning rate of the step; elementwise where each element has its own."""
+        """The learning rate of the step; a tensor if each element has its own."""
         return with_schedule(self.state["lr"], self.coef) if "lr" in self.state else self.coef["lr"]
 
     @property
     def g(self) -> Any:
-        """g_{t-1}, as the step used it."""
+        """g_{t-1}, as used by the step."""
         return self.state["gradient"]
 
     @property
@@ -82,14 +82,14 @@ class LastStep(ABC):
         """d_{t-1}."""
 
     def derivative(self, name: str) -> Any:
-        """∂d_{t-1}/∂φ over its scale, times the learning rates where each element has its own."""
+        """∂d_{t-1}/∂φ over its scale; times the learning rates if each element has its own."""
         x = getattr(self, name)()
         return x.mul(self.state["lr"]) if "lr" in self.state and self.scaled_by_lr else x
 
 
 @final
 class LastSGD(LastStep):
-    """That of stochastic gradient descent: v_t = μ v_{t-1} + g_t, and d_t = g_t, v_t or, with Nesterov momentum, g_t + μ v_t."""
+    """Stochastic gradient descent: v_t = μ v_{t-1} + g_t, and d_t = g_t, v_t or, with Nesterov momentum, g_t + μ v_t."""
 
     hyperparameters = ("momentum", "weight_decay")
 
@@ -122,7 +122,7 @@ class LastSGD(LastStep):
 
 @final
 class LastHeavyBall(LastStep):
-    """That of the heavy ball, θ_t = θ_{t-1} − α g_t + μ (θ_{t-1} − θ_{t-2})."""
+    """The heavy ball: θ_t = θ_{t-1} − α g_t + μ (θ_{t-1} − θ_{t-2})."""
 
     hyperparameters = defined_at_zero = ("momentum",)
     scaled_by_lr = False
@@ -146,7 +146,7 @@ class LastHeavyBall(LastStep):
 
 @final
 class LastAdam(LastStep):
-    """That of Adam and AdamW: d = m/W, for AdamW with λ θ_{t-1} added."""
+    """Adam and AdamW: d = m/W, plus λ θ_{t-1} for AdamW."""
 
     hyperparameters = ("betas", "eps", "weight_decay")
 
@@ -161,7 +161,7 @@ class LastAdam(LastStep):
         decays = cast(Adam, direction).last_decay(state, last)
         moved: Any = 1.0
         divisors, inverse_betas, inverse = [1.0 if is_zero(beta) else beta for beta in betas], list[Any](), list[Any]()
-        if isinstance(t, Tensor):  # bias correction takes the betas out of Adam's first step; what is left of them is rounding
+        if isinstance(t, Tensor):  # bias correction cancels the betas in Adam's first step, up to rounding
             moved, t = (t > 1).to(t.dtype), t.clamp(min=1)
             both = as_pair(betas, t)
             power = both**t
@@ -187,7 +187,7 @@ class LastAdam(LastStep):
 
     @lazy
     def root(self) -> Any:
-        """S; no less than 1e-19, and it is that where only gradients of 0 are divided by it."""
+        """S, at least 1e-19; it is that small only where the gradients divided by it are 0."""
         root = adam_root(self.state["exp_avg_sq"])
         return root.clamp_min_(torch.finfo(root.dtype).tiny ** 0.5)
 

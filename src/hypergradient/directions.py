@@ -1,17 +1,17 @@
-"""Directions: d_t = −∂θ_t/∂α_t = −∇αu_t in closed form, the step that θ_t = θ_{t-1} − α_t d_t takes at learning rate 1.
+"""Directions in closed form: d_t = −∂θ_t/∂α_t = −∇αu_t, the step that θ_t = θ_{t-1} − α_t d_t takes at learning rate 1.
 
-Each direction says three things of a parameter: the gradient that its algorithm uses, the direction of the last step, recomputed
-from the optimizer's state before that is advanced, and the next direction. What they are given are real views (see tensors.py): a tensor,
-a piece of one, or a list; ``prepare``, which makes buffers, is given the parameter itself.
+A direction gives three things: the gradient that its algorithm uses; the direction of the last step, recomputed from the optimizer's state
+before that advances; and the next direction. Its arguments are real views (see tensors.py): a tensor, a piece of one, or a list. Only
+``prepare``, which makes buffers, takes the parameter itself.
 
-An option may be a tensor instead of a number: where it is adapted on a device; and where the parameters are stacked, [R, ...], and each of
-R runs has its own (see lab/ensemble.py): momentum, dampening and weight decay that broadcast, [R, 1, ...].
+An option may be a tensor instead of a float: if it is adapted on a device, or if the parameters of R runs are stacked, [R, ...], and each
+run has its own value (see lab/ensemble.py): momentum, dampening and weight decay that broadcast, [R, 1, ...].
 
-On a device it is not known whether a step can be taken. It "goes" with 1 or 0 then, a number as others are, by which coefficients are such
-that a step that does not go leaves every buffer as it was, given a gradient of 0.
+On a device the host does not know whether a step will be taken. The coefficient "taken" is 1 or 0 then, and the other coefficients are such
+that a skipped step, given a gradient of 0, leaves every buffer as it was; "skipped" is 1 − "taken".
 
-Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam, t the parameter's own number of steps, μ momentum,
-τ dampening, λ weight decay.
+Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam, t the parameter's own step count, μ momentum, τ dampening,
+λ weight decay.
 """
 
 import functools
@@ -31,7 +31,7 @@ from .tensors import TensorOrList, add_product, add_scaled, assign_if_taken, bum
 
 @final
 class SGD(Direction):
-    """Stochastic gradient descent, with momentum or Nesterov momentum where the group says so."""
+    """Stochastic gradient descent, with momentum or Nesterov momentum if the group sets it."""
 
     remembered_options = ("momentum", "nesterov", "weight_decay")
     buffers = ("momentum_buffer", "direction")
@@ -47,7 +47,7 @@ class SGD(Direction):
         for name in ("nesterov", "maximize"):
             check_flag(name, group[name])
         if self.averaging and group["momentum"] >= 1:
-            raise ValueError(f"momentum must be below 1 under TuningFree, which leaves it to the average, got {group['momentum']!r}")
+            raise ValueError(f"momentum must be below 1 under TuningFree, as it interpolates with the average, got {group['momentum']!r}")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 f"nesterov=True needs momentum > 0 and dampening = 0, got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
@@ -71,7 +71,7 @@ class SGD(Direction):
     def coefficients(self, state: Mapping[str, Any], group: Mapping[str, Any], taken: Any = None) -> Coefficients:
         if self.averaging:
             return {}
-        new = 1.0 if state.get("first") else 1 - group["dampening"]  # the buffer starts with the gradient itself
+        new = 1.0 if state.get("first") else 1 - group["dampening"]  # the first step sets the buffer to the gradient
         mu = group["momentum"]
         own = {"momentum": mu, "nesterov": group["nesterov"]}
         return own | {"gradient_weight": new, "momentum_decay": mu if taken is None else 1 - taken * (1 - mu)}
@@ -83,7 +83,7 @@ class SGD(Direction):
         return not self.averaging and is_zero(group["momentum"]) and is_zero(group["weight_decay"]) and not group["maximize"]
 
     def fused_step(self, tensors: TensorLists, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
-        copies_gradient = "direction" in tensors  # rather than keeping the gradient itself
+        copies_gradient = "direction" in tensors  # otherwise the gradient itself is stored
         if (copies_gradient and not self.is_gradient(group)) or not fits_fused_kernels(tensors):
             return False
         if copies_gradient:
@@ -109,7 +109,7 @@ class SGD(Direction):
         if is_zero(mu):
             if "taken" in coef:
                 return state["direction"].mul_(coef["skipped"]).add_(g)
-            return state["direction"].copy_(g) if "direction" in state else g  # d_t = g_t; the gradient itself where that is kept
+            return state["direction"].copy_(g) if "direction" in state else g  # d_t = g_t; the gradient itself if that is stored
         v = state["momentum_buffer"].mul_(coef["momentum_decay"])
         add_scaled(v, coef["gradient_weight"], g, out=v)  # v_t = μ v + (1 − τ) g
         if not coef["nesterov"]:
@@ -122,8 +122,8 @@ class SGD(Direction):
 class HeavyBall(Direction):
     """Gradient descent with momentum in the displacement: θ_t = θ_{t-1} − α_t g_t + μ_t (θ_{t-1} − θ_{t-2}), where d_t = g_t.
 
-    So α_t turns the gradient alone, and the derivative by μ_t is the displacement. Of a step that is taken back ("null") gradient and
-    parameters are those that it began from, and there is no displacement.
+    So α_t scales the gradient only, and the derivative by μ_t is the displacement. A null step restores the parameters and the gradient at
+    which it started, with a displacement of 0.
     """
 
     remembered_options = ("momentum",)
@@ -223,11 +223,11 @@ class Adam(Direction):
         return adam_coef(state["step"], last["betas"], last["eps"]) | self.last_decay(state, last)
 
     def last_decay(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
-        """The decay that is part of the last direction, "weight_decay", and what it has "left" of the parameters."""
+        """ "weight_decay", the decay that is part of the last direction, and "decay_factor", the part of the parameters that it left."""
         decay = last["weight_decay"] if self.decoupled else 0.0
         if is_zero(decay):
             return {"weight_decay": 0.0}
-        if isinstance(state["step"], Tensor):  # no step has been taken where it is 0
+        if isinstance(state["step"], Tensor):  # 0 if no step was taken yet
             decay = decay * (state["step"] > 0).float()
         return {"weight_decay": decay, "decay_factor": decay_factor(state["lr"], decay)}
 
@@ -261,7 +261,7 @@ class Adam(Direction):
 
 
 def fits_fused_kernels(tensors: TensorLists) -> bool:
-    """Whether torch's own kernels take the tensors: without gaps, on a CPU or a CUDA device; in bfloat16 torch 2.13's SGD is wrong."""
+    """Whether torch's fused kernels take the tensors: dense, on a CPU or CUDA device, and not bfloat16, where torch 2.13's SGD is wrong."""
     first = tensors["p"][0]
     if first.dtype not in (torch.float32, torch.float64) or first.device.type not in ("cpu", "cuda"):
         return False
@@ -273,7 +273,7 @@ def fits_fused_kernels(tensors: TensorLists) -> bool:
 
 
 def adam_coef(step: Any, betas: tuple[Any, Any], eps: Any) -> Coefficients:
-    """W = c1 (√ŝ + ε) = "root" √s + "eps", where c1 = 1 − β1^t, c2 = 1 − β2^t and ŝ = s/c2; of t = 1 before the first step."""
+    """W = c1 (√ŝ + ε) = "root" √s + "eps", where c1 = 1 − β1^t, c2 = 1 − β2^t and ŝ = s/c2; with t = 1 before the first step."""
     if isinstance(step, Tensor):
         c1, c2 = (1 - as_pair(betas, step) ** step.clamp(min=1)).unbind()
         return {"root": c1 / c2.sqrt(), "eps": c1 * eps, "c1": c1}
@@ -282,7 +282,7 @@ def adam_coef(step: Any, betas: tuple[Any, Any], eps: Any) -> Coefficients:
 
 
 def as_pair(pair: tuple[Any, Any], like: Tensor) -> Tensor:
-    """Two numbers as a tensor [2], or [2, 1] where ``like`` has an entry for each tensor."""
+    """Two scalars as a tensor [2], or [2, 1] if ``like`` has one entry per tensor."""
     if any(isinstance(x, Tensor) for x in pair):
         both = torch.stack([x if isinstance(x, Tensor) else torch.full_like(like, x).reshape(-1)[0] for x in pair])
     else:
@@ -292,7 +292,7 @@ def as_pair(pair: tuple[Any, Any], like: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=1000)
 def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers on a device, made once."""
+    """Constants on a device, made once."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -303,18 +303,18 @@ def adam_direction(m: Any, s: Any, coef: Coefficients) -> Any:
 
 
 def adam_root(s: Any) -> Any:
-    """√s as a new tensor of float32 or wider: in float16 ε = 1e-8 is 0, and an element without gradient 0 / 0."""
+    """√s as a new tensor of float32 or wider: in float16 ε = 1e-8 would be 0, and an element without a gradient 0 / 0."""
     return s.to(torch.promote_types(s.dtype, torch.float32)).sqrt()
 
 
 def with_schedule(alpha: Any, coef: Coefficients) -> Any:
-    """The learning rates of elements, times the factor of a scheduler where there is one."""
+    """Elementwise learning rates, times the factor of a scheduler if there is one."""
     return alpha.mul(coef["factor"]) if "factor" in coef else alpha
 
 
 def decay_factor(alpha: Any, decay: Any) -> Any:
-    """1 − αλ, the part of the parameters that a step of decoupled decay keeps; 1 where it has wiped them out, and they are not known."""
-    if isinstance(alpha, list):  # a learning rate an element, of several tensors
+    """1 − αλ, the part of the parameters that a step of decoupled decay leaves; 1 if it left nothing, since θ_{t-1} is lost then."""
+    if isinstance(alpha, list):  # elementwise learning rates of several tensors
         return [decay_factor(x, decay) for x in alpha]
     left = 1 - alpha * decay
     if isinstance(left, Tensor):

@@ -1,4 +1,4 @@
-"""Learning rates of elements: what a rule makes of each, of its own h = −g d; on an accelerator many tensors laid in one."""
+"""Learning rates of elements: the rule applied to each with its own h = −g d; on an accelerator many tensors are packed into one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from .tensors import Tensors, copy_tensors, dot, finite_zero, make_buffer, real,
 
 
 class ElementUpdate(NamedTuple):
-    """What a step makes of the elements of a bundle: "lr" and what the rule keeps, by its name in the state; a tensor for each."""
+    """The update of a bucket's elementwise "lr" and rule memory, by key in the state, a tensor for each parameter."""
 
     bucket: Bucket
     before: dict[str, list[Tensor]]
@@ -29,14 +29,14 @@ class ElementUpdate(NamedTuple):
 def update_elements(
     setup: Setup, rows: Sequence[GradientEntry], of_step: bool, curvature: Mapping[Tensor, Tensor], groups: int
 ) -> tuple[list[ElementUpdate], list[Tensor]]:
-    """α of each element and what its rule keeps, of its own h = −g d; and whether they are finite, in parts."""
+    """α of each element and its rule's memory, from its own h = −g d; and flags whether they are finite, in parts."""
     found, finite = list[ElementUpdate](), list[Tensor]()
     specs = setup.ranks.specs if setup.rule.uses_curvature else ()
     curvature_sums = {spec: torch.zeros(groups, dtype=widest_dtype(setup.ranks.device), device=setup.ranks.device) for spec in specs}
     for bucket in make_buckets(setup, rows, (), sums=False):
         tensors = bucket.tensors()
         has_last = "trace" in tensors or bucket.states[0].get("applied", False) is not False
-        if not (has_last or of_step):  # adapt() before the first step, which is to make the state
+        if not (has_last or of_step):  # adapt() before the first step, which makes the state
             continue
         before = current_elements(setup, bucket, tensors["p"])
         new = {name: [torch.empty_like(x) for x in column] for name, column in before.items()}
@@ -51,7 +51,7 @@ def update_elements(
             finite += all_finite
             for x in sums:
                 curvature_sums[bucket.spec or ()][bucket.group_index] += x[0]
-    if curvature_sums:  # Σ α c ≤ 1: no step goes beyond what the curvature allows
+    if curvature_sums:  # Σ α c ≤ 1: the curvature bounds the step
         most = torch.stack([setup.ranks.all_reduce(x, spec) for spec, x in curvature_sums.items()]).sum(0)
         divisor = torch.where(most.isfinite(), most, 1.0).clamp(min=1.0)
         for bucket, _, new in found:
@@ -60,7 +60,7 @@ def update_elements(
 
 
 def current_elements(setup: Setup, bucket: Bucket, like: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-    """The learning rates of elements and what their rule keeps, as they are in the states, or as they start."""
+    """Elementwise learning rates and rule memory, from the states or with their initial values."""
     found = {name: [local(real(state[name])) for state in bucket.states if name in state] for name in ("lr", *setup.element_memory)}
     lr = adapted_lr(bucket.group)
     for name, value in {"lr": lr.reshape(()) if isinstance(lr, Tensor) else lr, **setup.element_memory}.items():
@@ -71,7 +71,7 @@ def current_elements(setup: Setup, bucket: Bucket, like: Sequence[Tensor]) -> di
 
 
 def element_coef(setup: Setup, bucket: Bucket, has_last: bool, has_trace: bool) -> Coefficients:
-    """What ``turn_piece`` needs of options and of the last step: the coefficients of d_{t-1}, and "weight", what h is multiplied by."""
+    """Coefficients of ``update_piece``: options, the coefficients of d_{t-1}, and "weight", the factor of h."""
     group, adapts_log = bucket.group, setup.rule.adapts_log
     low, high = bounds_as_floats(group["lr_bounds"])
     found = {"beta": group["hypergrad_lr"], "low": low, "high": high, "times_alpha": adapts_log and not has_trace}
@@ -79,7 +79,7 @@ def element_coef(setup: Setup, bucket: Bucket, has_last: bool, has_trace: bool) 
         return found
     if not has_trace:
         found |= setup.direction.last_coef(bucket.last_state(setup), group["last"]) | bucket.element_factor
-    weight: Any = 1.0 if has_trace and (adapts_log or setup.has_discount) else bucket.last_factor  # which has it in it already
+    weight: Any = 1.0 if has_trace and (adapts_log or setup.has_discount) else bucket.last_factor  # the trace contains the factor
     applied = bucket.states[0].get("applied")
     weight = weight * applied if isinstance(applied, Tensor) else weight
     return found | {"weight": weight / group["last"].get("square", 1.0)}
@@ -88,12 +88,12 @@ def element_coef(setup: Setup, bucket: Bucket, has_last: bool, has_trace: bool) 
 def update_piece(
     piece: Mapping[str, Any], coef: Coefficients, rule: Rule, direction: Direction, of_step: bool, has_last: bool, masks: bool
 ) -> list[Tensor]:
-    """The same of some elements, flat: "new lr" and "new memory_NAME" are moved in place.
+    """The update of some elements, flat: "new lr" and "new memory_NAME" are updated in place.
 
-    Where only the device knows whether they are finite it ``guards`` what was there, so that no product with 0 is NaN.
+    If only the device knows whether they are finite it ``masks``: what is not finite keeps its value, so that no product with 0 is NaN.
     """
     lr = piece["new lr"]
-    dtype = torch.promote_types(lr.dtype, torch.float32)  # in float16 g d is soon infinite, or 0
+    dtype = torch.promote_types(lr.dtype, torch.float32)  # float16 would overflow or underflow in g d
     g, alpha = minimized_gradient(piece, coef, direction, of_step).to(dtype), lr.to(dtype)
     c = (piece["curvature"].to(dtype) if "curvature" in piece else g * g) if rule.uses_curvature else None
     h = -(g * last_direction(piece, coef, direction)) * coef["weight"] if has_last else torch.zeros_like(g)
@@ -112,7 +112,7 @@ def update_piece(
 
 
 def write_elements(state: State, updates: Iterable[ElementUpdate], ok: Any) -> None:
-    """Put the learning rates of elements, and what their rule keeps, into their states."""
+    """Write elementwise learning rates and rule memory to the states."""
     for bucket, before, new in updates:
         for name, column in new.items():
             for p, x in zip(bucket.params, before[name], strict=True):

@@ -1,20 +1,20 @@
-"""Parameters that others write between two steps: a clamp, a projection, a mask, rows that are put back, weights that are loaded.
+"""Parameters that the user writes between two steps: a clamp, a projection, a mask, restored rows, loaded weights.
 
-The way z to the average of a tensor (average.py) is one from where the step has left it. Where somebody has moved it by δ since,
+The displacement z to the average (average.py) starts from where the step left the tensor. If the user has changed the tensor by δ since,
 
     z ← z − clamp(δ between 0 and z)
 
-elementwise. Toward and into its average the way gets shorter, so the average stays where it is; past that, and away from it, the average
-moves along. So what is clamped has an average inside of the clamp, what is put back has none of the steps in it, and what is loaded from
-far away takes its average along.
+elementwise. An edit towards the average shortens z, so the average stays where it is; an edit past the average or away from it moves the
+average along. So a clamped tensor has its average inside the clamp, restored rows have an average without the steps between, and weights
+loaded from far away take the average along.
 
-δ takes a copy of the tensor, which is kept of those alone that have been written before. That a tensor has is seen by its version, which
-counts operations in place, also where they change nothing; and on the host by its sum, bit by bit, since ``p.data`` counts nothing: after
-the first three steps, and every thirtieth. The first time there is no copy yet: z ← 0, so the average starts from where the tensor is,
-unless a run has just begun, or gone on from a checkpoint: then it is one step's edit, and the next is known.
+Measuring δ takes a copy of the tensor, which is made only for tensors that were edited before. An edit is noticed by the tensor's version,
+which counts in-place operations, even those without effect. On the host it is also noticed by a bitwise checksum, since ``p.data`` does not
+count: after the first three steps, and every thirtieth. At the first edit there is no copy yet: z ← 0, so the average restarts from the
+tensor. In the first steps of a run or after loading a checkpoint z stays, since the edit can only be one step's, and the next is measured.
 
-Not seen are, before the first that is: edits through ``p.data`` on an accelerator, whose sums the host would have to wait for; those beside
-a compiled step, but for the sums; and whatever a replayed CUDA graph has not captured. All this is no part of a checkpoint.
+Before the first edit that is noticed, three kinds are missed: through ``p.data`` on an accelerator, where the host would have to wait for a
+checksum; beside a compiled step, checksums aside; and whatever a replayed CUDA graph did not capture. None of this is in a checkpoint.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +29,13 @@ from .learning_rates import State
 from .ranks import local
 from .tensors import int_dtype, real
 
-#: After how many steps sums are taken, and after so many at first, so that an edit is known to be one step's.
+#: Checksums are taken every so many steps, and after each of the first, so that an edit is known to be one step's.
 CHECK_EVERY, FIRST_CHECKS = 30, 3
 
 
 @final
 class ExternalEdits:
-    """Where the last step has left the parameters."""
+    """The parameters as the last step left them."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -44,7 +44,7 @@ class ExternalEdits:
         self.copies: dict[Tensor, Tensor] = {}
 
     def adjust(self, params: Sequence[Tensor], state: State) -> None:
-        """The ways to the averages, in ``state``, as they are from where the parameters are now."""
+        """Adjust the displacements in ``state`` to the parameters as they are now."""
         for p, copy in self.copies.items():
             if "trace" in state.get(p, ()):
                 shorten_displacement(local(real(p)), copy, state[p])
@@ -58,7 +58,7 @@ class ExternalEdits:
                     restart_average(state[p])
 
     def record(self, params: Sequence[Tensor], sums: bool) -> None:
-        """Remember where the parameters are, with their sums where this is a step for it."""
+        """Record the parameters, with checksums if they are due at this step."""
         self.steps += 1
         for p, copy in self.copies.items():
             copy.copy_(local(real(p)))
@@ -67,19 +67,19 @@ class ExternalEdits:
 
 
 def record_parameters(opt: Any) -> None:
-    """Remember where the parameters of an optimizer are, to see what others make of them."""
+    """Record an optimizer's parameters, to notice what others change."""
     opt.edits.record(opt.params, sums=not opt.setup.scalars.on_device)
 
 
 def switch_to_average(opt: Any) -> None:
-    """The average instead of the iterate, if it is not there."""
+    """Swap in the average, unless it is in the parameters already."""
     if not is_average(opt.state):
         opt.edits.adjust(opt.params, opt.state)
         swap_in_average(opt.state)
 
 
 def switch_to_iterate(opt: Any) -> int:
-    """The iterate again; how many parameters somebody has written meanwhile."""
+    """Restore the iterate, and return how many parameters were written meanwhile."""
     if not is_average(opt.state):
         return 0
     written = restore_iterate(opt.state)
@@ -88,7 +88,7 @@ def switch_to_iterate(opt: Any) -> int:
 
 
 def shorten_displacement(theta: Tensor, copy: Tensor, p_state: Mapping[str, Any]) -> None:
-    """z of a tensor that was at ``place``; a rest that rounding has left goes where it was moved."""
+    """Adjust z of a tensor that was equal to ``copy``; elements that were edited lose their rounding error ``rest``."""
     z = local(real(p_state["trace"]))
     delta = theta.to(z.dtype) - copy
     z.sub_(torch.clamp(delta, min=z.clamp(max=0), max=z.clamp(min=0)))
@@ -97,19 +97,19 @@ def shorten_displacement(theta: Tensor, copy: Tensor, p_state: Mapping[str, Any]
 
 
 def differing(params: Sequence[Tensor], before: Sequence[Any], measure: Callable[[Sequence[Tensor]], list[Any]]) -> list[Tensor]:
-    """The parameters that look otherwise than before, of as many as were looked at."""
+    """The parameters whose measurement differs from before, among those that were measured."""
     params = params[: len(before)]
     now = measure(params)
     return [] if now == before else [p for p, x, y in zip(params, before, now, strict=True) if x != y]
 
 
 def versions(params: Sequence[Tensor]) -> list[Any]:
-    """How often each was written in place, as a whole and, where it is sharded, here."""
+    """How often each was written in place: the whole tensor and, if it is sharded, its local part."""
     return [p._version if type(p) is Parameter else (p._version, local(p)._version) for p in params]
 
 
 def checksums(params: Sequence[Tensor]) -> list[int]:
-    """The sums of their elements as integers of as many bits, which no order of adding changes."""
+    """The sum of each tensor's bits as integers, which does not depend on the order of addition."""
     found = []
     for x in map(local, map(real, params)):
         bits = int_dtype(x.dtype)

@@ -1,4 +1,4 @@
-"""The hyperparameters beside the learning rate, one of each a param group: where they stand, and what moves them together.
+"""The update of the hyperparameters other than the learning rate, one of each per param group.
 
 On a device ``group["momentum"]``, the entries of ``group["betas"]`` and so on are 0-dim tensors, as ``group["lr"]`` is.
 """
@@ -20,13 +20,13 @@ from .scalars import DeviceScalars, Scalars
 
 @dataclass(frozen=True)
 class RuleBatch:
-    """Hyperparameters whose rules differ in β alone, so that one call moves them in all param groups: name by name, group by group.
+    """Hyperparameters whose rules differ in β only, so that one call updates them in all param groups: name by name, group by group.
 
     Args:
         rule: the rule of the first.
-        names: theirs.
-        columns: what ``move`` needs, and "memory.NAME".
-        found: the new values, what the rule keeps, β, and whether each move is "fine", by the same names.
+        names: their names.
+        columns: the arguments of ``update_hyperparameter``, and "memory.NAME".
+        found: the new values, rule memory, β, and whether each is "finite", by the same names.
     """
 
     rule: Level
@@ -36,13 +36,13 @@ class RuleBatch:
 
 
 def initial_memory(rules: Mapping[str, Level]) -> dict[str, float]:
-    """What their rules keep in a param group: β and memory of each, by "name.key"."""
+    """The initial state of the rules in a param group: β and memory of each, by "name.key"."""
     memories = {name: {"hypergrad_lr": rule.initial_beta} | rule.initial_memory() for name, rule in rules.items()}
     return {f"{name}.{key}": value for name, memory in memories.items() for key, value in memory.items()}
 
 
 def to_device(rules: Mapping[str, Level], groups: Sequence[Group], scalars: Scalars) -> None:
-    """Make tensors of those that somebody has written as numbers."""
+    """Make tensors of those that the user has written as numbers."""
     if not isinstance(scalars, DeviceScalars):
         return
     for name in rules:
@@ -59,12 +59,12 @@ def update_batches(
     sums: Mapping[str, Sequence[Any]],
     scalars: Scalars,
 ) -> list[RuleBatch]:
-    """What the rules make of a step's dot products."""
+    """Apply the rules to the dot products of a step."""
     return [_update_batch(rules[names[0]], names, bounds, groups, sums, scalars) for names in group_alike(rules)]
 
 
 def group_alike(rules: Mapping[Any, Rule]) -> list[list[Any]]:
-    """The keys of rules that differ in β alone, together."""
+    """The keys of rules, grouped by rules that differ in β only."""
     found: dict[Any, list[Any]] = {}
     for key, rule in rules.items():
         found.setdefault(without_beta(rule), []).append(key)
@@ -73,7 +73,7 @@ def group_alike(rules: Mapping[Any, Rule]) -> list[list[Any]]:
 
 @cache
 def without_beta(rule: Rule) -> Rule:
-    """A rule but for its β, or β_0."""
+    """A rule with its β, or β_0, replaced by a constant."""
     return replace(rule, beta=replace(rule.beta, value=1.0) if isinstance(rule.beta, Adapted) else 0.0)
 
 
@@ -94,7 +94,7 @@ def _update_batch(rule: Level, names: list[str], bounds: Any, groups: Sequence[G
 
 
 def update_values(rule: Level, xp: Any, x: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rule makes of one hyperparameter: h, φ_t, β_t, what it keeps, and whether the step can be made."""
+    """The rule's update of one hyperparameter: h, φ_t, β_t, memory, and whether all are finite."""
     memory = {name: x[f"memory.{name}"] for name in rule.initial_memory()}
     h = 0.0 - x["gx"]
     g_norm, d_norm = norms_of(x, xp)
@@ -121,9 +121,9 @@ def hypergradients(batches: Sequence[RuleBatch], groups: Sequence[Group]) -> lis
 
 
 def assignments(batches: Sequence[RuleBatch], groups: Sequence[Group]) -> Iterator[Assignment]:
-    """Where all of it is to be put; on the host, values are written at once."""
+    """What to write where; on the host, hyperparameters are written at once."""
     for group in groups if batches else ():
-        group["adapted"] = dict(group["adapted"])  # a state_dict() that was taken keeps its own
+        group["adapted"] = dict(group["adapted"])  # new: an earlier state_dict() holds the old one
     for batch in batches:
         columns = {name: list(column) for name, column in batch.found.items()}
         k = 0

@@ -1,4 +1,4 @@
-"""Every hyperparameter but the learning rate: where it stands, its bounds, and the coordinate in which a rule moves it."""
+"""Every hyperparameter but the learning rate: where it is stored, its bounds, and the coordinate in which a rule adapts it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,16 @@ from .rules import Learner, Level, Memory, RuleUpdate, check_level, clip
 @final
 @dataclass(frozen=True)
 class Hyperparameter:
-    """Where a hyperparameter stands in a param group, and how a rule moves it.
+    """Where a hyperparameter is stored in a param group, and how a rule adapts it.
 
-    A rule that adds moves log φ, or log φ/(1−φ) where φ lies in (0, 1); a rule that scales moves φ itself, or the odds φ/(1−φ). One that is
-    told to (``log=False``) moves φ as it is, which may reach 0 then.
+    An additive rule adapts log φ, or log φ/(1−φ) for φ in (0, 1); a multiplicative rule adapts φ itself, or the odds φ/(1−φ). With
+    ``log=False`` a rule adapts φ as it is, which may then reach 0.
 
     Args:
         option: the key in the param group.
-        index: its place in the pair that is found there; None where it is the option itself.
-        unit: whether it lies in (0, 1), rather than above 0.
-        bounds: what it is held inside unless the user says otherwise.
+        index: its place in the pair stored there; None if the option is the hyperparameter itself.
+        unit: whether φ lies in (0, 1), rather than above 0.
+        bounds: default bounds.
     """
 
     option: str
@@ -47,7 +47,7 @@ class Hyperparameter:
             group[self.option] = tuple(pair)
 
     def is_interior(self, value: float, of_value: bool = False) -> bool:
-        """Whether a coordinate can leave it, or a rule that moves the value ``itself``."""
+        """Whether a rule can move away from ``value``, in the coordinate or, with ``of_value``, by adapting φ itself."""
         return (value > 0 or (of_value and value == 0)) and value < (1 if self.unit else math.inf)
 
 
@@ -61,21 +61,21 @@ def coordinate_bounds(rule: Level, unit: bool, bounds: tuple[float, float]) -> l
 
 @cache
 def without_log(rule: Level) -> Level:
-    """A rule as it moves a coordinate that is a logarithm already."""
+    """The rule for a coordinate that is a logarithm already."""
     return replace(rule, log=None) if isinstance(rule, Learner) and rule.adapts_log else rule
 
 
 def update_hyperparameter(rule: Level, memory: Memory, x: Mapping[str, Any], xp: Any = float_ops) -> RuleUpdate:
-    """φ_t in its bounds; that is φ_{t-1} where the rule leaves it, or where it has been set to what no coordinate can leave.
+    """φ_t inside its bounds; φ_{t-1} if the rule leaves it, or if it was set to a value outside the coordinate's range.
 
-    Elementwise, as rules are. The coordinate is the odds of φ/u where u is 1, and φ itself where it is 0, or the logarithm of these.
+    Elementwise, as rules are. The coordinate is the odds φ/(1 − φ) if u is 1, φ itself if u is 0, or the logarithm of these.
 
     Args:
-        rule: what moves it.
-        memory: what that keeps.
+        rule: adapts the hyperparameter.
+        memory: the rule's memory.
         x: "value" φ_{t-1}; "beta"; "h", "g_norm" and "d_norm" of φ; "unit" u; "low" and "high", the bounds of φ, and "lowest" and
             "highest", those of the coordinate.
-        xp: the functions of such numbers.
+        xp: torch, or ``float_ops`` for floats.
     """
     value, unit, low, high = x["value"], x["unit"], x["low"], x["high"]
     if rule.adapts_value:
@@ -89,7 +89,7 @@ def update_hyperparameter(rule: Level, memory: Memory, x: Mapping[str, Any], xp:
     found = without_log(rule).update(memory, at, x["beta"], x["h"] * slope, x["g_norm"], x["d_norm"] * abs(slope), xp)
     y = clip(found.alpha, x["lowest"], x["highest"], xp)
     y = y if rule.is_multiplicative else xp.exp(y)
-    updated = clip(y / (1 + unit * y), low, high, xp) + (found.alpha - found.alpha)  # NaN where the rule has left the numbers
+    updated = clip(y / (1 + unit * y), low, high, xp) + (found.alpha - found.alpha)  # NaN if the rule gave NaN or infinity
     return replace(
         found,
         alpha=xp.where(fixed | (found.alpha == at), value, updated),
@@ -108,11 +108,11 @@ HYPERPARAMETERS = {
 
 
 def split_betas(what: str, options: Mapping[str, Any], direction: Direction, optimizer: str) -> dict[str, Any]:
-    """``adapt`` or ``bounds`` as given, with "betas" split into "beta1" and "beta2", and None left out.
+    """``adapt`` or ``bounds`` as given, with "betas" split into "beta1" and "beta2", and without entries of None.
 
     Raises:
         ValueError: a name that the optimizer does not have.
-        TypeError: it is no mapping, or betas are no pair.
+        TypeError: it is not a mapping, or betas are not a pair.
     """
     if not isinstance(options, Mapping):
         raise TypeError(f'{what} must be a dict such as {{"lr": ..., "betas": (..., ...)}}, got {options!r}')
@@ -124,7 +124,7 @@ def split_betas(what: str, options: Mapping[str, Any], direction: Direction, opt
             raise ValueError(f"{optimizer} has no {name!r} to adapt; {what} takes: {allowed}")
         if name == "betas":
             if not isinstance(value, tuple | list) or len(value) != 2:
-                raise TypeError(f"{what} takes a pair for betas, None for the one that stays, got {value!r}")
+                raise TypeError(f"{what} takes a pair for betas, None for one that is not adapted, got {value!r}")
             parts |= {"beta1": value[0], "beta2": value[1]}
         else:
             parts[name] = value
@@ -135,13 +135,13 @@ def check_adapt(rules: Mapping[str, Level], bounds: Mapping[str, Bounds], direct
     """The bounds of each hyperparameter in ``rules``.
 
     Raises:
-        TypeError: a rule that moves learning rates only.
-        ValueError: bounds that are none, of what has no rule, or outside the range of the hyperparameter.
+        TypeError: a rule that adapts learning rates only.
+        ValueError: bounds that are invalid, have no rule, or lie outside the range of the hyperparameter.
     """
     without_rule = [name for name in bounds if name not in rules]
     if without_rule:
         raise ValueError(
-            f"bounds are for what adapt moves, got bounds for {', '.join(map(repr, without_rule))}: give a rule for it, or leave it out"
+            f"bounds are for what adapt names, got bounds for {', '.join(map(repr, without_rule))}: give a rule for it, or leave it out"
         )
     found = {}
     for name, rule in rules.items():
@@ -158,7 +158,7 @@ def check_adapt(rules: Mapping[str, Level], bounds: Mapping[str, Bounds], direct
 
 
 def check_values(names: Mapping[str, tuple[float, float]], group: Mapping[str, Any]) -> None:
-    """Raise ValueError where a param group starts an adapted hyperparameter outside its bounds, such as at 0, which none can leave."""
+    """Raise ValueError if an adapted hyperparameter starts outside its bounds, such as at 0, which no coordinate can leave."""
     for name, (low, high) in names.items():
         value = float(HYPERPARAMETERS[name].read(group))
         if not low <= value <= high:
@@ -166,23 +166,21 @@ def check_values(names: Mapping[str, tuple[float, float]], group: Mapping[str, A
                 f"{name} must lie in [{low:g}, {high:g}] to be adapted, got {value!r}: start it inside, or give bounds={{{name!r}: ...}}"
             )
     if names and group.get("dampening"):
-        raise ValueError(f"{', '.join(names)} can be adapted without dampening only, got dampening={group['dampening']!r}")
+        raise ValueError(f"{', '.join(names)} can be adapted with dampening=0 only, got dampening={group['dampening']!r}")
 
 
 def needs_last_gradient(direction: Direction, names: Sequence[str], group: Mapping[str, Any]) -> bool:
-    """Whether the hypergradients of ``names`` need the gradient of the step before."""
+    """Whether the hypergradients of ``names`` need the gradient of the last step."""
     return bool(names) and LAST_STEPS[type(direction)].needs_gradient(names, group, direction)
 
 
 def known_derivatives(direction: Direction, names: Sequence[str], state: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
-    """Those of ``names`` whose derivative the last step tells, and that is not 0."""
-    if needs_last_gradient(direction, names, last) and "gradient" not in state:  # a checkpoint of a run that did not keep it
+    """Those of ``names`` whose derivative is known from the last step, and not 0."""
+    if needs_last_gradient(direction, names, last) and "gradient" not in state:  # a checkpoint of a run that did not store it
         return []
     values = {name: HYPERPARAMETERS[name].read(last) for name in names}
     zero_ok = LAST_STEPS[type(direction)].defined_at_zero if names else ()
     names = [name for name in names if isinstance(values[name], Tensor) or HYPERPARAMETERS[name].is_interior(values[name], name in zero_ok)]
-    if (
-        isinstance(state.get("step"), int) and state["step"] == 1
-    ):  # bias correction takes the betas out of Adam's first step; what is left of them is rounding
+    if isinstance(state.get("step"), int) and state["step"] == 1:  # bias correction cancels the betas in Adam's first step, up to rounding
         names = [name for name in names if name not in ("beta1", "beta2")]
     return names

@@ -1,9 +1,9 @@
-"""Dials: the learning rates that rules turn, one for each entry of a column, and which of them moves which tensor.
+"""The learning rates of an optimizer: one entry per param group, per tensor, or one for all (the scope), and which tensor uses which.
 
-Scopes differ by that index alone: a dial for each param group, for each tensor, or one for all, whose groups move by ratios of it.
-``group["lr"]`` is what users read and write, so every step starts from what it finds there. A scheduler makes it its own: it is a factor
-then on what is adapted, which stands in ``group["adapted_lr"]``. What the last step used is in ``group["alpha"]`` in any case. The learning
-rate of a single tensor stands in ``state[p]["lr"]``; of an element, there as a tensor.
+Scopes differ only in that index; under "global" the groups use fixed ratios of one learning rate. ``group["lr"]`` is what users read and
+write, so every step starts from its value. Under a scheduler it is the scheduler's, and counts as a factor on the adapted learning rate in
+``group["adapted_lr"]``. ``group["alpha"]`` always has what the last step used. The learning rate of a single tensor is ``state[p]["lr"]``;
+that of elements, a tensor there.
 """
 
 import copy
@@ -26,7 +26,7 @@ ScopeName = Literal["group", "global", "tensor", "element"]
 State = Mapping[Tensor, dict[str, Any]]
 Assignment = tuple[dict[str, Any], str, Any]
 
-#: The columns of a dial, with the options that they stand in.
+#: Columns, with the options that store them.
 COLUMNS = {"alpha": "lr", "beta": "hypergrad_lr"}
 
 SCOPES = ("group", "global", "tensor", "element")
@@ -34,17 +34,17 @@ SCOPES = ("group", "global", "tensor", "element")
 
 @dataclass(frozen=True)
 class LearningRates:
-    """The dials of a step, as they are found.
+    """The learning rates at the start of a step.
 
     Args:
-        columns: "alpha", "beta", "low", "high" and "memory.NAME" of each: α_{t-1}, β, bounds, what the rule kept; "factor" and
-            "factor now", those of a scheduler in the last step and in this one, where there is one.
-        size: how many there are.
-        index: the dial of each tensor, in the order of the param groups.
-        shares: each param group's learning rate for each unit of its dial; None where that is 1 for all.
-        factors: what its scheduler makes of that; None where no group has one.
-        ratios: what its tensors move by for each unit of the dial, both together.
-        last: what they moved by in the last step.
+        columns: "alpha", "beta", "low", "high" and "memory.NAME" of each entry: α_{t-1}, β, bounds, rule memory; with a scheduler also
+            "factor" and "factor now", its factor in the last step and in this one.
+        size: number of entries.
+        index: the entry of each tensor, in the order of the param groups.
+        ratios: each param group's learning rate over its entry's; None if all are 1.
+        factors: each param group's scheduler factor; None if no group has one.
+        scales: ratio times factor: what a group's tensors move by per unit of their entry.
+        last_scales: the scales of the last step.
     """
 
     columns: dict[str, Any]
@@ -59,14 +59,14 @@ class LearningRates:
 @final
 @dataclass
 class Scope:
-    """How tensors share learning rates, and where these stand.
+    """How tensors share learning rates, and where these are stored.
 
     Args:
         name: "group", "global", "tensor" or "element".
-        numbers: the columns' kind.
-        kept: what the rule keeps, by name, with the name of its column.
-        applied: the key of what the last step has used.
-        ranks: how the parameters are spread.
+        scalars: on the host or on a device.
+        memory_columns: the rule's memory: its names, with the names of their columns.
+        applied_key: the key of what the last step used.
+        ranks: how the parameters are sharded.
     """
 
     name: ScopeName
@@ -78,12 +78,12 @@ class Scope:
     _external: dict[int, float] = field(default_factory=dict)
 
     def read(self, groups: Sequence[Group], state: State) -> LearningRates:
-        """The dials, each with its α_{t-1}."""
+        """The learning rates, each with its α_{t-1}."""
         params = [(group, p) for group in groups for p in group["params"]]
         group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
         index: Sequence[int] = range(len(params))
         ratios = last_scales = None
-        if self.name in ("tensor", "element"):  # where each number stands, and its param group, which has it before a tensor moves
+        if self.name in ("tensor", "element"):  # the dict of each entry, and its param group, which stores initial values
             holders = [(state.get(p, {}) if self.name == "tensor" else group, group) for group, p in params]
         elif self.name == "group":
             holders, index = [(group, group) for group in groups], group_of
@@ -93,7 +93,7 @@ class Scope:
         bounds = [(0.0, 0.0) if group.get("lr_frozen") else bounds_as_floats(group["lr_bounds"]) for _, group in holders]
         if self.name == "tensor":
             rows = {key: [x for group in groups for x in self._rescaled(name, group, state)] for key, name in COLUMNS.items()}
-        elif self.name == "global":  # where a frozen group has a share of 0
+        elif self.name == "global":  # a frozen group has a ratio of 0
             ratios, last_scales, alpha = self._group_ratios(groups)
             rows, bounds = {"alpha": [alpha]}, [self._global_bounds(bounds_as_floats(groups[0]["lr_bounds"]), ratios)]
             rows["beta"] = [groups[0]["hypergrad_lr"]]
@@ -106,7 +106,7 @@ class Scope:
         rows |= {"low": [low for low, _ in bounds], "high": [high for _, high in bounds]}
         columns = dict(zip(rows, self.scalars.columns(list(rows.values())), strict=True))
         for name, column in columns.items():
-            if isinstance(column, float) and name not in ("beta", "low", "high"):  # what moves is a vector
+            if isinstance(column, float) and name not in ("beta", "low", "high"):  # adapted columns are vectors
                 columns[name] = self.scalars.vector(rows[name])
         scales, factors = ratios, None
         if any("initial_lr" in group for group in groups):
@@ -119,13 +119,13 @@ class Scope:
         return LearningRates(columns, len(holders), index, ratios, factors, scales, last_scales)
 
     def assignments(self, groups: Sequence[Group], state: State, lrs: LearningRates, found: Mapping[str, Any]) -> Iterator[Assignment]:
-        """Where α_t of each dial, β_t and what the rule keeps are to be put, so that ``read`` finds them."""
+        """Where to write α_t, β_t and rule memory, so that ``read`` finds them."""
         columns = {"lr": list(found["alpha"])} | ({"hypergrad_lr": list(found["beta"])} if "beta" in found else {})
         memory = {name: list(found[key]) for name, key in self.memory_columns.items()}
-        if self.name == "tensor":  # numbers by themselves: torch 2.6 cannot flatten a dict in a tensor's state
+        if self.name == "tensor":  # flat keys: torch 2.6 cannot flatten a dict in a tensor's state
             columns |= {f"memory_{name}": column for name, column in memory.items()}
             params = [p for group in groups for p in group["params"]]
-            for k, p in enumerate(params):  # of shards also those that lie on other ranks, whose learning rates are part of the mean
+            for k, p in enumerate(params):  # also shards on other ranks, which count in the mean
                 if p in state or (self.ranks.group is not None and p.requires_grad):
                     yield from ((state[p], name, column[k]) for name, column in columns.items())
         for g, group in enumerate(groups) if self.name in ("group", "global") else ():
@@ -134,12 +134,12 @@ class Scope:
             if lrs.ratios is not None:
                 values |= {lr_key(group): lrs.ratios[g] * columns["lr"][k], "lr_ratio": lrs.ratios[g]}
             yield from ((group, name, value) for name, value in values.items())
-            if memory:  # in a new dict: a state_dict() that was taken keeps its own
+            if memory:  # in a new dict: an earlier state_dict() holds the old one
                 group["memory"] = dict(group["memory"])
                 yield from ((group["memory"], name, column[k]) for name, column in memory.items())
 
     def mean_assignments(self, groups: Sequence[Group], state: State, beta: bool) -> Iterator[Assignment]:
-        """Where the mean of the tensors' learning rates is to be put, and of their β where that moves, once they are written."""
+        """Where to write the mean of the tensors' learning rates, and of their β if adapted, once these are written."""
         for group in groups if self.name in ("tensor", "element") else ():
             for name in ("lr", "hypergrad_lr") if beta else ("lr",):
                 left = self._current_mean(name, group, state)
@@ -149,38 +149,38 @@ class Scope:
                         yield group, "lr_left", left
 
     def prepare(self, groups: Sequence[Group]) -> None:
-        """Find the learning rates to start from: of a group that was given none, and where a scheduler has just come.
+        """Prepare the learning rates to start from: of a group that was given none, and under a new scheduler.
 
-        Without one that is given lr reads 1 until the rule has found one, so that a scheduler has something to multiply.
+        A group that was given none shows lr = 1 until the rule has found one, so that a scheduler has something to multiply.
         """
         for group in groups:
             free = group.get("lr_free", False)
             others = [other for other in groups if self.name == "global" and "last" in other] if free and "last" not in group else []
-            if others:  # one that comes later goes on with the learning rate of those that there are
+            if others:  # a group added later starts with the learning rate of the others
                 group[lr_key(group)] = copy.deepcopy(adapted_lr(others[0]))
                 group["lr_free"] = False
             elif "initial_lr" in group and "adapted_lr" not in group:
                 lr = adapted_lr(group)
                 group["adapted_lr"] = self.scalars.cast(lr.clone() if isinstance(lr, Tensor) else lr)
-                del group[self.applied_key]  # which may be the same tensor as lr
+                del group[self.applied_key]  # it may be the same tensor as lr
             elif free and "initial_lr" not in group:
                 replace_value(group, "lr", 1.0, 0.0)
             if group.get("lr_frozen") and self._is_thawed(group):
                 group["lr_frozen"] = False
 
     def _is_thawed(self, group: Group) -> bool:
-        """Whether somebody has written a learning rate to a group that was given 0; on a device any write is taken for one."""
+        """Whether the user has written a learning rate to a group that started with 0; on a device any write counts."""
         lr, (left, version) = group["lr"], self._recorded.get(id(group), (None, 0))
         if isinstance(lr, Tensor) and self.scalars.on_device:
             return left is not None and (lr is not left or lr._version != version)
         return bool(lr != 0)
 
     def record(self, groups: Sequence[Group], started: bool) -> None:
-        """Remember what the learning rates are now, to know again, on a device without a value, whether somebody has written one.
+        """Record the learning rates, to notice later, on a device without their values, whether the user has written one.
 
         Args:
             groups: the param groups.
-            started: whether it is taken that the rule has found a learning rate, as on a device; the host sees it otherwise.
+            started: assume that the rule has found a learning rate, as on a device; the host checks.
         """
         for group in groups:
             key = lr_key(group)
@@ -192,7 +192,7 @@ class Scope:
         self._recorded = {key: (lr, lr._version if isinstance(lr, Tensor) else 0) for key, lr in lrs.items()}
 
     def applied_assignments(self, groups: Sequence[Group], lrs: LearningRates) -> Iterator[Assignment]:
-        """What the step has used, the mean where tensors have each their own, and where it is to be put."""
+        """Where to write what the step has used: the mean if each tensor has its own."""
         for g, group in enumerate(groups):
             lr = adapted_lr(group)
             if lrs.factors is not None:
@@ -201,7 +201,7 @@ class Scope:
                 group[self.applied_key] = lr if self.scalars.on_device else float(lr)
 
     def overwrite_message(self, groups: Sequence[Group]) -> str | None:
-        """What is to be said of a learning rate that is written over what is adapted: 0, or the same one again and again."""
+        """A warning if the user overwrites the adapted learning rate with 0, or with the same value again and again."""
         for group in groups if not self.scalars.on_device else ():
             left, _ = self._recorded.get(id(group), (None, 0))
             lr = group["lr"]
@@ -209,15 +209,15 @@ class Scope:
                 continue
             again, self._external[id(group)] = self._external.get(id(group)) == lr, lr
             if again or (lr == 0 and left != 0):
-                return f"lr={lr!r} was written over the learning rate that is adapted, {left!r}" + (", again" if again else "")
+                return f"lr={lr!r} was written over the adapted learning rate {left!r}" + (", again" if again else "")
         return None
 
     def _group_ratios(self, groups: Sequence[Group]) -> tuple[list[Any], list[Any], Any]:
-        """Each group's learning rate over the largest, that of the last step, and the largest; where all are 0, as they last were."""
+        """Each group's learning rate over the largest, that of the last step, and the largest; if all are 0, their last ratios."""
         for name in ("hypergrad_lr", "lr_bounds"):
             values = {group[name] for group in groups if not isinstance(group[name], Tensor)}
             if len(values) > 1:
-                raise ValueError(f'scope="global" takes one {name} for all param groups, got {sorted(values, key=repr)}')
+                raise ValueError(f'scope="global" needs the same {name} in all param groups, got {sorted(values, key=repr)}')
         xp: Any = torch if self.scalars.on_device else float_ops
         lrs = self._as_list([adapted_lr(group) for group in groups])
         left = self._as_list([group.get("lr_ratio", adapted_lr(group)) for group in groups])
@@ -230,7 +230,7 @@ class Scope:
         return list(self.scalars.vector(values))
 
     def _global_bounds(self, bounds: tuple[float, float], ratios: Sequence[Any]) -> tuple[Any, Any]:
-        """What the largest learning rate must keep to, so that all lie inside their bounds; where they cannot, below the upper one."""
+        """Bounds of the largest learning rate that keep all groups inside theirs; if impossible, only the upper bound holds."""
         low, high = bounds
         if math.isinf(low) and math.isinf(high):
             return low, high
@@ -244,12 +244,12 @@ class Scope:
         return -xp.maximum(-top, -bottom), top
 
     def _is_unmodified(self, name: str, group: Group) -> bool:
-        """Whether it is known, without its value, that nobody has written the group's learning rate since the last step."""
+        """Whether it is known, without reading the value, that the user has not written the group's learning rate since the last step."""
         lr, count = self._recorded.get(id(group), (None, 0))
         return self.scalars.on_device and lr is adapted_lr(group) and lr._version == count and not isinstance(group["hypergrad_lr"], Tensor)
 
     def _rescaled(self, name: str, group: Group, state: State) -> list[Any]:
-        """The learning rates of a group's tensors, or their β; scaled, where somebody has written that of the group."""
+        """The learning rates of a group's tensors, or their β; rescaled if the user has written the group's."""
         values = [state[p].get(name) if p in state else None for p in group["params"]]
         current = adapted_lr(group) if name == "lr" else group[name]
         if all(x is None for x in values) or self._is_unmodified(name, group):
@@ -263,7 +263,7 @@ class Scope:
         return [found if x is None else xp.where(unchanged, x, xp.where(left == 0, found, x * factor)) for x in values]
 
     def _current_mean(self, name: str, group: Group, state: State) -> Any:
-        """The mean of what has moved so far; None where nothing has."""
+        """The mean over the tensors that have one; None if none has."""
         moved = [p for p in group["params"] if name in state.get(p, ())]
         values = [state[p][name] for p in moved]
         if not values or self.name == "element":
@@ -273,7 +273,7 @@ class Scope:
         if isinstance(column, Tensor):
             return column.mean()
         lowest = min(column)
-        return lowest + math.fsum(x - lowest for x in column) / len(column)  # exact where all are equal
+        return lowest + math.fsum(x - lowest for x in column) / len(column)  # exact if all are equal
 
     def _elementwise_mean(self, params: Sequence[Tensor], lr_tensors: Sequence[Tensor]) -> Any:
         elements = [real(local(lr)) for lr in lr_tensors]
@@ -287,7 +287,7 @@ class Scope:
         return sums.sum() / count if isinstance(sums, Tensor) else math.fsum(sums) / count
 
     def _rescale_elements(self, group: Group, state: State) -> None:
-        """Scale the learning rates of elements where somebody has written their mean."""
+        """Rescale elementwise learning rates if the user has written their mean."""
         left, lr_tensors = group.get("lr_left"), [real(local(state[p]["lr"])) for p in group["params"] if "lr" in state.get(p, ())]
         if left is None or not lr_tensors or self._is_unmodified("lr", group):
             return
@@ -303,7 +303,7 @@ class Scope:
 
 
 def largest_magnitude(values: Sequence[Any], xp: Any) -> Any:
-    """The one of largest magnitude, the first of several."""
+    """The value of largest magnitude, the first of several."""
     most = values[0]
     for x in values[1:]:
         most = xp.where(abs(x) > abs(most), x, most)
@@ -311,13 +311,13 @@ def largest_magnitude(values: Sequence[Any], xp: Any) -> Any:
 
 
 def relative_to_largest(values: Sequence[Any], xp: Any) -> list[Any]:
-    """Each value over the one of largest magnitude; 1 where all are 0."""
+    """Each value over the one of largest magnitude; 1 if all are 0."""
     most = largest_magnitude(values, xp)
     return [xp.where(most == 0, 1.0, xp.div(value, most)) for value in values]
 
 
 def as_stored(there: Any, value: Any) -> Any:
-    """``value`` rounded as the option that is ``there`` would hold it."""
+    """``value`` rounded to the dtype of the option ``there``."""
     if isinstance(value, Tensor):
         return value.to(there.dtype).to(value.dtype) if isinstance(there, Tensor) else value
     return torch.tensor(value, dtype=there.dtype).item() if isinstance(there, Tensor) else value

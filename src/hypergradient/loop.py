@@ -1,12 +1,12 @@
-"""The one loop: every dot product, then every hyperparameter, then every update.
+"""The step: first all dot products, then all hyperparameters, then all parameter updates.
 
     g_t ──► d_{t-1} ──► h_t = −g_t · d_{t-1} ──► rule(α_{t-1}, h_t) ──► α_t ──► θ_t = θ_{t-1} − α_t d_t
 
-Nothing is written before all hyperparameters of the step are known. So all tensors of a scope move with one learning rate, and a step
-that cannot be made (a gradient that is not finite) leaves no trace.
+Nothing is written before all hyperparameters of the step are known. So all tensors of a scope move with one learning rate, and a skipped
+step (a gradient that is not finite) changes nothing.
 
-With a horizon, or a ``Signal`` of several steps, the hypergradient is taken against a trace z of past directions instead of the last
-alone; under a rule that averages, z is the way from the parameters to their running average.
+With a horizon, or a ``Signal`` with a discount, the hypergradient is taken against a trace z of past directions instead of the last one;
+under a rule that averages, z is the displacement from the parameters to their running average.
 """
 
 import math
@@ -29,12 +29,12 @@ from .products import GradientEntry, gradient_entries, make_buckets
 from .reductions import gradient_squares, hypergradient_sums, safe_start_sums
 from .signal import curvatures
 
-#: Steps in which a device looks for a safe start, since the host does not know whether there has been a gradient.
+#: Steps in which a device may make its safe start, since the host does not know whether there was a gradient yet.
 START_STEPS = 3
 
 
 def step(opt: Any, loss: Any = None) -> None:
-    """Adapt the hyperparameters of an optimizer by the gradients of its parameters, and move these; the loss where that matters."""
+    """Adapt the hyperparameters of an optimizer by the gradients of its parameters, then update these; ``loss`` is needed if monotone."""
     warn_of_overwrite(opt)
     if opt.setup.rule.averages:
         opt.edits.adjust(opt.params, opt.state)
@@ -43,7 +43,7 @@ def step(opt: Any, loss: Any = None) -> None:
         group = opt.param_groups[0]
         low = -float(loss) if group["maximize"] else float(loss)
         plan = replace(plan, loss=low, null=not low < group.get("last", {}).get("loss", math.inf))
-    accepted = accept(opt, plan, stacklevel=8)  # the caller, seen through step() and torch's two wrappers
+    accepted = accept(opt, plan, stacklevel=8)  # the caller of step(), which torch wraps twice
     if accepted:
         warn_of_decay(opt, plan)
     else:
@@ -57,7 +57,7 @@ def step(opt: Any, loss: Any = None) -> None:
 
 
 def adapt(opt: Any, given: Mapping[Tensor, Tensor]) -> None:
-    """Adapt them by other gradients; nothing moves."""
+    """Adapt the hyperparameters by other gradients; the parameters stay."""
     plan = make_plan(opt, given)
     if accept(opt, plan, stacklevel=6):
         opt.setup.scalars.write(hyperparameter_update.assignments(plan.batches, opt.param_groups))
@@ -66,13 +66,13 @@ def adapt(opt: Any, given: Mapping[Tensor, Tensor]) -> None:
 
 
 def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> StepPlan:
-    """The new hyperparameters; nothing is written. Without gradients of its own a step after adapt() only asks whether it is finite."""
+    """Compute the new hyperparameters, writing nothing. If adapt() adapts them, a step only checks that its gradients are finite."""
     setup, groups, of_step = opt.setup, opt.param_groups, given is None
     rule, scalars = setup.rule, setup.scalars
     adapts = not of_step or all(group["step_adapts"] for group in groups)
     hyperparameter_update.to_device(setup.other_rules, groups, scalars)
     rows = gradient_entries(setup.ranks, groups, opt.state, given)
-    may_store = of_step and not scalars.on_device  # a CUDA graph knows tensors by their place
+    may_store = of_step and not scalars.on_device  # a CUDA graph needs fixed addresses
     stored = opt.last_gradients.select(rows, setup.direction.is_gradient, may_store) if setup.direction.stored else set()
     found = make_buckets(setup, rows, stored)
     opt.scope.prepare(groups)
@@ -88,7 +88,7 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> StepPlan:
     if rule.averages:
         columns |= safe_start_inputs(opt, rows, lrs)
     largest = min((torch.finfo(bucket.params[0].dtype).max for bucket in found), default=math.inf)
-    unbounded = scalars.on_device and rule.averages  # whose steps shorten by themselves
+    unbounded = scalars.on_device and rule.averages  # such a rule shortens large steps itself
     update = partial(update_lr, rule, None if unbounded else largest, None if setup.per_element else setup.memory_columns)
     new = scalars.apply(update, columns, lrs.size)
     batches = hyperparameter_update.update_batches(setup.other_rules, setup.bounds, groups, sums, scalars)
@@ -104,9 +104,9 @@ def make_plan(opt: Any, given: Mapping[Tensor, Tensor] | None) -> StepPlan:
 
 
 def step_curvature(opt: Any, rows: Sequence[GradientEntry], lrs: LearningRates) -> dict[Tensor, Tensor]:
-    """What the trace of each tensor is changed by, by what its learning rate has moved; of elements the diagonal."""
+    """The change of each tensor's trace by curvature: a Hessian-vector product, or a diagonal."""
     if opt.setup.signal.curvature == "hessian" and (opt.setup.ranks.is_sharded or opt.setup.ranks.is_replicated()):
-        raise RuntimeError('curvature="hessian" takes one process, since each rank has the Hessian of its own data: give None or "squares"')
+        raise RuntimeError('curvature="hessian" needs one process, since each rank has its own Hessian: give curvature=None or "squares"')
     found: dict[int, list[Tensor]] = {}
     for row in rows:
         found.setdefault(lrs.index[row.position], []).append(row.p)
@@ -114,7 +114,7 @@ def step_curvature(opt: Any, rows: Sequence[GradientEntry], lrs: LearningRates) 
 
 
 def safe_start_inputs(opt: Any, rows: Sequence[GradientEntry], lrs: LearningRates) -> dict[str, Any]:
-    """What a safe first learning rate is computed from, while a rule that averages may start."""
+    """The inputs of a safe first learning rate, while a rule that averages may start."""
     opt.steps_seen += 1
     if opt.steps_seen > START_STEPS if opt.setup.scalars.on_device else all(lrs.columns["memory.steps"]):
         return {}
@@ -122,11 +122,11 @@ def safe_start_inputs(opt: Any, rows: Sequence[GradientEntry], lrs: LearningRate
 
 
 def accept(opt: Any, plan: StepPlan, stacklevel: int) -> bool:
-    """Count a step that cannot be made, and tell whether it can, or the device decides; note the hypergradients of one that can."""
+    """Whether the step is taken, or left to the device to decide; count skipped steps, and record the hypergradients of others."""
     ok, h = plan.ok, plan.found["h"]
     if isinstance(ok, Tensor) and (not opt.setup.scalars.on_device or opt.setup.direction.irreversible):
         ok = not flags_to_host(~ok.reshape(1))[0]
-    if isinstance(ok, Tensor):  # no warning, which would have to ask for the value
+    if isinstance(ok, Tensor):  # no warning, since the host would have to wait for the value
         opt.skipped = opt.skipped if isinstance(opt.skipped, Tensor) else torch.full((), opt.skipped, device=ok.device)
         opt.skipped.add_(~ok)
         if isinstance(h, Tensor):
@@ -144,7 +144,7 @@ def accept(opt: Any, plan: StepPlan, stacklevel: int) -> bool:
 
 
 def write_results(opt: Any, plan: StepPlan, stepped: bool = False) -> None:
-    """Put learning rates, and what the rule keeps, to where the next step finds them; after a step also what it used."""
+    """Write learning rates and rule memory for the next step; after a step (``stepped``) also what it used."""
     groups, lrs, scalars = opt.param_groups, opt.scope, opt.setup.scalars
     scalars.write(lrs.assignments(groups, opt.state, plan.lrs, plan.found))
     scalars.write(lrs.mean_assignments(groups, opt.state, "beta" in plan.found))
@@ -154,34 +154,34 @@ def write_results(opt: Any, plan: StepPlan, stepped: bool = False) -> None:
 
 
 def warn_of_overwrite(opt: Any) -> None:
-    """Once, where somebody writes over what is adapted."""
+    """Warn once if the user overwrites the adapted learning rate."""
     what = None if opt.warned_overwrite else opt.scope.overwrite_message(opt.param_groups)
     if what is not None:
         opt.warned_overwrite = True
         warnings.warn(
-            f"{what}: the rule starts from it anew each time. A scheduler of torch.optim.lr_scheduler multiplies what is adapted instead",
+            f"{what}: the rule starts over from it. A scheduler of torch.optim.lr_scheduler multiplies the adapted learning rate instead",
             stacklevel=7,
         )
 
 
 def warn_of_decay(opt: Any, plan: StepPlan) -> None:
-    """Once, where the training loss moves weight decay."""
+    """Warn once if weight decay is adapted on the training loss."""
     hypergradients = (own.get("weight_decay", 0.0) for own in opt.other_hypergradients) if plan.batches and not opt.warned else ()
     if any(isinstance(h, Tensor) or h for h in hypergradients):
         opt.warned = True
         warnings.warn(
-            "weight_decay is adapted on the training loss, which it drifts to zero (or its lower bound) on: "
+            "weight_decay is adapted on the training loss, which drives it to zero (or its lower bound): "
             "call opt.adapt(validation_loss) instead",
             stacklevel=7,
         )
 
 
 def skip_step(opt: Any, stacklevel: int) -> None:
-    """Count a step that is not made, and warn of the first."""
+    """Count a skipped step, and warn of the first."""
     opt.skipped += 1
     if opt.skipped == 1:
         warnings.warn(
             f"{type(opt).__name__} skipped a step: a gradient or hypergradient was not finite. "
-            "Parameters and learning rate stay as they were; opt.skipped counts such steps, and this is the only warning",
+            "Parameters and learning rate are unchanged. opt.skipped counts such steps; this warning is shown once",
             stacklevel=stacklevel,
         )

@@ -1,4 +1,4 @@
-"""What a rule makes of one learning rate, or elementwise of a column of them."""
+"""The update of a learning rate by its rule; elementwise, for floats or columns."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ from .tuning import TuningFree, safe_start
 
 
 def update_lr(rule: Rule, largest: float | None, memory_columns: Mapping[str, str] | None, xp: Any, x: Mapping[str, Any]) -> dict[str, Any]:
-    """α_t inside its bounds, h_t, what the rule keeps, and whether the step can be made; α_{t-1} stays where the rule leaves it.
+    """α_t inside its bounds, h_t, rule memory, and whether all are finite; α_{t-1} itself if the rule does not change it.
 
     Args:
         rule: the rule.
-        largest: what a learning rate can be at most; None where it need not be looked at.
-        kept: the names of what the rule keeps, with those they have in ``x``; None where learning rates are those of elements, so that
-            these are only their mean.
-        xp: the functions of such numbers (see rules.py).
-        x: "alpha", "beta", "low", "high", "memory.NAME"; the sums "gx", "gg", "xx" where the rule reads norms, and "pp" where it averages;
-            "start.NAME", what a safe first learning rate is computed from, while the rule may start; "factor", that of a scheduler in the
-            last step.
+        largest: the largest learning rate that the parameters' dtype can hold; None to skip the check.
+        memory_columns: names in the rule's memory, with their names in ``x``; None for elementwise learning rates, of which these are
+            the mean.
+        xp: torch, or ``float_ops`` for floats.
+        x: "alpha", "beta", "low", "high", "memory.NAME"; the sums "gx", "gg", "xx" if the rule reads norms, and "pp" if it averages;
+            "start.NAME", the inputs of a safe first learning rate, while the rule may start; "factor", the scheduler's in the last step,
+            and "factor now".
     """
     h, before = 0.0 - x["gx"], x["alpha"]
     if memory_columns is None:
@@ -48,7 +48,7 @@ def update_lr(rule: Rule, largest: float | None, memory_columns: Mapping[str, st
     if rule.averages and "factor" in x:
         found = apply_schedule(found, x, xp)
         window = shortened_window(window, x["factor now"], found["memory.peak"], xp)
-    if waiting is not None:  # there was no gradient yet
+    if waiting is not None:  # no gradient so far
         found = {name: xp.where(waiting, x.get(name, value), value) for name, value in found.items()}
     alpha = found["alpha"]
     inside = clip(alpha, x["low"], x["high"], xp)
@@ -57,7 +57,7 @@ def update_lr(rule: Rule, largest: float | None, memory_columns: Mapping[str, st
     finite = True if largest is None else abs(alpha) + (h - h) <= largest
     if rule.averages:
         reset = update.reset if waiting is None else update.reset & xp.logical_not(waiting)
-        if "factor" in x:  # a step of 0 moves nothing, but for what is not finite
+        if "factor" in x:  # a step of 0 resets nothing, unless a gradient is not finite
             reset = reset & xp.logical_or((x["factor"] != 0) & (x["factor now"] != 0), xp.logical_not(abs(h) < math.inf))
         return found | {"h": h, "finite": finite, "window": window, "reset": reset, "fraction": update.fraction}
     rest = [value for name, value in found.items() if name != "alpha"]
@@ -65,38 +65,38 @@ def update_lr(rule: Rule, largest: float | None, memory_columns: Mapping[str, st
 
 
 def apply_schedule(found: dict[str, Any], x: Mapping[str, Any], xp: Any) -> dict[str, Any]:
-    """What a rule that averages makes of a step whose learning rate was α times the factor of a scheduler.
+    """Adjust a rule that averages to a step whose learning rate was α times a scheduler's factor.
 
-    A factor of 0 teaches it nothing. A warm-up is what the rule makes itself: where a factor is larger than ever, what it rises by is taken
-    from α, so that their product goes as the rule has it.
+    A factor of 0 leaves the rule unchanged. Warm-up is the rule's own task: when a factor exceeds its peak so far, α is divided by the
+    increase, so that their product is what the rule intends.
     """
     factor, now, peak = x["factor"], x["factor now"], x["memory.peak"]
-    first = xp.masked_fill(now, now == 0, 1.0)  # the learning rate that the rule starts from is the product
+    first = xp.masked_fill(now, now == 0, 1.0)  # the rule's first learning rate is the product
     found = {name: xp.where(factor == 0, x.get(name, value), value) for name, value in found.items()}
     found["alpha"] = found["alpha"] / xp.where(peak > 0, xp.clamp(xp.div(now, peak), min=1.0), first)
     return found | {"memory.peak": xp.maximum(peak, now)}
 
 
 def shortened_window(window: Any, factor: Any, peak: Any, xp: Any) -> Any:
-    """The window of an average under a factor that has come down from its peak: a decay ends the average, but for ten steps."""
+    """The averaging window under a factor below its peak: a decay ends the averaging, except for ten steps."""
     fraction = xp.where(factor < peak, xp.div(factor, peak), 1.0)
     return xp.maximum(window * fraction, xp.clamp(window, max=TuningFree.MIN_WINDOW))
 
 
 def revert_unless(found: dict[str, Any], before: Mapping[str, Any], ok: Tensor) -> None:
-    """What was there before, where a device finds that the step cannot be made."""
+    """Restore the values from before, if the device finds that the step is skipped."""
     for name, value in found.items():
         if name in before:
             found[name] = torch.where(ok, value, before[name])
 
 
 def all_entries(column: Any) -> Any:
-    """Whether all of a column hold."""
+    """Whether all entries of a column are true."""
     if isinstance(column, Tensor):
         return column.all() if column.numel() > 1 else column.reshape(())
     return column if isinstance(column, bool) else all(column)
 
 
 def all_true(fine: Sequence[Tensor]) -> Any:
-    """Whether all hold: a tensor where there is any."""
+    """Whether all tensors are true: a tensor, or True if there are none."""
     return torch.stack([x.to(fine[0].device) for x in fine]).all() if fine else True

@@ -1,7 +1,7 @@
-"""The update of a step: θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs to know of it.
+"""The parameter update of a step, θ_t = θ_{t-1} − α_t d_t, and the state that the next hypergradient needs.
 
-On a device it is not known whether the step is taken. All goes on as if it were, with coefficients that leave everything as it was where it
-is not: see directions.py.
+On a device the host does not know whether the step is taken. The update is computed in any case, with coefficients that leave everything as
+it was if the step is skipped: see directions.py.
 """
 
 from collections import Counter
@@ -33,19 +33,20 @@ from .tensors import add_scaled, assign_if_taken, is_zero, real, zero_if_skipped
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What a step makes of the hyperparameters; nothing is written yet.
+    """The results of a step before anything is written.
 
     Args:
-        bundles: the tensors that it moves.
-        kept: those whose gradients are kept for the next step.
-        dials: the learning rates as they were found.
-        found: columns of what they become: "alpha", "h", "beta", "memory.NAME", "window", "back" and "part" (see ``rules.Move``).
+        buckets: the tensors with a gradient.
+        stored: parameters whose gradients are stored for the next step.
+        lrs: the learning rates at the start of the step.
+        found: columns of the new values: "alpha", "h", "beta", "memory.NAME", "window", "reset" and "fraction" (see ``rules.RuleUpdate``).
         batches: the other hyperparameters.
-        elements: the learning rates of elements, and what their rule keeps.
-        ok: whether the step can be made: a bool, or a tensor of one.
-        curvature: what the trace is changed by (see ``signal.curvatures``).
-        squares: ‖g_t‖² of each param group, where hypergradients are normalized.
-        loss: that of the step, where one that does not lower it is taken back; whether it is, "null".
+        elements: elementwise learning rates and rule memory.
+        ok: whether the step is taken: a bool, or a tensor of one.
+        curvature: the change of the trace (see ``signal.curvatures``).
+        squares: ‖g_t‖² of each param group, if hypergradients are normalized.
+        loss: the loss of the step, if steps that do not lower it are null steps.
+        null: whether this is a null step.
     """
 
     buckets: list[Bucket]
@@ -62,9 +63,9 @@ class StepPlan:
 
 
 def update_parameters(setup: Setup, plan: StepPlan, last_gradients: LastGradients, groups: Sequence[Group], state: State) -> None:
-    """Move all tensors, but those that go back to their average."""
+    """Update all tensors, except those that are reset to their average."""
     columns, resets = step_coef(setup, plan)
-    skipped = plan.ok is False  # on the host, where it is known
+    skipped = plan.ok is False  # known on the host only
     moving = [bucket for bucket in plan.buckets if not (skipped or (resets and resets[plan.lrs.index[bucket.indices[0]]]))]
     if setup.direction.irreversible:
         setup.direction.begin_step({p: bucket.group for bucket in moving for p in bucket.params})
@@ -89,10 +90,10 @@ def update_parameters(setup: Setup, plan: StepPlan, last_gradients: LastGradient
 
 
 def step_coef(setup: Setup, plan: StepPlan) -> tuple[dict[str, Any], list[bool] | None]:
-    """What tensors move by, from the columns of their dials, and of which dials it is known that they go back to their average.
+    """Columns of coefficients, and which learning rates' tensors are known to be reset to their average.
 
-    "alpha" is α; "kept" 1 − 1/n for the trace, "fade" 1/n for the way to the average. On a device also "goes" and "back", 1 or 0; where a
-    dial does not go its "alpha" and "fade" are 0.
+    "alpha" is α; "trace_decay" 1 − 1/n for a trace, "average_weight" 1/n for an average. On a device also "taken" and "reset", 1 or 0; for
+    a learning rate whose step is skipped, "alpha" and "average_weight" are 0.
     """
     alpha, reset, averages = plan.found["alpha"], plan.found.get("reset"), setup.rule.averages
     n: Any = plan.found.get("window") if setup.horizon is None else setup.horizon
@@ -100,7 +101,7 @@ def step_coef(setup: Setup, plan: StepPlan) -> tuple[dict[str, Any], list[bool] 
     if averages:
         fraction = plan.found["fraction"]
         alpha = [x * y for x, y in zip(alpha, fraction, strict=True)] if isinstance(alpha, list) else alpha * fraction
-    if not isinstance(setup.scalars, DeviceScalars) or setup.direction.irreversible:  # a step that is taken only where it is known to be
+    if not isinstance(setup.scalars, DeviceScalars) or setup.direction.irreversible:  # the host knows that it is taken
         weight: Any = [1 / x for x in n] if isinstance(n, list) else 1 / n if n is not None and setup.uses_trace else None
         decay = discount if discount is not None else None if averages or weight is None else 1 - weight
         trace = {"average_weight": weight} if averages else {} if decay is None else {"trace_decay": decay}
@@ -115,7 +116,7 @@ def step_coef(setup: Setup, plan: StepPlan) -> tuple[dict[str, Any], list[bool] 
 
 
 def bucket_coef(setup: Setup, lrs: LearningRates, columns: Mapping[str, Any], bucket: Bucket) -> Coefficients:
-    """The numbers of a bundle: vectors where its tensors have different dials."""
+    """The coefficients of a bucket: vectors if its tensors have different learning rates."""
     index = [lrs.index[i] for i in bucket.indices]
     if not isinstance(setup.scalars, DeviceScalars) or len(set(index)) == 1:
         found = {name: x if is_scalar(x) else x[index[0]] for name, x in columns.items()}
@@ -140,19 +141,19 @@ def bucket_coef(setup: Setup, lrs: LearningRates, columns: Mapping[str, Any], bu
 
 
 def is_scalar(x: Any) -> bool:
-    """Whether it is one number for all dials."""
+    """Whether ``x`` is one number for all learning rates."""
     return isinstance(x, float) or (isinstance(x, Tensor) and x.dim() == 0)
 
 
 def flags_to_host(flags: Tensor) -> list[bool]:
-    """What only the device knows; on the meta device, which knows nothing, False."""
+    """Flags that only the device knows; False on the meta device, which has no values."""
     return [False] * flags.numel() if flags.is_meta else flags.tolist()
 
 
 def leave_unmoved(plan: StepPlan, moving: Sequence[Bucket], resets: Any, weights: Any, groups: Sequence[Group], state: State) -> None:
-    """See to the tensors that do not move along their direction: without a gradient, or on the way back to their average.
+    """Update the state of tensors that do not step along their direction: those without a gradient, and those reset to their average.
 
-    The average of those without a gradient arrives where they lie, as if it were that of their last n steps.
+    The average of tensors without a gradient approaches them, as if it averaged their last n steps.
     """
     moved, given = ({p for bucket in buckets for p in bucket.params} for buckets in (moving, plan.buckets))
     decays = weights is not None and plan.ok is not False
@@ -174,7 +175,7 @@ def leave_unmoved(plan: StepPlan, moving: Sequence[Bucket], resets: Any, weights
 
 
 def advance_bucket(setup: Setup, plan: StepPlan, bucket: Bucket, coef: Coefficients, shared: Counter[int]) -> None:
-    """θ_t = θ_{t-1} − α d_t of one bundle, with its buffers, which are made where there are none, and its trace."""
+    """θ_t = θ_{t-1} − α_t d_t for one bucket, with its buffers, which are made if missing, and its trace."""
     direction, group, first = setup.direction, bucket.group, bucket.states[0]
     keeps, signal = needs_last_gradient(direction, list(setup.other_rules), group) or setup.rule.adapts_discount, setup.signal
     needed = () if bucket.params[0] in plan.stored else direction.needed_buffers(group)
@@ -206,7 +207,7 @@ def advance_bucket(setup: Setup, plan: StepPlan, bucket: Bucket, coef: Coefficie
 
 
 def count_step(setup: Setup, bucket: Bucket, taken: Any, ok: Any, shared: Counter[int]) -> Coefficients:
-    """The step, counted in the states of a bundle: by 1, or by "goes" in a tensor that stays where it is, one for all of them."""
+    """Count the step in the states of a bucket: by 1, or by "taken" in a tensor that is updated in place, shared by all of them."""
     new: dict[str, Any] = {}
     for name in setup.direction.counters:
         before = bucket.scalar(name, setup.scalars)
@@ -216,10 +217,10 @@ def count_step(setup: Setup, bucket: Bucket, taken: Any, ok: Any, shared: Counte
         new[name] = (0 if before is None else before) + (1 if taken is None else taken)
         if isinstance(new[name], Tensor) and new[name].dim():
             setup.scalars.write((p_state, name, x) for p_state, x in zip(bucket.states, new[name].unbind(), strict=True))
-        else:  # those of a bundle share one from now on
+        else:  # those of a bucket share one from now on
             for p_state in bucket.states:
                 p_state[name] = new[name]
-    applied = bucket.states[0].get("applied", True)  # a tensor that is new has buffers of 0
+    applied = bucket.states[0].get("applied", True)  # a new tensor has buffers of 0
     if taken is not None and applied is not True:
         applied = ok.float() if applied is False else torch.maximum(ok.float(), applied)
     for p_state in bucket.states:
@@ -228,7 +229,7 @@ def count_step(setup: Setup, bucket: Bucket, taken: Any, ok: Any, shared: Counte
 
 
 def remember_options(setup: Setup, plan: StepPlan, groups: Sequence[Group], alpha: Any, taken: Any) -> None:
-    """The options of the step, which the next hypergradient must see as they were; of the last that was taken, where a device knows it."""
+    """Store the options of the step, which the next hypergradient needs; on a device those of the last step that was taken."""
     now, before = list[Tensor](), list[Tensor]()
 
     def latest(x: Any, y: Any) -> Any:
@@ -267,9 +268,9 @@ def apply_update(
     averages: bool,
     half: torch.dtype | None,
 ) -> list[Tensor]:
-    """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs: the gradient where it ``keeps`` it, and the trace of the ``signal``.
+    """θ_t = θ_{t-1} − α_t d_t, and what the next hypergradient needs: the gradient if ``keeps``, and the trace of the ``signal``.
 
-    Parameters of 16 bits that are averaged are of the dtype ``half``, and go together with their rest.
+    Averaged 16-bit parameters have the dtype ``half``, and are updated together with their ``rest``.
     """
     theta = piece["p"]
     g = direction.gradient(piece["g"], theta, coef)
@@ -280,7 +281,7 @@ def apply_update(
         assign_if_taken(piece["gradient"], g, coef)
     squares = g.mul(g) if signal is not None and signal.curvature == "squares" else None
     gradient_part = direction.gradient_part(g, piece, coef) if signal is not None and signal.part == "gradient" else d
-    del g  # a copy of a list's gradients need not be held any longer
+    del g  # free a copy of a list's gradients
     if averages:
         exact = theta if half is None else join(theta, piece["rest"])
         interpolate(exact, piece["trace"], d, coef)

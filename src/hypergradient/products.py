@@ -1,6 +1,6 @@
-"""The dot products that hypergradients are made of: g_t · ∂θ_{t-1}/∂φ, tensor by tensor, for every hyperparameter that moves.
+"""The dot products that hypergradients consist of: g_t · ∂θ_{t-1}/∂φ, tensor by tensor, for every adapted hyperparameter.
 
-All that a step takes are gathered in one place, and leave it together: for the host with one transfer, and on a device as one vector.
+All products of a step are collected first and leave together: to the host in one transfer, and on a device as one vector.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from .tensors import Tensors, dot, finite_zero, is_zero, list_dots, real
 
 
 class GradientEntry(NamedTuple):
-    """A tensor with a gradient: its number in the order of the param groups, and that of its group."""
+    """A tensor with a gradient; its position in the order of the param groups, and the index of its group."""
 
     position: int
     group_index: int
@@ -37,17 +37,17 @@ class GradientEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Bucket:
-    """Tensors of a param group that go through a step as one, since they differ in their elements alone, or in numbers on a device.
+    """Tensors of a param group that are processed together: they differ only in their elements, or on a device also in coefficients.
 
     Args:
         group: their param group.
-        g: its number.
-        rows: the tensors' own.
+        group_index: its index.
+        indices: the tensors' positions.
         params: the parameters.
         grads: their gradients.
-        states: their states, which ``split`` reads as they are then; empty for those that have none yet.
-        buffers: what a state may have of its tensor's shape, that a step reads or writes.
-        spec: over whom their sums are taken; None where they are plain tensors of which a rank has the whole.
+        states: their states, read when ``tensors`` is called; empty for tensors without one.
+        buffers: the names of all state tensors that a step reads or writes.
+        spec: over which process groups their sums are taken; None for plain tensors that each rank has whole.
     """
 
     group: Group
@@ -60,15 +60,15 @@ class Bucket:
     spec: Spec | None
 
     def tensors(self) -> dict[str, list[Tensor]]:
-        """Real views of what is local: the parameters "p", the gradients "g", and those of the buffers that they have, by name."""
-        held = [name for name in self.buffers if self.states[0].get(name) is not None]  # torch.optim.SGD keeps None for one not yet used
+        """Real views of the local tensors: the parameters "p", the gradients "g", and the buffers that exist, by name."""
+        held = [name for name in self.buffers if self.states[0].get(name) is not None]  # torch.optim.SGD stores None for an unused buffer
         columns = {"p": self.params, "g": self.grads, **{name: [state[name] for state in self.states] for name in held}}
         if self.spec is not None:
             columns = {name: list(map(local, column)) for name, column in columns.items()}
         return {name: list(map(real, column)) for name, column in columns.items()} if self.params[0].is_complex() else columns
 
     def scalar(self, name: str, scalars: Scalars) -> Any:
-        """A number of the states: one for all, or a vector where they have each their own."""
+        """A scalar of the states: one for all, or a vector if each has its own."""
         first = self.states[0].get(name)
         if not isinstance(first, Tensor) or all(state.get(name) is first for state in self.states):
             return first
@@ -76,28 +76,28 @@ class Bucket:
 
     @property
     def last_factor(self) -> Any:
-        """What a scheduler has made of the learning rates in the last step."""
+        """The scheduler's factor in the last step."""
         return self.group["last"].get("factor", 1.0)
 
     @property
     def element_factor(self) -> Coefficients:
-        """That, for derivatives that find the learning rates of elements in the state."""
+        """The same, for derivatives that read elementwise learning rates from the state."""
         return {"factor": self.last_factor} if "factor" in self.group["last"] else {}
 
     def last_lr(self, setup: Setup) -> Any:
-        """What the last step moved them by: a number, or a vector; of elements 1, whose own stand in the state."""
+        """The learning rate of the last step: a scalar or a vector; 1 for elements, whose own are in the state."""
         if setup.scope in ("group", "global"):
             return self.group["last"]["lr"]
         lr = 1.0 if setup.per_element else self.scalar("lr", setup.scalars)
         return lr if setup.per_element or (isinstance(self.last_factor, float) and self.last_factor == 1) else lr * self.last_factor
 
     def last_state(self, setup: Setup) -> dict[str, Any]:
-        """The numbers of the last step that coefficients of its direction are made of: counts, and what it moved them by."""
+        """The scalars of the last step that its direction depends on: counts, and the learning rate."""
         return {name: self.scalar(name, setup.scalars) for name in setup.direction.counters} | {"lr": self.last_lr(setup)}
 
 
 def gradient_entries(ranks: Ranks, groups: Sequence[Group], state: State, given: Mapping[Tensor, Tensor] | None) -> list[GradientEntry]:
-    """The tensors that have a gradient, in ``p.grad`` or among those that ``adapt()`` was given.
+    """The tensors that have a gradient, in ``p.grad`` or among those given to ``adapt()``.
 
     Raises:
         TypeError: a gradient is sparse.
@@ -112,7 +112,7 @@ def gradient_entries(ranks: Ranks, groups: Sequence[Group], state: State, given:
                 continue
             if grad.layout is not torch.strided:
                 raise TypeError(
-                    f"hypergradients take dense gradients, got {grad.layout} for a parameter of shape {tuple(p.shape)}: "
+                    f"hypergradients need dense gradients, got {grad.layout} for a parameter of shape {tuple(p.shape)}: "
                     "build its layer with sparse=False"
                 )
             spec = ranks.spec_of(p)
@@ -121,13 +121,13 @@ def gradient_entries(ranks: Ranks, groups: Sequence[Group], state: State, given:
 
 
 def make_buckets(setup: Setup, rows: Iterable[GradientEntry], stored: Container[Tensor], sums: bool = True) -> list[Bucket]:
-    """The tensors in bundles: of a param group, alike in dtype, device, buffers and numbers.
+    """Group the tensors in buckets: of one param group, with the same dtype, device, buffers and coefficients.
 
     Args:
         setup: the optimizer's parts.
         rows: the tensors.
-        kept: those whose gradients are to be kept, which are not put with others.
-        sums: whether the sums of each tensor are asked for, where each has learning rates of its own.
+        stored: those whose gradients are to be stored, which are kept apart.
+        sums: whether each tensor needs its own sums if it has its own learning rate.
     """
     buffers = (*setup.direction.buffers, "gradient", "trace", "trace_momentum", "rest", *("lr",) * setup.per_element)
     separate = sums and setup.scope in ("tensor", "element") and not setup.uses_lists
@@ -149,10 +149,10 @@ def make_buckets(setup: Setup, rows: Iterable[GradientEntry], stored: Container[
 
 
 class Term(NamedTuple):
-    """What some tensors, by their numbers, add to a hypergradient: g · x, and the squared norms of g, x and θ where the rule reads them.
+    """What some tensors contribute to a hypergradient: g · x, and the squared norms of g, x and θ if the rule reads them.
 
-    They are tensor by tensor, or piece by piece. ∂θ/∂φ is −w k x: the scale k is the part of a derivative that is one number, and w what
-    the tensors have moved by for each unit.
+    There is one value per tensor, or per piece. ∂θ/∂φ is −w k x: k is the scale, the scalar part of a derivative, and w what the tensors
+    moved by per unit of φ.
     """
 
     indices: Sequence[int]
@@ -162,13 +162,13 @@ class Term(NamedTuple):
 
 
 def hypergradient_terms(setup: Setup, bucket: Bucket, of_step: bool, adapts: bool) -> Iterator[tuple[str, Term]]:
-    """What a bundle adds to the hypergradient of each hyperparameter.
+    """The contributions of a bucket to the hypergradient of each hyperparameter.
 
     Args:
         setup: the optimizer's parts.
-        bundle: the tensors.
-        own: whether the gradients are those of the step, rather than given to ``adapt()``.
-        adapts: whether hyperparameters move; otherwise the products are 0, or NaN where a gradient is not finite.
+        bucket: the tensors.
+        of_step: whether the gradients are the step's, rather than given to ``adapt()``.
+        adapts: whether hyperparameters are adapted; otherwise the products are 0, or NaN if a gradient is not finite.
     """
     direction, group, first, tensors = setup.direction, bucket.group, bucket.states[0], bucket.tensors()
     applied = adapts and first.get("applied", False) is not False
@@ -180,7 +180,7 @@ def hypergradient_terms(setup: Setup, bucket: Bucket, of_step: bool, adapts: boo
         of = partial(LAST_STEPS[type(direction)].coefficients, direction) if names else direction.last_coef
         last = of(bucket.last_state(setup), group["last"]) | (bucket.element_factor if setup.per_element else {})
     norms = setup.norms
-    ready = "trace" in tensors or direction.stored  # no work but dot products of tensors that there are
+    ready = "trace" in tensors or direction.stored  # only dot products of existing tensors
     cheap = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not has_last)
     reads_slope = has_last and setup.rule.adapts_discount and "gradient" in tensors
     fixed = direction, of_step, has_last, tuple((name, norms[name]) for name in ("lr", *names)), reads_slope
@@ -206,17 +206,17 @@ def dot_products(
     reads_slope: bool,
     reads_size: bool,
 ) -> list[Any]:
-    """The products of a gradient with what the last step has left of one tensor, or of each of a list.
+    """The products of a gradient with what the last step left in the state, for one tensor, or for each of a list.
 
     Args:
         piece: the parameter "p", its gradient "g", its buffers.
-        numbers: coefficients of the gradient, of the last direction and of its derivatives.
-        direction: that of the optimizer.
-        own: whether "g" is the gradient of the step, rather than one that ``adapt()`` was given.
-        moved: whether there is a last direction.
-        rules: the hyperparameters, the learning rate first, each with whether norms are asked for.
-        slope: whether the product with the last gradient is asked for.
-        sized: whether that of the learning rate reads the parameters' size, too.
+        coef: coefficients of the gradient, of the last direction and of its derivatives.
+        direction: the optimizer's.
+        of_step: whether "g" is the step's gradient, rather than given to ``adapt()``.
+        has_last: whether there is a last direction.
+        hyperparameters: names, the learning rate first, each with whether norms are needed.
+        slope: whether the product with the last gradient is needed.
+        reads_size: whether the learning rate's rule reads the norm of the parameters, too.
     """
     g = minimized_gradient(piece, coef, direction, of_step)
     (_, norms), *others = hyperparameters
@@ -225,12 +225,12 @@ def dot_products(
     step = LAST_STEPS[type(direction)](piece["p"], piece, coef) if others else None
     d = step.d if step and "trace" not in piece else last_direction(piece, coef, direction)
 
-    def pairs() -> Iterator[tuple[Any, Any, bool]]:
+    def pairs() -> "Iterator[tuple[Any, Any, bool]]":  # quoted: torch.compile of torch 2.6 cannot trace the annotation
         yield g, d, norms
         if reads_size:
             yield piece["p"], piece["p"], False
         for name, reads in others:
-            # What weight decay is to minimise is the loss without the penalty that it makes.
+            # Weight decay minimises the loss without its own penalty.
             loss = signed(piece["g"], coef) if name == "weight_decay" and of_step else g
             assert step is not None
             yield loss, step.derivative(name), reads
@@ -241,10 +241,10 @@ def dot_products(
 
 
 def minimized_gradient(piece: Mapping[str, Any], coef: Coefficients, direction: Direction, of_step: bool) -> Any:
-    """What is minimised along; what ``adapt()`` was given is that itself."""
+    """The gradient of the minimised objective; one given to ``adapt()`` is that already."""
     if not of_step:
         return piece["g"]
-    return direction.gradient(piece["g"], None if is_zero(coef["penalty"]) else piece["p"], coef)  # a pack copies what is asked for
+    return direction.gradient(piece["g"], None if is_zero(coef["penalty"]) else piece["p"], coef)  # reading "p" of a pack copies it
 
 
 def last_direction(piece: Mapping[str, Any], coef: Coefficients, direction: Direction) -> Any:
@@ -255,7 +255,7 @@ def last_direction(piece: Mapping[str, Any], coef: Coefficients, direction: Dire
 
 
 def inner_products(pairs: Iterable[tuple[Any, Any, bool]]) -> list[Any]:
-    """g · x of each pair, and where norms are asked for also g · g and x · x; those of lists all together, others one after the other."""
+    """g · x of each pair, and if norms are needed g · g and x · x; all lists at once, single tensors one after the other."""
     found: list[Any] = []
     lists: list[tuple[Tensors, Tensors]] = []
     last, square = None, None
@@ -265,19 +265,19 @@ def inner_products(pairs: Iterable[tuple[Any, Any, bool]]) -> list[Any]:
             continue
         found.append(dot(g, x))
         if norms:
-            if g is not last or torch.compiler.is_compiling():  # a kernel gives each of what it is asked for once
+            if g is not last or torch.compiler.is_compiling():  # a kernel computes each output anew
                 last, square = g, dot(g, g)
             found += [square, dot(x, x)]
-        del x  # before the next is made
+        del x  # free it before the next is made
     return list_dots(lists) if lists else found
 
 
 def adapt_gradients(loss_or_grads: Tensor | Sequence[Tensor | None], groups: Sequence[Group]) -> dict[Tensor, Tensor]:
-    """The gradients that ``adapt()`` takes, as real views, with the sign of what is minimised.
+    """The gradients given to ``adapt()``, as real views, with the sign of the minimised objective.
 
     Raises:
-        ValueError: there is none, or not one of a parameter's shape or None for each.
-        TypeError: it is neither a tensor nor tensors.
+        ValueError: there is none, or there is not one of a parameter's shape or None for each parameter.
+        TypeError: it is neither a tensor nor a sequence of tensors.
     """
     params = [(p, group) for group in groups for p in group["params"]]
     grads: Sequence[Tensor | None]

@@ -1,6 +1,6 @@
-"""The dot products of a step added up: one sum a learning rate or hyperparameter, on the host or as one vector on a device.
+"""Sums of a step's dot products: one per learning rate or hyperparameter, on the host or as one vector on a device.
 
-This is the one place where they are all together; where parameters are sharded, it is here that ranks must add theirs.
+Only here are all products together, so this is where sharded parameters are reduced over ranks.
 """
 
 import math
@@ -20,16 +20,16 @@ from .scalars import DeviceScalars, exact_sum, to_floats
 from .setup import Setup
 from .tensors import Norms, dot, real
 
-#: The most products of a tensor that a rule reads: g · x, g · g, x · x and θ · θ.
+#: Kinds of products that a rule may read: g · x, g · g, x · x and θ · θ.
 NUM_KINDS = 4
 
-#: What is added to the squared norm that normalized hypergradients are divided by.
+#: Added to the squared norm by which hypergradients are normalized.
 EPS = 1e-12
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A term, the entry of each tensor among the sums, and what the tensors have moved by for each unit of the hyperparameter."""
+    """A term, the entry that each tensor adds to, and the weight: what the tensors moved by per unit of the hyperparameter."""
 
     term: Term
     index: Sequence[int]
@@ -39,19 +39,19 @@ class Weighted:
 def hypergradient_sums(
     setup: Setup, buckets: Sequence[Bucket], lrs: LearningRates, groups: Sequence[Group], of_step: bool, adapts: bool
 ) -> tuple[dict[str, list[Any]], Any]:
-    """For each hyperparameter the columns Σ w g·x, Σ g·g, Σ w² x·x and Σ θ·θ, of dials or of param groups; and whether all are finite.
+    """For each hyperparameter the columns Σ w g·x, Σ g·g, Σ w² x·x and Σ θ·θ, by learning rate or param group; and whether all are finite.
 
-    A tensor counts with what it has moved by for each unit: the ratio to its dial, the learning rate for other hyperparameters. On a device
-    the last three are roots. Columns that nobody reads are 0.
+    w is what a tensor moved by per unit: its ratio to the learning rate of the scope, or the learning rate for other hyperparameters. On a
+    device the last three are square roots. Columns that no rule reads are 0.
     """
     group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
     sizes = {name: lrs.size if name in ("lr", "slope") else len(groups) for name in (*setup.rules, *["slope"] * setup.rule.adapts_discount)}
     rows: dict[str, list[Weighted]] = {name: [] for name in sizes}
     averages = setup.rule.averages
     for bucket in buckets:
-        applied = bucket.states[0].get("applied")  # where a device alone knows it, 1 or 0
+        applied = bucket.states[0].get("applied")  # 1 or 0 if only the device knows
         for name, term in hypergradient_terms(setup, bucket, of_step, adapts):
-            if name == "lr" and averages:  # the way from the iterate to its average is that of the whole update already
+            if name == "lr" and averages:  # rescale z to the displacement from the iterate
                 index, weight = lrs.index, 1 / (1 - setup.direction.interpolation(bucket.group))
             elif name == "lr":
                 index, weight = lrs.index, lr_weight(setup, lrs, bucket)
@@ -67,11 +67,11 @@ def hypergradient_sums(
     if setup.signal.normalized:
         normalize(setup, sums, groups)
     if not isinstance(setup.scalars, DeviceScalars):
-        if averages and not ok:  # no dial goes on where one cannot
+        if averages and not ok:  # if one learning rate's step is skipped, all are
             sums["lr"][0] = [math.nan] * lrs.size
         return sums, ok
     if adapts and not averages:
-        return sums, True  # as far as is known: what the rules make of it is looked at
+        return sums, True  # not known yet: the rules' results are checked later
     hypergradients = [kinds[0] for kinds in sums.values()]
     lost = sum((x - x).sum() for x in hypergradients)
     if lrs.size > 1 or len(hypergradients) > 1:
@@ -80,7 +80,7 @@ def hypergradient_sums(
 
 
 def lr_weight(setup: Setup, lrs: LearningRates, bucket: Bucket) -> Any:
-    """What tensors have moved by for each unit of their learning rate, or of its logarithm; in the trace of that it is contained."""
+    """What tensors moved by per unit of their learning rate, or of its logarithm; 1 if their trace includes it."""
     if setup.has_discount or (setup.uses_trace and setup.rule.adapts_log):
         return 1.0
     if setup.rule.adapts_log and not setup.per_element and "last" in bucket.group:
@@ -89,22 +89,22 @@ def lr_weight(setup: Setup, lrs: LearningRates, bucket: Bucket) -> Any:
 
 
 def normalize(setup: Setup, sums: Mapping[str, list[Any]], groups: Sequence[Group]) -> None:
-    """Divide what hypergradients are made of by the ‖g‖² of their param group in the last step; that of all where one number moves all."""
+    """Divide hypergradients by ‖g‖² of their param group in the last step, or of all groups for a global learning rate."""
     last = [group.get("last", {}).get("square", 1.0) for group in groups]
     apart = [x for x, group in zip(last, groups, strict=True) for _ in group["params"]]
     of_lr = {"group": last, "global": last[:1]}.get(setup.scope, apart)
     for name, rule in setup.rules.items():
         by, found = setup.scalars.vector(of_lr if name == "lr" else last), sums[name]
         for kind in (0, 2) if rule.reads_norms else (0,):
-            power = 2 if kind and isinstance(by, list) else 1  # of norms the host has the squares
+            power = 2 if kind and isinstance(by, list) else 1  # the host has squared norms
             found[kind] = [x / y**power for x, y in zip(found[kind], by, strict=True)] if isinstance(by, list) else found[kind] / by
 
 
 def gradient_squares(setup: Setup, groups: Sequence[Group], norms: Any) -> list[Any]:
-    """‖g‖² of each param group, or of all under scope="global", from what ``hypergradient_sums`` gives of the dials' gradients."""
+    """‖g‖² of each param group, or of all under scope="global", from the column of gradient norms."""
     apart = [1 if setup.scope == "group" else len(group["params"]) for group in groups] if setup.scope != "global" else [1]
     if isinstance(norms, Tensor):
-        # No number but a finite one, whatever the step was: where that is not taken the last ones stay, by a product with 0.
+        # Finite in any case: a skipped step keeps the last value by a product with 0.
         found: list[Any] = [torch.nan_to_num(own.sum() + EPS) for own in torch.split(norms * norms, apart)]
     else:
         parts = iter(norms)
@@ -113,7 +113,7 @@ def gradient_squares(setup: Setup, groups: Sequence[Group], norms: Any) -> list[
 
 
 def safe_start_sums(setup: Setup, rows: Sequence[GradientEntry], lrs: LearningRates) -> dict[str, Any]:
-    """‖g_1‖², ‖θ_0‖² and ‖d_1‖² of each dial's tensors, moving by their ratios: "start.gg", "start.pp" and "start.dd"."""
+    """‖g_1‖², ‖θ_0‖² and ‖d_1‖² over each learning rate's tensors, d scaled by their ratios: "start.gg", "start.pp" and "start.dd"."""
     of, found = {row.p: row for row in rows}, dict[str, list[Weighted]]()
     for p, d in setup.direction.first_directions({row.p: row.group for row in rows}, {row.p: real(row.grad) for row in rows}):
         ratio = 1.0 if lrs.ratios is None else lrs.ratios[of[p].group_index]
@@ -124,7 +124,7 @@ def safe_start_sums(setup: Setup, rows: Sequence[GradientEntry], lrs: LearningRa
 
 
 def reduce_terms(setup: Setup, rows: Mapping[str, Sequence[Weighted]], sizes: Mapping[str, int]) -> tuple[dict[str, list[Any]], Any]:
-    """The sums of each name's columns, by entry, over all ranks; on the host also whether all are finite, which a device leaves open."""
+    """The columns of each name, summed by entry over all ranks; and whether all are finite, which on a device is left open."""
     ranks, scalars = setup.ranks, setup.scalars
     if not isinstance(scalars, DeviceScalars):
         sums = host_sums(rows, sizes) if not ranks.is_sharded else None
@@ -147,12 +147,12 @@ def reduce_terms(setup: Setup, rows: Mapping[str, Sequence[Weighted]], sizes: Ma
 
 
 def with_spec(rows: Mapping[str, Sequence[Weighted]], spec: Spec) -> dict[str, list[Weighted]]:
-    """The terms of tensors that are spread so."""
+    """The terms of tensors that are sharded in this way."""
     return {name: [row for row in own if (row.term.spec or ()) == spec] for name, own in rows.items()}
 
 
 def host_sums(rows: Mapping[str, Sequence[Weighted]], sizes: Mapping[str, int]) -> dict[str, list[list[float]]]:
-    """Columns of floats; every sum is rounded once, so that it does not depend on the order."""
+    """Columns of floats; every sum is rounded once, so it does not depend on the order."""
     values = iter(to_floats([x for own in rows.values() for row in own for _, kinds in row.term.parts for kind in kinds for x in kind]))
     found = {}
     for name, size in sizes.items():
@@ -170,7 +170,7 @@ def host_sums(rows: Mapping[str, Sequence[Weighted]], sizes: Mapping[str, int]) 
 
 
 def device_sums(rows: Mapping[str, Sequence[Weighted]], sizes: Mapping[str, int], scalars: DeviceScalars, least: int) -> Tensor:
-    """A matrix with a row for each kind of product that there is, at ``least`` so many; everything is added up by one ``index_add``."""
+    """A matrix with a row for each kind of product, at least ``least`` rows; one ``index_add`` sums them all."""
     most = max((len(found) for own in rows.values() for row in own for _, found in row.term.parts), default=1)
     flat: list[list[Tensor]] = [[] for _ in range(max(most, least))]
     rooted = all(isinstance(x, Norms) for own in rows.values() for row in own for _, found in row.term.parts for x in found[1:])

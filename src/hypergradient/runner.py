@@ -1,8 +1,8 @@
-"""Who works on the buffers of tensors, and how much at once.
+"""Runs elementwise work on lists of tensors, in batches that suit the device.
 
-Work is a function of tensors by name and numbers by name; it gives scalars, and may write to the tensors. An accelerator is given whole
-lists, in parts where a list is long; a CPU one tensor after the other, in pieces that stay in its cache, small tensors packed into one; and
-with ``fused=True`` large tensors go through one compiled kernel (fused.py). The work is the same function each time.
+Work is a function of tensors by name and coefficients by name; it returns scalars, and may write to the tensors. On an accelerator it gets
+whole lists, in chunks if a list is long; on a CPU one tensor after the other, in pieces that fit the cache, with small tensors packed
+into one. With ``fused=True`` large tensors go through a compiled kernel (fused.py). The work is the same function each time.
 """
 
 import math
@@ -18,36 +18,36 @@ from .fused import LARGEST, SMALL, Kernels
 from .tensors import Tensors, bump_version, copy_tensors, int_dtype, is_dense, make_buffer
 
 TensorLists = Mapping[str, list[Tensor]]
-"""Tensors by name: of each name as many, in one order."""
+"""Tensors by name: equally many of each, in the same order."""
 
 Coefficients = dict[str, Any]
-"""Coefficients by name: numbers, 0-dim tensors or vectors with an entry for each tensor; and switches that are True or False."""
+"""Coefficients by name: floats, 0-dim tensors or vectors with an entry per tensor; and flags that are True or False."""
 
 Work = Callable[..., list[Any]]
 
-#: Elements of a piece: a few such tensors of float32 fit into the caches of two cores. Measured: half and twice as many are slower.
+#: Elements of a piece: a few float32 tensors of that size fit into the caches of two cores. Measured: half and twice as many are slower.
 BLOCK = 262_144
 
-#: Elements of a piece where nothing but dot products is made of it: few calls, and few numbers to sum in float32.
+#: Elements of a piece if only dot products are taken: few calls, and short enough sums in float32.
 DOT_BLOCK = 1 << 22
 
-#: Elements from which on a tensor goes alone through work that makes many temporaries, which stay in the cache then.
+#: Elements from which on a tensor is not packed for work with many temporaries, which then stay in the cache.
 TINY = 2048
 
-#: Bytes of all that a step may hold for a time on an accelerator.
+#: Bytes of temporaries that a step may hold on an accelerator.
 MAX_TEMPORARY_BYTES = 256 << 20
 
-#: What work never writes to: gradients.
+#: Tensors that work never writes to: gradients.
 READ_ONLY = ("g",)
 
-#: What a compiler leaves nothing of: it takes a conversion to 16 bits and back for none.
+#: A buffer that no compiled kernel may have: the compiler drops a conversion to 16 bits and back, and so the rounding error.
 ROUNDING = "rest"
 
 
 def blocks(tensors: Mapping[str, Tensor], size: int = BLOCK) -> Iterator[dict[str, Tensor]]:
-    """Tensors of one shape in flat pieces that stay in a processor's cache over several operations; whole where they are small.
+    """Split tensors of one shape into flat pieces that stay in the processor's cache over several operations; small ones stay whole.
 
-    They are whole too where they do not lie in memory one like the other, so that pieces would not fit together.
+    Non-contiguous tensors stay whole, too, since their pieces would not match.
     """
     length = next(iter(tensors.values())).numel()
     if length <= size or not all(x.is_contiguous() for x in tensors.values()):
@@ -59,7 +59,7 @@ def blocks(tensors: Mapping[str, Tensor], size: int = BLOCK) -> Iterator[dict[st
 
 
 def plan_packs(sizes: Sequence[int], small: int = SMALL) -> list[list[int]]:
-    """Which tensors are worked on together, in order: large ones alone, small ones up to ``BLOCK`` elements."""
+    """Which tensors are processed together, in order: large ones alone, small ones up to ``BLOCK`` elements."""
     packs: list[list[int]] = []
     filled = BLOCK + 1
     for i, size in enumerate(sizes):
@@ -77,12 +77,12 @@ def plan_packs(sizes: Sequence[int], small: int = SMALL) -> list[list[int]]:
 
 @final
 class Copies(Mapping[str, Any]):
-    """Tensors of each name as copies that are made when they are asked for, and written back where they were written to.
+    """Tensors of each name as copies, made when they are read and written back if they were written to.
 
     Args:
         columns: the tensors.
-        packed: whether small ones are copied into one flat tensor; otherwise those of float16 or bfloat16 into float32, as coefficients
-            that are tensors need it: in bfloat16 0.999 is 1.
+        packed: True copies small tensors into one flat tensor; False copies those of float16 or bfloat16 to float32, which tensor
+            coefficients need: in bfloat16 0.999 is 1.
     """
 
     def __init__(self, columns: TensorLists, packed: bool) -> None:
@@ -93,7 +93,7 @@ class Copies(Mapping[str, Any]):
         if name not in self.made:
             column: Any = self.columns[name]
             flat = flat_base(column) if self.packed else None
-            if flat is not None:  # there is nothing to be written back
+            if flat is not None:  # a view: nothing to write back
                 return flat
             if self.packed:
                 copy = _flatten_dense_tensors(column)  # type: ignore[no-untyped-call]
@@ -119,11 +119,17 @@ class Copies(Mapping[str, Any]):
         for name, (copy, version) in self.made.items():
             if self._version(copy) != version:
                 column = self.columns[name]
-                copy_tensors(column, _unflatten_dense_tensors(copy, column) if self.packed else copy)  # type: ignore[no-untyped-call]
+                copy_tensors(column, unflatten(copy, column) if self.packed else copy)
+
+
+def unflatten(copy: Tensor, column: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of a flat copy, in the shapes of a column. torch 2.6's own function loses the shape of an empty tensor."""
+    parts = _unflatten_dense_tensors(copy, column)  # type: ignore[no-untyped-call]
+    return [part if part.dim() == x.dim() else part.view_as(x) for part, x in zip(parts, column, strict=True)]
 
 
 def flat_base(column: Sequence[Tensor]) -> Tensor | None:
-    """The flat tensor that small tensors are the parts of, in their order, as ``make_buffers`` has made them; None where they are not."""
+    """The flat tensor whose consecutive parts the small tensors are, as ``make_buffers`` made them; None if they are not."""
     flat, start = column[0]._base, 0
     for x in column:
         if flat is None or x._base is not flat or x.storage_offset() != start or not x.is_contiguous():
@@ -135,7 +141,7 @@ def flat_base(column: Sequence[Tensor]) -> Tensor | None:
 def make_buffers(
     states: Sequence[dict[str, Any]], name: str, like: Sequence[Tensor], value: Any = 0.0, dtype: torch.dtype | None = None
 ) -> None:
-    """A buffer in the state of each tensor; those of small tensors are parts of one, as they go through a step on a CPU."""
+    """Make a buffer in the state of each tensor; on a CPU those of small tensors are parts of one, as a step packs them."""
     for part in plan_packs([p.numel() for p in like]) if like[0].device.type == "cpu" else ():
         some = [like[i] for i in part]
         if len(part) > 1 and all(type(p) in (Tensor, Parameter) and p.is_contiguous() and not p.is_complex() for p in some):
@@ -151,7 +157,7 @@ class Runner:
     """Runs work on tensors.
 
     Args:
-        fused: whether to compile it. Where that fails, a warning says so once, and the work is done without.
+        fused: whether to compile it. If that fails, a warning says so once, and the work runs without.
     """
 
     def __init__(self, fused: bool) -> None:
@@ -159,11 +165,11 @@ class Runner:
 
     @property
     def fused(self) -> bool:
-        """Whether large tensors go through compiled kernels."""
+        """Whether large tensors use compiled kernels."""
         return self.kernels.fused
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Runner, (self.fused,)  # a copy compiles its own
+        return Runner, (self.fused,)  # a copy compiles its own kernels
 
     def __call__(
         self,
@@ -176,17 +182,17 @@ class Runner:
         packed: bool = False,
         temporaries: int = 4,
     ) -> list[tuple[list[int], list[Any]]]:
-        """For each part the numbers of its tensors, and the scalars of the work: of each kind one a tensor, or one of all of them.
+        """The results by part: the indices of its tensors, and for each kind of result one scalar per tensor, or one for all.
 
         Args:
-            work: what is to be done.
-            tensors: by name; of each name as many, alike in shape from name to name.
-            numbers: by name.
-            fixed: what is part of the work.
+            work: the function.
+            tensors: by name; equally many of each, with the same shapes.
+            coef: by name.
+            fixed: further arguments of the work.
             writes: whether it writes to the tensors.
-            light: whether it is dot products of tensors that there are: no kernel is faster, and no temporary needs small pieces.
-            flat: whether it takes no lists, and is given tensors one after the other in one; it has one number for all then.
-            live: how many temporaries of the size of its tensors it holds at once.
+            cheap: whether it only takes dot products of existing tensors: no kernel is faster, and there are no temporaries to keep small.
+            packed: whether it takes no lists, but tensors packed into one, with one coefficient for all.
+            temporaries: how many temporaries of its tensors' size it holds at once.
         """
         found: list[tuple[list[int], list[Any]]] = []
         sizes = [x.numel() for x in tensors["p"]]
@@ -194,7 +200,7 @@ class Runner:
         pieces = tensors["p"][0].device.type == "cpu" and not is_narrow
         others: list[int] = []
         together = plan_packs(sizes, TINY if packed else SMALL) if pieces else [[i] for i in range(len(sizes))]
-        if writes and pieces:  # in the other order than for the dot products: what these read last is in the cache yet
+        if writes and pieces:  # in reverse order of the dot products, whose last tensors are still cached
             together.reverse()
         for part in together:
             if len(part) > 1:
@@ -221,7 +227,7 @@ class Runner:
         return found
 
     def _run_kernel(self, work: Work, tensors: Mapping[str, Tensor], coef: Coefficients, fixed: Any, writes: bool) -> list[Tensor] | None:
-        """The scalars of one kernel; None where there is none for such tensors, or it cannot be compiled."""
+        """The results of one kernel; None if there is none for such tensors, or it cannot be compiled."""
         if ROUNDING in tensors or not SMALL <= tensors["p"].numel() <= LARGEST or not is_dense(list(tensors.values())):
             return None
         scalars: list[Tensor] | None = self.kernels(work, tensors, coef, fixed)
@@ -230,7 +236,7 @@ class Runner:
         return scalars
 
     def _list(self, work: Work, lists: dict[str, Tensors], coef: Coefficients, fixed: Any, writes: bool) -> list[Any]:
-        """The scalars of a whole list, one a tensor."""
+        """The results for a whole list, one per tensor."""
         if all(x.dtype in (torch.float32, torch.float64) for x in lists.values()):
             return work(lists, coef, *fixed)
         copies = Copies(lists, packed=False)
@@ -241,7 +247,7 @@ class Runner:
 
 
 def chunks(tensors: TensorLists, rows: Sequence[int], most: int) -> Iterator[tuple[list[int], dict[str, Tensors]]]:
-    """Lists of flat tensors that take up to ``most`` bytes each, with the numbers of the tensors; a larger tensor goes in pieces."""
+    """Lists of flat tensors of up to ``most`` bytes each, with the tensors' indices; a larger tensor is split."""
     length = max(SMALL, most // max(4, tensors["p"][0].element_size()))
     found: dict[str, Tensors] = {name: Tensors() for name in tensors}
     indices, filled = list[int](), 0
@@ -259,12 +265,12 @@ def chunks(tensors: TensorLists, rows: Sequence[int], most: int) -> Iterator[tup
 
 
 def tensor_coef(coef: Coefficients, i: int) -> Coefficients:
-    """The numbers of one tensor of a list."""
+    """The coefficients of one tensor of a list."""
     return {name: x[i] if isinstance(x, Tensor) and x.dim() and x.numel() else x for name, x in coef.items()}
 
 
 def list_coef(coef: Coefficients, rows: Sequence[int], like: Tensors) -> Coefficients:
-    """The numbers of a list's tensors, in its dtype, in which alone the device takes them for a whole list: two launches for all."""
+    """The coefficients of a list's tensors, in its dtype, which torch's list operations need: two kernel launches for all."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     found = dict(coef)
     for vectors in (False, True):
@@ -274,7 +280,7 @@ def list_coef(coef: Coefficients, rows: Sequence[int], like: Tensors) -> Coeffic
         stacked = torch.stack([coef[name] for name in names]).to(like[0].device, dtype)
         for name, x in zip(names, stacked.unbind(), strict=True):
             found[name] = [x[i] for i in rows] if vectors else x
-        if "taken" in names:  # what gradients are multiplied by, bit by bit
+        if "taken" in names:  # factor of the gradients' bits, see tensors.zero_if_skipped
             taken = stacked[names.index("taken")].to(int_dtype(like.dtype if like.dtype.itemsize > 2 else torch.float32))
             found["taken_bits"] = [taken[i] for i in rows] if vectors else taken
     return found

@@ -1,8 +1,8 @@
-"""Numbers of several learning rates, or other hyperparameters, as columns with an entry for each.
+"""Scalar arithmetic of rules, on the host or on a device, over columns: one entry per learning rate or other hyperparameter.
 
-On the host a column is a list of floats, and a rule is called entry by entry, or on vectors where there are many: a rule of seventy
-operations takes 14 µs in floats, and 250 µs in vectors, whose length matters little. On a device a column is a vector of float64 that
-stays there, and a number in a param group or a state is a 0-dim tensor, which is written in place.
+On the host a column is a list of floats, and a rule is called entry by entry, or on vectors if there are many: a rule of seventy operations
+takes 14 µs in floats, and 250 µs in vectors, almost independent of their length. On a device a column is a float64 vector that stays there,
+and a scalar in a param group or state is a 0-dim tensor that is updated in place.
 """
 
 import math
@@ -16,11 +16,11 @@ from torch import Tensor
 from . import float_ops
 from .tensors import widest_dtype
 
-#: Entries from which on a rule is called once, on vectors, on the host too.
+#: With more entries than this, the host too calls a rule once, on vectors.
 VECTORIZED_SIZE = 24
 
 Elementwise = Callable[[Any, Mapping[str, Any]], dict[str, Any]]
-"""An elementwise function: of the functions of its numbers (see rules.py) and of numbers by name; it gives numbers by name."""
+"""An elementwise function of ``xp`` (see rules.py) and of columns by name; it gives columns by name."""
 
 
 @final
@@ -29,7 +29,7 @@ class HostScalars:
 
     on_device = False
 
-    #: What the dot products of a step are by name: g · x, for rules that read norms g · g and x · x, and for those that average θ · θ.
+    #: The names of a step's dot products: g · x; g · g and x · x for rules that read norms; θ · θ for rules that average.
     SUM_NAMES = ("gx", "gg", "xx", "pp")
 
     def columns(self, rows: Sequence[Sequence[Any]]) -> list[list[float]]:
@@ -39,13 +39,13 @@ class HostScalars:
         return [float(x) for x in values]
 
     def cast(self, x: Any) -> Any:
-        """An option as it is kept here."""
+        """An option as the host stores it."""
         if isinstance(x, tuple | list):
             return tuple(map(self.cast, x))
         return x.item() if isinstance(x, Tensor) and not x.dim() else x
 
     def apply(self, function: Elementwise, columns: Mapping[str, list[float]], size: int) -> dict[str, list[Any]]:
-        """The columns of what a function finds for each entry."""
+        """The columns that a function gives for each entry."""
         if size > VECTORIZED_SIZE:
             vectors = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
             found = function(torch, vectors)
@@ -56,7 +56,7 @@ class HostScalars:
         return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
     def write(self, assignments: Iterable[tuple[MutableMapping[str, Any], str, Any]]) -> None:
-        """Write numbers to where they stand: in place where a tensor stands there, as a learning rate may."""
+        """Write scalars to where they belong; in place if a tensor is stored there, as a learning rate may be."""
         for holder, name, value in assignments:
             if isinstance(holder.get(name), Tensor):
                 holder[name].fill_(value)
@@ -69,12 +69,12 @@ class DeviceScalars:
     """Columns as vectors on a device.
 
     Args:
-        device: where they are.
+        device: the device.
     """
 
     on_device = True
 
-    #: Here their roots.
+    #: The same; norms here are square roots.
     SUM_NAMES = ("gx", "g_norm", "d_norm", "size")
 
     def __init__(self, device: torch.device) -> None:
@@ -82,7 +82,7 @@ class DeviceScalars:
         self._constants: dict[Any, Tensor] = {}
 
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> Tensor:
-        """A number or a tuple of them that does not change, made once."""
+        """A number, or a tuple of them, as a constant tensor, made once."""
         key = value, dtype
         if key not in self._constants:
             if len(self._constants) > 1000:
@@ -91,7 +91,7 @@ class DeviceScalars:
         return self._constants[key]
 
     def columns(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        """Columns of one length, gathered together: vectors, or plain numbers where nothing moves and all entries are that number."""
+        """Columns of one length, stacked together: vectors, or plain floats if a column is constant and all its entries are equal."""
         varies = [any(isinstance(x, Tensor) for x in row) for row in rows]
         entries = [self.scalar(x) for row, varying in zip(rows, varies, strict=True) if varying for x in row]
         flat = entries[0].reshape(1) if len(entries) == 1 else torch.stack(entries) if entries else None
@@ -99,7 +99,7 @@ class DeviceScalars:
         return [next(vectors) if varying else self._constant_column(row) for row, varying in zip(rows, varies, strict=True)]
 
     def vector(self, values: Sequence[Any]) -> Tensor:
-        """A column that is a vector in any case."""
+        """A column that is always a vector."""
         (found,) = self.columns([values])
         return found if isinstance(found, Tensor) else self.constant((found,) * len(values))
 
@@ -108,7 +108,7 @@ class DeviceScalars:
         return x.detach().reshape(()).to(self.device, self.dtype) if isinstance(x, Tensor) else self.constant(float(x))
 
     def cast(self, x: Any) -> Tensor:
-        """A number of a param group or state as it is kept here."""
+        """A scalar of a param group or state as the device stores it."""
         return x.to(self.device) if isinstance(x, Tensor) else torch.full((), float(x), dtype=self.dtype, device=self.device)
 
     def _constant_column(self, row: Sequence[float]) -> Any:
@@ -116,11 +116,11 @@ class DeviceScalars:
         return values[0] if values and len(set(values)) == 1 else self.constant(values)
 
     def apply(self, function: Elementwise, columns: Mapping[str, Any], size: int) -> dict[str, Any]:
-        """The columns of what a function finds, called once."""
+        """The columns that a function gives, called once."""
         return function(torch, columns)
 
     def write(self, assignments: Iterable[tuple[MutableMapping[str, Any], str, Any]]) -> None:
-        """Write 0-dim tensors to where numbers stand, in place, with one call: a CUDA graph knows tensors by their place."""
+        """Write 0-dim tensors to where they belong, in place and with one call, since a CUDA graph needs fixed addresses."""
         targets, values = [], []
         for holder, name, value in assignments:
             old = holder.get(name)
@@ -138,7 +138,7 @@ Scalars = HostScalars | DeviceScalars
 
 
 def exact_sum(values: Iterable[float]) -> float:
-    """The sum of floats, rounded once, so that it does not depend on the order; NaN where it is not finite."""
+    """The sum of floats, rounded once, so it does not depend on the order; NaN if it is not finite."""
     try:
         return math.fsum(values)
     except (OverflowError, ValueError):  # finite terms beyond float64's range; inf - inf
@@ -146,7 +146,7 @@ def exact_sum(values: Iterable[float]) -> float:
 
 
 def to_floats(scalars: Sequence[Tensor]) -> list[float]:
-    """The values of 0-dim tensors, with one transfer for each device and dtype."""
+    """The values of 0-dim tensors, with one transfer per device and dtype."""
     if len(scalars) < 12 and all(x.device.type == "cpu" for x in scalars):
         return [x.item() for x in scalars]
     indices_of = defaultdict(list)

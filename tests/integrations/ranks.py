@@ -1,4 +1,4 @@
-"""What real gloo processes find: each run on several ranks beside the same run in one process with the whole batch."""
+"""Results of real gloo processes: each run on several ranks against the same run in one process with the whole batch."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""Accelerate's own loop: how one reaches the optimizer through its wrapper, and its checkpoints."""
+"""Accelerate: how to reach the optimizer through its wrapper, and its checkpoints."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The average in a model's parameters, with batch norm's statistics of it, and back to the bit."""
+"""The average swapped in with its batch norm statistics, and the iterate restored bit for bit."""
 
 import copy
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Tensors that move for the first time in a run that is under way, or again after long."""
+"""Tensors that move for the first time late in a run, or again after a long pause."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Plain SGD keeps the gradient of a step as its direction, where zero_grad() leaves it alone, and notices where somebody changes it."""
+"""Plain SGD stores the gradient of a step as its direction if zero_grad() leaves it alone, and notices when it is changed."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Parameters that are written between steps: clamped, projected, masked, put back, loaded, averaged over clients."""
+"""Parameters that the user writes between steps: clamped, projected, masked, restored, loaded, averaged over clients."""
 
 import copy
 import math
