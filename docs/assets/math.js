@@ -1,4 +1,4 @@
-// Equations: what arithmatex has marked in a page, and the Markdown cells of a notebook.
+// Equations: what arithmatex has marked in a page.
 const delimiters = [
   { left: "$$", right: "$$", display: true },
   { left: "\\[", right: "\\]", display: true },
@@ -8,7 +8,7 @@ const delimiters = [
 
 // Material's document$: once for each page, also where it is loaded into the one before.
 document$.subscribe(() => {
-  for (const element of document.querySelectorAll(".arithmatex, .jp-RenderedMarkdown")) {
+  for (const element of document.querySelectorAll(".arithmatex")) {
     renderMathInElement(element, { delimiters, throwOnError: false });
   }
 });
