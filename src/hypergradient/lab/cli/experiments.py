@@ -41,14 +41,14 @@ PILOT = 3.0
 
 
 def demo(*, output: Output = Path("runs/demo"), seed: Seed = 1, device: Device = "cpu", making: Making = MAKING) -> int:
-    """Final losses from any learning rate, and without one; and the paper's six optimizers. Digits, no download: a minute.
+    """Final loss from any learning rate and without one, and the paper's six optimizers, on digits: about a minute, no download.
 
     Args:
-        output: Folder of report, figures, tables and runs.
-        seed: Of the initial weights and the order of the images.
-        device: Where torch computes: cpu, cuda, cuda:1, mps.
+        output: Folder for report, figures, tables and runs.
+        seed: Seed of the initial weights and of the minibatch order.
+        device: Torch device: cpu, cuda, cuda:1, mps.
     """
-    torch.set_num_threads(1)  # networks this small gain a fifth from a second thread, and lose tenfold where its core is held
+    torch.set_num_threads(1)  # small networks: a second thread saves a fifth, but costs tenfold where its core is busy
     return experiment("demo", both.configurations(seed, device), both.write, output, making, say=say_demo)
 
 
