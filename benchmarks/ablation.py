@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation --mnist ../shared/data/mnist --cifar10 ../shared/data/cifar10
 
-Trains the workloads of ``hypergradient compare`` that the rule was made on without a learning rate, with seeds 1 to 3, and divides the
+Trains the development workloads of ``hypergradient compare`` without a learning rate, with seeds 1 to 3, and divides the
 means of final losses by those of the whole rule. Writes docs/results/ablation.json and docs/images/ablation.png; a second start does what
 is missing.
 """
@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from hypergradient import TuningFree
 from hypergradient.directions import SGD, Adam
 from hypergradient.lab.cli.compare import data_files
-from hypergradient.lab.compare.runs import Job, attempt
+from hypergradient.lab.compare.runs import Job, run_job
 from hypergradient.lab.compare.table import BASES
 from hypergradient.lab.experiments import plots
 from hypergradient.lab.workloads import WORKLOADS
@@ -43,15 +43,15 @@ CHANGE, WHOLE = TuningFree._change, "the whole rule"
 PARTS: dict[str, dict[str, Any]] = {
     WHOLE: {},
     "the parameters are evaluated, not their average": {"eval": lambda _: None},
-    "gradients at the iterate, with classical momentum": {"left_to_average": lambda direction: direction},
+    "gradients at the iterate, with classical momentum": {"without_momentum": lambda direction: direction},
     "signal alone: q = s": {"_change": without_room},
-    "window of 10 steps": {"SHARE": 0.0},
-    "no return from sudden gradients": {"SUDDEN": math.inf},
-    "no steps shortened": {"SPIKE": math.inf},
-    "first step of 1e-3": {"FIRST": (1e-3, 0.03)},
+    "window of 10 steps": {"AVERAGE_FRACTION": 0.0},
+    "no return from sudden gradients": {"SUDDEN_GRADIENT": math.inf},
+    "no steps shortened": {"SHORTENED_FROM": math.inf},
+    "first step of 1e-3": {"FIRST_STEP": (1e-3, 0.03)},
 }
-OWNERS = {"eval": (HypergradientOptimizer,), "left_to_average": (SGD, Adam)}
-MADE = [name for name, workload in WORKLOADS.items() if not workload.judged]
+OWNERS = {"eval": (HypergradientOptimizer,), "without_momentum": (SGD, Adam)}
+DEVELOPMENT = [name for name, workload in WORKLOADS.items() if not workload.held_out]
 
 
 def losses(work: tuple[str, Job, Path | None]) -> list[float]:
@@ -61,7 +61,7 @@ def losses(work: tuple[str, Job, Path | None]) -> list[float]:
         for attribute, value in PARTS[part].items():
             for owner in OWNERS.get(attribute, (TuningFree,)):
                 stack.enter_context(patch.object(owner, attribute, value))
-        found = attempt(job, file)
+        found = run_job(job, file)
     return [found.train, found.valid]
 
 
@@ -102,8 +102,8 @@ def main(*, mnist: str, cifar10: str, output: Path = Path("docs"), processes: in
         processes: runs at a time
     """
     with TemporaryDirectory() as side:
-        files = data_files(MADE, {"mnist": mnist, "cifar10": cifar10}, Path(side))
-        jobs = [Job(name, base, "ours", None, seed) for name in MADE for base in WORKLOADS[name].bases for seed in SEEDS]
+        files = data_files(DEVELOPMENT, {"mnist": mnist, "cifar10": cifar10}, Path(side))
+        jobs = [Job(name, base, "ours", None, seed) for name in DEVELOPMENT for base in WORKLOADS[name].bases for seed in SEEDS]
         works = {
             f"{part} | {job.workload} | {job.base} | {job.seed}": (part, job, files.get(WORKLOADS[job.workload].data or ""))
             for part in PARTS

@@ -139,7 +139,7 @@ class Run:
 
     def by(self, text: str) -> "Run":
         """The same when the optimizer of a call has made it."""
-        call = calls.read(text)
+        call = calls.parse(text)
         opt = OWN[call.name]([self.w], **call.options) if call.name in OWN else optimizer(text, [self.w])
         averages = call.adapts and opt.setup.rule.averages
         try:

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hypergradient.lab.cli.compare import data_files
-from hypergradient.lab.compare.runs import Job, attempt
+from hypergradient.lab.compare.runs import Job, run_job
 from hypergradient.lab.experiments import charts, flat, plots
 from hypergradient.lab.workloads import WORKLOADS
 
@@ -31,7 +31,7 @@ BEYOND = 30.0
 
 
 def validation(job: tuple[Job, Path | None]) -> float:
-    return attempt(*job).valid
+    return run_job(*job).valid
 
 
 def figure(losses: dict[str, float]) -> Figure:

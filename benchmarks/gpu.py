@@ -22,12 +22,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
-from hypergradient.lab.compare.methods import OTHERS
 from hypergradient.lab.compare.runs import RUNS, TUNED, Job, decay_groups, make_optimizer, state_bytes
-from hypergradient.lab.compare.table import number, pair_of, title_of
+from hypergradient.lab.compare.table import fmt, fmt_pair, title_of
 from hypergradient.lab.errors import LabError, first_line
 from hypergradient.lab.runs.data import Data
-from hypergradient.lab.runs.peers import NEED_LOSS, take_step
+from hypergradient.lab.runs.peers import NEED_LOSS, PEER_CLASSES, take_step
 from hypergradient.lab.runs.store import Folder
 from hypergradient.lab.workloads.problem import Order, seeded
 
@@ -70,7 +69,7 @@ def train(part: Part, job: Job, data: Data, model: nn.Module, opt: Any, schedule
         opt.zero_grad()
         loss = cross_entropy(model(x), y.flatten(), label_smoothing=part.smoothing)
         torch.autograd.backward(loss)
-        take_step(opt, loss, OTHERS.get(job.method) in NEED_LOSS)
+        take_step(opt, loss, PEER_CLASSES.get(job.method) in NEED_LOSS)
         if scheduler:
             scheduler.step()
         if (i + 1) % max(1, part.steps // 10) == 0:
@@ -147,7 +146,7 @@ def go(part: Part, seed: int, folder: Folder) -> None:
         print(f"{part.name} {i} of {len(missing)}: {title(asdict(job))}", flush=True)
         line = attempt(part, job, data)
         folder.append_json(RUNS, line)
-        told = line["error"] or f"{pair_of(line['train'], line['valid'], '.4f')}, accuracy {line['accuracy']:.2%}"
+        told = line["error"] or f"{fmt_pair(line['train'], line['valid'], '.4f')}, accuracy {line['accuracy']:.2%}"
         print(f"  {told}, {line['seconds']:.0f} s", flush=True)
 
 
@@ -165,12 +164,12 @@ def cells(line: dict[str, Any]) -> list[str]:
     return [
         title(line),
         str(line["seed"]),
-        pair_of(line["train"], line["valid"], ".4f"),
-        number(line["accuracy"], ".2%"),
-        number(line["seconds"], ".1f"),
+        fmt_pair(line["train"], line["valid"], ".4f"),
+        fmt(line["accuracy"], ".2%"),
+        fmt(line["seconds"], ".1f"),
         "–" if line["per_second"] is None else f"{line['per_second']:,}",
-        number(line["peak"] and line["peak"] / 2**30, ".2f"),
-        number(line["bytes"], ".1f"),
+        fmt(line["peak"] and line["peak"] / 2**30, ".2f"),
+        fmt(line["bytes"], ".1f"),
         " and ".join(f"{x:.3g}" for x in line["alpha"] or []) or "–",
         line["error"] or "–",
     ]

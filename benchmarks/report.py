@@ -75,8 +75,12 @@ def write(path: Path, what: Any, indent: int | None = 1) -> None:
 def publish(docs: Path, name: str, doc: str | None, data: dict[str, Any], text: str) -> None:
     """Data as results/NAME.json, and Markdown between the comments ``<!-- name -->`` and ``<!-- /name -->`` of performance.md."""
     write(docs / "results" / f"{name}.json", {"machine": machine(), **data})
-    file, name = docs / "performance.md", name.replace("-", "_")
+    print(text)
+    fill(docs / "performance.md", name.replace("-", "_"), f"{made(doc)}\n{machine()}\n\n{text}")
+
+
+def fill(file: Path, name: str, text: str) -> None:
+    """Markdown between the comments ``<!-- name -->`` and ``<!-- /name -->`` of a page."""
     before, rest = file.read_text().split(f"<!-- {name} -->")
     after = rest.split(f"<!-- /{name} -->")[1]
-    print(text)
-    write(file, f"{before}<!-- {name} -->\n\n{made(doc)}\n{machine()}\n\n{text}\n\n<!-- /{name} -->{after}")
+    write(file, f"{before}<!-- {name} -->\n\n{text}\n\n<!-- /{name} -->{after}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypergradient.execute import Runner
+from hypergradient.runner import Runner
 
 from .report import command, publish, table
 from .step_time import ADAM, MODELS, ROWS

@@ -17,7 +17,7 @@ Ratio = tuple[float, float, float]
 
 def optimizer(call: str, params: Iterable[nn.Parameter]) -> Any:
     """What a constructor's call in words makes over parameters."""
-    return optimizers.make(calls.read(call), nn.ParameterList(params))
+    return optimizers.make(calls.parse(call), nn.ParameterList(params))
 
 
 def peer(model: nn.Module, optimizer: Any, loss: Callable[[Any], Any]) -> tuple[Step, Step]:

@@ -1,4 +1,4 @@
-"""Accelerate: prepare() wraps the optimizer, and eval(), train() and averaged() reach through."""
+"""Accelerate: prepare() wraps the optimizer; eval(), train() and averaged() work through the wrapper."""
 
 import tempfile
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hypergradient import AdamWHD
-from hypergradient.integrations import averaged, readings
+from hypergradient.integrations import averaged, metrics
 
 torch.manual_seed(0)
 x = torch.randn(512, 20)
@@ -33,7 +33,7 @@ for _ in range(25):
 
 batches = [x[:256], x[256:]]  # of the training data, from which batch norm gets the average's statistics
 with averaged(opt, model, batches), torch.no_grad():
-    accelerator.save_state(tempfile.mkdtemp())  # after load_state(): put_iterate(opt, model), and it goes on
+    accelerator.save_state(tempfile.mkdtemp())  # after load_state(): use_iterate(opt, model), and it goes on
     loss = nn.functional.cross_entropy(model.eval()(x), y).item()
-print(f"training loss {loss:.3f}, {readings(opt)}")
+print(f"training loss {loss:.3f}, {metrics(opt)}")
 assert loss < 0.4

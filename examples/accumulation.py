@@ -1,4 +1,4 @@
-"""Gradients of four small batches make one step, and are clipped: the rule sees what the step is made of."""
+"""Gradient accumulation and clipping: four small batches make one step, and the rule sees the accumulated, clipped gradient."""
 
 import torch
 from torch import nn

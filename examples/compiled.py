@@ -1,4 +1,4 @@
-"""The optimizer's step in a compiled function: one operator of its graph, and nothing is compiled anew as the learning rate moves."""
+"""The optimizer's step in a compiled function: one operator of the graph, with no recompilation as the learning rate changes."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""DistributedDataParallel on two processes: gradients are averaged before the step, so all ranks adapt alike."""
+"""DistributedDataParallel on two processes: gradients are averaged before the step, so all ranks have the same learning rate."""
 
 import tempfile
 

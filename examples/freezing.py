@@ -1,4 +1,4 @@
-"""A layer that is frozen at first and thawed later; it finds a learning rate of its own then."""
+"""A layer that is frozen at first and thawed later, with its own learning rate from then on."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""FSDP2 on two processes: parameters are sharded, and a distributed checkpoint of average and optimizer goes on where it was."""
+"""FSDP2 on two processes: parameters are sharded, and a run resumes from a distributed checkpoint of average and optimizer."""
 
 import tempfile
 

@@ -1,4 +1,4 @@
-"""The optimizer in backward: each tensor has its own, steps as soon as its gradient is there, and lets go of it."""
+"""The optimizer step in backward: each tensor has its own optimizer, steps as soon as its gradient is ready, and frees the gradient."""
 
 from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""A learning rate for each layer: each adapted by itself, or all together at ratios that stay."""
+"""A learning rate for each layer: adapted independently, or all together at fixed ratios."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Lightning: the callback validates and saves the average, logs what the rule sees, and refreshes batch norm."""
+"""Lightning: the callback validates and saves the average, logs the rule's metrics, and refreshes batch norm."""
 
 import tempfile
 

@@ -1,4 +1,4 @@
-"""LoRA with peft: the adapters alone are trained, and their average is saved."""
+"""LoRA with peft: only the adapters are trained, and their average is saved."""
 
 import tempfile
 

@@ -1,4 +1,4 @@
-"""The plain loop: no learning rate, validation and checkpoint of the average, and a resumed run that goes on as if never stopped."""
+"""The plain loop without a learning rate: validation and checkpoint of the average, and a resumed run equal to one that never stopped."""
 
 import tempfile
 from pathlib import Path

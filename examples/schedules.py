@@ -1,4 +1,4 @@
-"""A schedule is a factor on what is adapted: warm-up and decay as with any optimizer, and still no learning rate to choose."""
+"""A scheduler multiplies the adapted learning rate: warm-up and decay as with any optimizer, and still no learning rate to choose."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""transformers' Trainer: no learning rate, any lr_scheduler_type; the callback evaluates, saves and loads the average."""
+"""transformers' Trainer without a learning rate, with any lr_scheduler_type; the callback evaluates, saves and loads the average."""
 
 import tempfile
 

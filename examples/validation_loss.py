@@ -1,4 +1,4 @@
-"""Hyperparameters that follow a loss of your own: weight decay by that on held-out data, which training data cannot choose."""
+"""Hyperparameters adapted on your own loss: weight decay on held-out data, since training data cannot choose it."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The command ``hypergradient``, outside of the package: Ctrl-C while torch is imported ends it in a line, too."""
+"""Entry point of the command ``hypergradient``, outside the package so that Ctrl-C during ``import torch`` exits cleanly."""
 
 import os
 import signal
@@ -14,6 +14,6 @@ def main() -> None:
 
 
 def stop(*_: object) -> None:
-    """End at once: what is being imported has nothing to save, and may catch a KeyboardInterrupt."""
+    """Exit at once: there is nothing to save yet, and a module being imported might catch a KeyboardInterrupt."""
     print("hypergradient: stopped", file=sys.stderr, flush=True)
     os._exit(130)

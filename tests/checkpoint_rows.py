@@ -1,4 +1,4 @@
-"""The runs whose checkpoints are kept in tests/data: how each is made, trained, saved and gone on with, by public names alone.
+"""The runs whose checkpoints are stored in tests/data: how each is made, trained, saved and resumed, by public names alone.
 
 Both the script that wrote the checkpoints and the test that reads them take the rows from here, so they cannot differ in what they run.
 """

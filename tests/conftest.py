@@ -1,4 +1,4 @@
-"""One thread a test process: the problems are tiny, and threads that wait for each other cost more than they compute."""
+"""One thread per test process: the problems are tiny, and threads waiting for each other cost more than they compute."""
 
 import os
 import tempfile

@@ -1,9 +1,9 @@
-"""The methods of the field since 2018, literally, in float64 on one flat parameter vector. Imports nothing of ours.
+"""The published methods since 2018, literally, in float64 on one flat parameter vector. Imports nothing of this library.
 
 Each published method is the text of its paper, in the order of operations of its authors' code, with its own names; ``composed`` is the
-loop that puts the same parts together as nobody has published them. As in reference.py ``parts`` is a mask a learning rate, [P, n], so
-that θ moves with Σ_p α_p parts_p: ones for a scalar, one row a tensor, the identity for a diagonal. ``groups`` is the same for what
-stands once a param group.
+loop for unpublished combinations of the same parts. As in reference.py ``parts`` has a mask per learning rate, [P, n], so that θ moves with
+Σ_p α_p parts_p: ones for a scalar, one row per tensor, the identity for a diagonal. ``groups`` is the same for hyperparameters of param
+groups.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,10 +1,10 @@
-"""Algorithms 1 to 6 of the paper, literally, in float64 on one flat parameter vector. Imports nothing of ours.
+"""Algorithms 1 to 6 of the paper, literally, in float64 on one flat parameter vector. Imports nothing of this library.
 
 Baydin et al., Online Learning Rate Adaptation with Hypergradient Descent, ICLR 2018. The names are the paper's: u is the update,
 θ_t = θ_{t-1} + u_t, and grad_u its derivative ∇αu.
 
-A learning rate per part of θ (a param group, a tensor) is the same algorithm with α an entry per part: ``parts`` is a 0/1 or weighted
-mask a part, [P, n], so that θ moves with Σ_p α_p parts_p. One part of ones is the paper.
+A learning rate per part of θ (a param group, a tensor) is the same algorithm with one entry of α per part: ``parts`` has a 0/1 or weighted
+mask per part, [P, n], so that θ moves with Σ_p α_p parts_p. One part of ones is the paper.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What moves beside the learning rate, and by what: the adapt dict, adapt(), towers and scope="element", in loops as they are written."""
+"""Hyperparameters other than the learning rate: the adapt dict, adapt(), towers and scope="element", in realistic training loops."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 
 from cases import Problem, flat, pairs
 from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Multiplicative
-from hypergradient.hyperparameters import HYPERPARAMETERS, ends_of, move
+from hypergradient.hyperparameters import HYPERPARAMETERS, coordinate_bounds, update_hyperparameter
 
 pytestmark = pytest.mark.filterwarnings("ignore:weight_decay is adapted on the training loss")  # on purpose
 
@@ -173,12 +173,12 @@ def test_checkpoint_without_adapt_goes_on_with_it_and_the_reverse(ours, options:
     opt.load_state_dict(through_a_file(plain.state_dict()))
     other.train(opt, 3, start=4)
     names = {"beta1": "betas", "beta2": "betas"}
-    assert all(opt.param_groups[0][names.get(name, name)] != plain.param_groups[0][names.get(name, name)] for name in opt.setup.adapted)
+    assert all(opt.param_groups[0][names.get(name, name)] != plain.param_groups[0][names.get(name, name)] for name in opt.setup.other_rules)
     back = ours(third.groups(), lr=0.01, hypergrad_lr=0.0, scope=scope, **options)
     third.model.load_state_dict(other.model.state_dict())
     back.load_state_dict(through_a_file(opt.state_dict()))
     third.train(back, 3, start=7)
-    for name in opt.setup.adapted:
+    for name in opt.setup.other_rules:
         assert back.param_groups[0][names.get(name, name)] == opt.param_groups[0][names.get(name, name)]
     assert back.skipped == opt.skipped == 0
 
@@ -510,11 +510,11 @@ def test_values_keep_inside_their_bounds_whatever_the_hypergradient(name, rule, 
     """Or the move is not finite, and the step is skipped."""
     own = HYPERPARAMETERS[name]
     low, high = (own.bounds[0] + x * (own.bounds[1] - own.bounds[0]) for x in sorted(ends))
-    value, memory = low + start * (high - low), rule.fresh()
+    value, memory = low + start * (high - low), rule.initial_memory()
     for h, g_norm, d_norm in steps:
         x = {"value": value, "beta": beta, "h": h, "g_norm": g_norm, "d_norm": d_norm, "unit": float(own.unit), "low": low, "high": high}
-        x |= dict(zip(("lowest", "highest"), ends_of(rule, own.unit, (low, high)), strict=True))
-        found = move(rule, memory, x)
+        x |= dict(zip(("lowest", "highest"), coordinate_bounds(rule, own.unit, (low, high)), strict=True))
+        found = update_hyperparameter(rule, memory, x)
         if not all(map(math.isfinite, [found.alpha, *found.memory.values(), found.beta or 0.0])):
             return
         assert low <= found.alpha <= high

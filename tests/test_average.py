@@ -1,4 +1,4 @@
-"""The running average in people's hands: looked at, saved, loaded, written over."""
+"""The running average in use: evaluated, saved, loaded, overwritten."""
 
 import copy
 from typing import Any
@@ -56,7 +56,7 @@ def test_weights_that_were_loaded_meanwhile_are_kept(make: Any, by: str) -> None
     else:
         for name, p in problem.model.named_parameters():
             p.data = best[name]
-    with pytest.warns(UserWarning, match="parameters were written while they were the average"):
+    with pytest.warns(UserWarning, match="parameters were overwritten while the average was swapped in"):
         opt.train()
     for name, p in problem.model.named_parameters():
         assert torch.equal(p, best[name])

@@ -224,11 +224,11 @@ tuning --model logreg,tree --data digits
 sensitivity --data x=y=z
 compare --workload tree
 compare --family tree
-compare --workload digits --judged
-compare --methods --judged
+compare --workload digits --held-out
+compare --methods --held-out
 compare --data nowhere
 compare --workload ,
-compare --made --judged
+compare --development --held-out
 compare --processes 0
 compare --processes x
 compare --data mnist=
@@ -299,7 +299,7 @@ def test_there_are_hundreds() -> None:
 @pytest.mark.parametrize("part", range(8))
 def test_bad_inputs_are_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, place: Path, part: int) -> None:
     monkeypatch.chdir(place)
-    for begins in ("runs.train.Run.go", "runs.chunk.Chunk.go", "compare.workers.Workers.put"):
+    for begins in ("runs.train.Run.go", "runs.chunk.Chunk.go", "compare.workers.Workers.submit"):
         monkeypatch.setattr(f"hypergradient.lab.{begins}", accepted)
     signal.signal(signal.SIGALRM, too_slow)
     before, wrong = content(place), []

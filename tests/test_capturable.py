@@ -1,4 +1,4 @@
-"""capturable=True: numbers stay on the device, nothing waits for them, and the run is that of the host."""
+"""capturable=True: scalars stay on the device, no step waits for them, and the run equals that of the host."""
 
 import copy
 import io

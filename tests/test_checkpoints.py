@@ -1,4 +1,4 @@
-"""Checkpoints that an earlier version wrote go on bit for bit (tests/data/make_checkpoints.py says which, and how it wrote them)."""
+"""Checkpoints of an earlier version resume bit for bit (tests/data/make_checkpoints.py says which, and how it wrote them)."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cases import flat
 from checkpoint_rows import END, ROWS, SAVED, arithmetic, copied, reached
-from hypergradient.checkpoint import leave_momentum
+from hypergradient.checkpoint import convert_momentum
 
 FILE = Path(__file__).parent / "data" / "checkpoints.pt"
 WRITTEN = torch.load(FILE, weights_only=True)
@@ -99,11 +99,11 @@ def test_older_rule_goes_on_from_its_average(name: str) -> None:
         torch.testing.assert_close(flat(problem.parameters()), expected, rtol=0, atol=0)
     checkpoint = copied({"model": dict(problem.model.state_dict()), "optimizer": opt.state_dict()})
     problem, opt = row._replace(evaluates=False).load(checkpoint)
-    leave_momentum(opt)
+    convert_momentum(opt)
     with opt.averaged():
         torch.testing.assert_close(flat(problem.parameters()), expected, rtol=0, atol=1e-6)
     ways = [opt.state[p].get("trace", torch.zeros_like(p)) for p in problem.parameters()]
-    b = max(opt.setup.direction.share(group) for group in opt.param_groups)
+    b = max(opt.setup.direction.interpolation(group) for group in opt.param_groups)
     torch.testing.assert_close(flat(problem.parameters()) - b / (1 - b) * flat(ways), iterate, rtol=0, atol=1e-6)
     row.train(problem, opt, SAVED, END)
     assert flat(problem.parameters()).isfinite().all()

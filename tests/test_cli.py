@@ -44,27 +44,27 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        pytest.param("train --data nowhere", "--data nowhere: there is no such folder", id="missing-folder"),
-        pytest.param("train --data /no/such/folder", "--data /no/such/folder: there is no such folder", id="missing-path"),
+        pytest.param("train --data nowhere", "--data nowhere: no such folder", id="missing-folder"),
+        pytest.param("train --data /no/such/folder", "--data /no/such/folder: no such folder", id="missing-path"),
         pytest.param("train --model tree", "--model must be one of logreg, mlp, cnn, cnn-bn, vgg16", id="model"),
         pytest.param("train --optimizer sgd-hd", "constructor call of at most 50,000 characters, such as 'AdamHD(lr=1e-3)'", id="no-call"),
-        pytest.param("train --optimizer adagrad", "--optimizer adagrad is none of SGDHD, HDM, AdamHD, AdamWHD", id="optimizer"),
+        pytest.param("train --optimizer adagrad", "--optimizer adagrad is unknown: choose from SGDHD, HDM, AdamHD", id="optimizer"),
         pytest.param("train --optimizer SGDHD(rate=1)", "HypergradientOptimizer.__init__() got an unexpected", id="no-option"),
         pytest.param("train --optimizer SGDHD(lr=-1)", "lr must be a finite number >= 0, got -1", id="negative-lr"),
-        pytest.param("train --optimizer SGDHD(rule=Up(1))", "Up is none of AdaGradRule, AdamRule, Adapted, Additive", id="rule"),
-        pytest.param("train --optimizer SGDHD(lr=[1])", "a list is the axis of a sweep; give one value here", id="axis"),
+        pytest.param("train --optimizer SGDHD(rule=Up(1))", "Up is unknown: choose from AdaGradRule, AdamRule, Adapted", id="rule"),
+        pytest.param("train --optimizer SGDHD(lr=[1])", "a list is an axis of a sweep: give one value", id="axis"),
         pytest.param("train --batch-size 0", "--batch-size: input should be greater than or equal to 1, got '0'", id="batch-size"),
         pytest.param("train --epochs 0", "--epochs: input should be greater than or equal to 1, got '0'", id="epochs"),
         pytest.param("train --seed -1", "--seed: input should be greater than or equal to 0, got '-1'", id="seed"),
         pytest.param("train --threshold nan", "--threshold: input should be a finite number, got 'nan'", id="threshold"),
         pytest.param("train --hypergrad-data test", "input should be 'train' or 'validation', got 'test'", id="hypergrad-data"),
-        pytest.param("train --device toaster", "--device toaster cannot be used here", id="device"),
+        pytest.param("train --device toaster", "--device toaster is not available", id="device"),
         pytest.param("train --learning-rate 1", "Unknown option: --learning-rate", id="unknown-option"),
         pytest.param("train --epochs 1 --epochs 2", "--epochs specified multiple times", id="twice"),
-        pytest.param("train --resume", "holds no run to resume", id="nothing-to-resume"),
-        pytest.param("train --data text", "--model logreg does not take --data text, which is text: try --model transformer", id="text"),
-        pytest.param("train --model transformer", "--model transformer does not take --data digits, which is no text", id="images"),
-        pytest.param("train --data quadratic --model cnn", "--model cnn needs images, the data's have the shape (100,)", id="vectors"),
+        pytest.param("train --resume", "contains no run to resume", id="nothing-to-resume"),
+        pytest.param("train --data text", "--model logreg does not accept --data text, which is text: try --model transformer", id="text"),
+        pytest.param("train --model transformer", "--model transformer does not accept --data digits, which is not text", id="images"),
+        pytest.param("train --data quadratic --model cnn", "--model cnn needs images, but the data has shape (100,)", id="vectors"),
         pytest.param("heatmap --cap 0", "--cap: input should be greater than or equal to 1, got '0'", id="cap"),
         pytest.param("train stray", "stray", id="stray-argument"),
         pytest.param("fly", 'Unknown command "fly". Available commands: demo, train', id="unknown-command"),
@@ -105,7 +105,7 @@ def test_weight_decay_on_the_training_loss_is_told_in_a_line(monkeypatch, capfd)
     optimizer = "SGDHD(lr=1e-3, weight_decay=1e-4, adapt={'lr': Additive(1e-3), 'weight_decay': Additive(1)})"
     words = ("train", "--epochs", "1", "--limit", "256", "--optimizer", optimizer, "--output")
     assert call(monkeypatch, *words, "a") == 0
-    assert "\nWeight decay that follows the training loss drifts to its lower bound: add --hypergrad-data" in capfd.readouterr().err
+    assert "\nWarning: weight decay adapted on the training loss drifts to its lower bound: add --hypergrad-data" in capfd.readouterr().err
     assert call(monkeypatch, *words, "b", "--hypergrad-data", "validation") == 0
     assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["Training", "Results:"]
 
@@ -119,7 +119,7 @@ def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
     assert call(monkeypatch, "demo", "--output", "d", "--seed", "5") == 0  # nothing is run or drawn again
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "d").rglob("*.p*")} == files
     out, err = capfd.readouterr()
-    assert err.startswith("42 runs on digits, 42 of them there already, into d\n")
+    assert err.startswith("42 runs on digits, 42 already finished; output: d\n")
     found = json.loads(first)
     six, *others = found["runs"][:12], *found["runs"][12:]
     assert [(run["model"], run["optimizer"], run["seed"], run["hidden"]) for run in six] == [
@@ -171,8 +171,8 @@ def test_a_sweep_of_many_runs_is_counted_and_asked_for(monkeypatch, capfd, tmp_p
     assert time.monotonic() - begun < 10
     told = capfd.readouterr().err.splitlines()
     assert len(told) == 1
-    assert told[0].startswith("hypergradient: 1,000,000,000 runs: a pilot of 1 of its 1 iterations says that the first takes ")
-    assert told[0].endswith(" hours, one after the other: add --yes to make them")
+    assert told[0].startswith("hypergradient: 1,000,000,000 runs: a pilot of 1 of 1 iterations estimates ")
+    assert told[0].endswith(" hours for all in sequence: add --yes to start them")
     assert not (tmp_path / "runs").exists()
 
 

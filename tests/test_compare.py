@@ -15,28 +15,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypergradient.lab.cli.compare import chosen
+from hypergradient.lab.cli.compare import select_workloads
 from hypergradient.lab.compare import table
-from hypergradient.lab.compare.methods import FIELD, OTHERS
-from hypergradient.lab.compare.plan import GRID, GUESS, bracket, drive, peers_of, plans, tuned
-from hypergradient.lab.compare.runs import METHODS, Job, Result, attempt, cosine, result
+from hypergradient.lab.compare.methods import PUBLISHED
+from hypergradient.lab.compare.plan import GRID, GUESS, bracket, peers_of, plans, run_plans, tuned_plan
+from hypergradient.lab.compare.runs import METHODS, Job, Result, cosine, parse_result, run_job
 from hypergradient.lab.compare.workers import Workers
 from hypergradient.lab.runs.data import Data
 from hypergradient.lab.runs.engine import StoppedError
-from hypergradient.lab.runs.peers import PEERS
+from hypergradient.lab.runs.peers import PEER_CLASSES, PEERS
 from hypergradient.lab.workloads import FAMILIES, WORKLOADS, fine_tuning
 from kills import first_dies
 
-JUDGED = """
+HELD_OUT = """
 mnist resnet-bn cnn lstm gpt-groups gpt-long vae denoising raw poisson sine images-1000 cancer decay-0.3 decay-0 batch-1
 batch-1000 short-150 short-100 switch drift wrong-labels-conv frozen skip-gram reinforce adversarial
 """
 
 
 def test_the_split_is_fixed() -> None:
-    assert [name for name, workload in WORKLOADS.items() if workload.judged] == JUDGED.split()
+    assert [name for name, workload in WORKLOADS.items() if workload.held_out] == HELD_OUT.split()
     assert sorted(name for names in FAMILIES.values() for name in names) == sorted(WORKLOADS)
-    assert all({WORKLOADS[name].judged for name in names} == {True, False} for names in FAMILIES.values())
+    assert all({WORKLOADS[name].held_out for name in names} == {True, False} for names in FAMILIES.values())
 
 
 @pytest.fixture(scope="module")
@@ -87,22 +87,22 @@ def test_workload(name: str, noise: dict[str | None, Data | None]) -> None:
 TINY = replace(WORKLOADS["digits"], steps=80, bases=("adamw",), title="Tiny")
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in FIELD])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in PUBLISHED])
 @pytest.mark.parametrize("one_group", [True, False])
 def test_methods_learn(monkeypatch: pytest.MonkeyPatch, method: str, one_group: bool) -> None:
-    if method in OTHERS:
-        pytest.importorskip(PEERS[OTHERS[method]][1])
+    if method in PEER_CLASSES:
+        pytest.importorskip(PEERS[PEER_CLASSES[method]][1])
     monkeypatch.setitem(WORKLOADS, "tiny", replace(TINY, one_group=one_group))
     job = Job("tiny", "adamw", method, 1e-3 if method in ("constant", "cosine", "given") else None, 1)
     with redirect_stdout(StringIO()), catch_warnings():
         simplefilter("ignore")
-        found = attempt(job, None)
+        found = run_job(job, None)
     assert found.error is None
     assert found.train < WORKLOADS["digits"].make(1, None).evaluate()[0]
     assert found.bytes is not None
     assert 3 < found.bytes < 17
-    assert result(json.loads(json.dumps(found.as_dict()))) == found
-    assert (found.alpha is None) == (method in (*OTHERS, "constant", "cosine"))
+    assert parse_result(json.loads(json.dumps(found.as_dict()))) == found
+    assert (found.alpha is None) == (method in (*PEER_CLASSES, "constant", "cosine"))
     if found.alpha:
         assert len(found.alpha[0]) == len(found.alpha[1]) <= 100
         assert found.alpha[0][-1] == 80
@@ -126,21 +126,21 @@ def failing(seed: int, data: Data | None) -> Any:
 )
 def test_a_run_that_fails_is_a_result(monkeypatch: pytest.MonkeyPatch, workload: Any, method: str, lr: float, error: str) -> None:
     monkeypatch.setitem(WORKLOADS, "tiny", workload)
-    found = attempt(Job("tiny", "adamw", method, lr, 1), None)
+    found = run_job(Job("tiny", "adamw", method, lr, 1), None)
     assert (found.failed, found.error, found.train) == (True, error, math.inf)
-    assert result(json.loads(json.dumps(found.as_dict()))) == found
+    assert parse_result(json.loads(json.dumps(found.as_dict()))) == found
 
 
 def test_a_process_that_dies_costs_its_run() -> None:
     workers, found = Workers(2, {}, first_dies), dict[int, Result]()
     try:
         for seed in (1, 2):
-            workers.put(Job("digits", "adam", "ours", None, seed))
+            workers.submit(Job("digits", "adam", "ours", None, seed))
         while workers.busy:
-            found |= {x.job.seed: x for x in workers.get(60)}
+            found |= {x.job.seed: x for x in workers.collect(60)}
     finally:
         workers.close()
-    assert (found[1].error, found[1].valid, found[2].valid) == ("the process ended with exit status 7", math.inf, 2.0)
+    assert (found[1].error, found[1].valid, found[2].valid) == ("the process died with exit status 7", math.inf, 2.0)
     assert workers.free == 2
 
 
@@ -194,12 +194,12 @@ class Fakes:
     def free(self) -> int:
         return self.most - len(self.busy)
 
-    def put(self, job: Job) -> None:
+    def submit(self, job: Job) -> None:
         assert self.free
         self.busy.append(job)
         self.began.append(job)
 
-    def get(self, timeout: float) -> list[Result]:
+    def collect(self, timeout: float) -> list[Result]:
         off = abs(math.log10((self.busy[0].lr or 1e-3) / 3e-2))
         return [Result(self.busy.pop(0), 1 + off, 2 + off)]
 
@@ -210,7 +210,7 @@ class Fakes:
 def test_what_is_missing_is_made_once(most: int) -> None:
     known: dict[Job, Result] = {}
     fakes, told = Fakes(most), list[tuple[Result, int]]()
-    drive(plans(["digits", "gpt"], 3, False), known, fakes, lambda *x: told.append(x))
+    run_plans(plans(["digits", "gpt"], 3, False), known, fakes, lambda *x: told.append(x))
     assert len(fakes.began) == len(set(fakes.began)) == len(known) == len(told)
     assert told[-1][1] == 6
     assert {job.lr for job in known if job.seed == 2 and (job.base, job.method) == ("adam", "constant")} == {GRID[13]}
@@ -218,25 +218,25 @@ def test_what_is_missing_is_made_once(most: int) -> None:
     for job in left:
         del known[job]
     again = Fakes(most)
-    drive(plans(["digits", "gpt"], 3, False), known, again, lambda *x: None)
+    run_plans(plans(["digits", "gpt"], 3, False), known, again, lambda *x: None)
     assert sorted(map(str, again.began)) == sorted(map(str, left))
 
 
 def test_no_process_waits_while_there_is_work() -> None:
     fakes, idle = Fakes(4), list[int]()
-    drive(plans(["digits"], 3, False), {}, fakes, lambda *_: idle.append(len(fakes.busy)))
+    run_plans(plans(["digits"], 3, False), {}, fakes, lambda *_: idle.append(len(fakes.busy)))
     assert idle[:-3] == [3] * (len(idle) - 3)
 
 
 def test_stopped_between_runs() -> None:
     stopped, known = Event(), dict[Job, Result]()
     with pytest.raises(StoppedError):
-        drive(plans(["digits"], 1, True), known, Fakes(2), lambda *_: stopped.set(), stopped)
+        run_plans(plans(["digits"], 1, True), known, Fakes(2), lambda *_: stopped.set(), stopped)
     assert len(known) == 1
 
 
 def test_winners_of_both_losses_run_with_all_seeds() -> None:
-    _, jobs = played(tuned("digits", "adam", 2), {lr: (1.0 + abs(i - 8), 1.0 + abs(i - 11)) for i, lr in enumerate(GRID)})
+    _, jobs = played(tuned_plan("digits", "adam", 2), {lr: (1.0 + abs(i - 8), 1.0 + abs(i - 11)) for i, lr in enumerate(GRID)})
     assert {job.lr for job in jobs if job.seed == 2} == {GRID[8], GRID[11]}
     assert {job.method for job in jobs if job.seed == 2} == {"constant", "cosine"}
 
@@ -250,11 +250,11 @@ def test_each_peer_runs_once_on_a_workload(workload: str, base: str, count: int)
 
 
 def test_what_is_chosen() -> None:
-    assert chosen(None, None, None, False) == [*WORKLOADS]
-    assert chosen(None, None, True, False) == JUDGED.split()
-    assert chosen(None, "games", False, False) == ["bandit"]
-    assert chosen("digits,gpt", "sequence", None, False) == ["gpt"]
-    assert not any(WORKLOADS[name].data for name in chosen(None, None, None, True))
+    assert select_workloads(None, None, None, False) == [*WORKLOADS]
+    assert select_workloads(None, None, True, False) == HELD_OUT.split()
+    assert select_workloads(None, "games", False, False) == ["bandit"]
+    assert select_workloads("digits,gpt", "sequence", None, False) == ["gpt"]
+    assert not any(WORKLOADS[name].data for name in select_workloads(None, None, None, True))
     assert set(GUESS) == {base for workload in WORKLOADS.values() for base in workload.bases}
 
 
@@ -279,13 +279,24 @@ def test_table() -> None:
     ours = rows["quadratic", "ours"]
     assert (ours.train, ours.rho_train, ours.rho_cos_valid, ours.worst_train, ours.worst_valid) == (3.0, 1.0, 1.5, 2.0, 1.5)
     dog, momo = rows["quadratic", "dog"], rows["quadratic", "momo"]
-    assert (dog.train, dog.valid, dog.rho_valid, dog.failures, dog.runs, table.reason(dog)) == (5.0, 3.0, 0.5, 1, 3, "1 of 3 diverged")
-    assert (momo.train, momo.rho_cos_valid, table.reason(momo)) == (math.inf, math.inf, "1 of 1 failed, TypeError: <b>|")
-    lines = {(line[0], judged): line[1:] for judged in (True, False) for line in table.summary([*rows.values()], judged)}
+    assert (dog.train, dog.valid, dog.rho_valid, dog.failures, dog.runs, table.why_failed(dog)) == (
+        5.0,
+        3.0,
+        0.5,
+        1,
+        3,
+        "1 of 3 diverged",
+    )
+    assert (momo.train, momo.rho_cos_valid, table.why_failed(momo)) == (math.inf, math.inf, "1 of 1 failed, TypeError: <b>|")
+    lines = {(line[0], held_out): line[1:] for held_out in (True, False) for line in table.summary([*rows.values()], held_out)}
     assert lines["DoG", True] == ["1", "1.67 / 0.50", "3.33 / 0.75", "0.75", "0.50", "8.0", "1", "0% / 0%"]
-    assert (lines["DoG", False][-1], lines["HD, no lr", True][1], lines["HD, no lr", True][-1]) == ("100% / 0%", "2.00 / 1.00", "–")
+    assert (lines["DoG", False][-1], lines["HD, tuning-free", True][1], lines["HD, tuning-free", True][-1]) == (
+        "100% / 0%",
+        "2.00 / 1.00",
+        "–",
+    )
     assert table.failures([*rows.values()], True) == {
-        "HD, lr given": ["cancer, Adam (ρ = 1.50)"],
+        "HD, lr set": ["cancer, Adam (ρ = 1.50)"],
         "DoG": ["cancer, Adam (1 of 3 diverged)"],
         "MoMo-Adam": ["cancer, Adam (1 of 1 failed, TypeError: <b>|)"],
     }

@@ -1,4 +1,4 @@
-"""step() inside torch.compile: one operator of the graph, compiled once while the learning rate moves, and the run is that without."""
+"""step() inside torch.compile: one operator of the graph, compiled once while the learning rate changes, and equal to eager runs."""
 
 import copy
 import functools
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Decay, Hypergradient, Multiplicative, Transition, TuningFree
-from hypergradient.graph import OPTIMIZERS
+from hypergradient.compiled_step import OPTIMIZERS
 
 pytestmark = [  # torch's own, while it compiles
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
@@ -302,7 +302,7 @@ def test_a_graph_keeps_no_optimizer_alive() -> None:
     pair = Pair(adam)
     pair.backward(pair.batches[0])
     step(pair.opt)
-    number = pair.opt.number
+    number = pair.opt.handle
     assert number in OPTIMIZERS
     del pair
     gc.collect()

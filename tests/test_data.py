@@ -234,12 +234,12 @@ def picture(mode: str, form: str) -> Callable[[], dict]:
 LETTERS = datasets.ClassLabel(names=["a", "b"])
 
 ODD = {
-    "no-validation-split": (no_valid, "needs a split train and one named validation or test, has train"),
-    "other-splits": (other_names, "needs a split train and one named validation or test, has train"),
+    "no-validation-split": (no_valid, "needs a split train and one named validation or test; it has train"),
+    "other-splits": (other_names, "needs a split train and one named validation or test; it has train"),
     "no-label": (lambda d: both(d, label=None, text=list("abcd")), "no integer column named label; its columns are image, text"),
     "no-image": (lambda d: both(d, image=None), "no column of images; its columns are label"),
-    "negative-label": (negative, r"labels must lie in 0 \.\.\. 2, but 1 do not, such as -1"),
-    "label-beyond-training": (beyond, r"labels must lie in 0 \.\.\. 2, but 1 do not, such as 3"),
+    "negative-label": (negative, r"labels must be in 0 \.\.\. 2, but 1 are not, such as -1"),
+    "label-beyond-training": (beyond, r"labels must be in 0 \.\.\. 2, but 1 are not, such as 3"),
     "huge-label": (huge, "labels must be 0, 1, .* one is 1000000000"),
     "label-of-64-bits": (big_label, "a label of the split train cannot be read"),
     "boolean-labels": (labels("bool", False, True), "no integer column named label"),
@@ -247,37 +247,37 @@ ODD = {
     "text-labels": (labels("string", "a", "b"), "no integer column named label"),
     "null-label": (labels("int64", 0, 1, None), "row 2 of the split train has no label"),
     "null-class": (labels(LETTERS, None, 1), "row 0 of the split train has no label"),
-    "unknown-class": (labels(LETTERS, 0, -1), r"labels must lie in 0 \.\.\. 1, but 1 do not, such as -1"),
-    "one-class": (labels("int64", 0, 0), "needs two classes or more, but the highest label is 0"),
-    "negative-labels": (labels("int64", -1, -1), "needs two classes or more, but the highest label is -1"),
+    "unknown-class": (labels(LETTERS, 0, -1), r"labels must be in 0 \.\.\. 1, but 1 are not, such as -1"),
+    "one-class": (labels("int64", 0, 0), "needs at least two classes, but the highest label is 0"),
+    "negative-labels": (labels("int64", -1, -1), "needs at least two classes, but the highest label is -1"),
     "sizes-differ": (sizes, "training images are 1x6x6, validation images 1x7x7"),
-    "sizes-mixed": (images(GREY, GREY[:5]), r"row 1 of the split train .*it is \(5, 6\), that of row 0 \(6, 6\)"),
-    "palette-among-grey": (images(GREY, palette), r"row 1 of the split train .*it is \(6, 6, 3\), that of row 0 \(6, 6\)"),
-    "null-image": (images(GREY, None), "row 1 of the split train cannot be read .it is null"),
-    "image-elsewhere": (images({"bytes": None, "path": "/etc/hostname"}, GREY), "row 0 of the split train .* in another file"),
-    "bad-picture": (images(GREY, {"bytes": b"no picture", "path": None}), "row 1 of the split train cannot be read"),
-    "no-bytes": (images(GREY, {"bytes": b"", "path": None}), "row 1 of the split train cannot be read"),
-    "16-bit": (images(GREY, picture("I;16", "PNG")), "row 1 .*its mode is I;16: convert it to 1, L, LA, P, RGB, RGBA"),
+    "sizes-mixed": (images(GREY, GREY[:5]), r"row 1 of the split train .*its shape is \(5, 6\), that of row 0 \(6, 6\)"),
+    "palette-among-grey": (images(GREY, palette), r"row 1 of the split train .*its shape is \(6, 6, 3\), that of row 0 \(6, 6\)"),
+    "null-image": (images(GREY, None), "cannot read the image in row 1 of the split train .it is null"),
+    "image-elsewhere": (images({"bytes": None, "path": "/etc/hostname"}, GREY), "row 0 of the split train .* stored in another file"),
+    "bad-picture": (images(GREY, {"bytes": b"no picture", "path": None}), "cannot read the image in row 1 of the split train"),
+    "no-bytes": (images(GREY, {"bytes": b"", "path": None}), "cannot read the image in row 1 of the split train"),
+    "16-bit": (images(GREY, picture("I;16", "PNG")), "row 1 .*its mode is I;16: convert it to one of 1, L, LA, P, RGB, RGBA"),
     "32-bit": (images(picture("I", "TIFF"), GREY), "row 0 .*its mode is I:"),
     "float": (images(picture("F", "TIFF"), GREY), "row 0 .*its mode is F:"),
     "CMYK": (images(picture("CMYK", "JPEG"), GREY), "row 0 .*its mode is CMYK:"),
-    "empty-split": (empty_split, "cannot be read as Parquet data .*test.* corresponds to no data"),
-    "corrupt": (corrupt, "cannot be read as Parquet data"),
-    "not-parquet": (not_parquet, "cannot be read as Parquet data"),
-    "pictures-alone": (pictures_alone, r"no file in it is named \*\.parquet, and other formats are not read"),
-    "table-alone": (table_alone, r"no file in it is named \*\.parquet"),
-    "among-tables": (among_tables, "cannot be read as Parquet data with splits train and test .*csv"),
-    "tables-by-card": (tables_by_card, r"train.csv would be read, too, which is no Parquet file of the folder"),
-    "card-elsewhere": (card_elsewhere, r"other/test.* would be read, too, which is no Parquet file of the folder"),
-    "empty-folder": (lambda d: d.mkdir(), r"no file in it is named \*\.parquet"),
-    "pipe": (pipe, "more.parquet is no regular file"),
+    "empty-split": (empty_split, "not readable as Parquet data .*test.* corresponds to no data"),
+    "corrupt": (corrupt, "not readable as Parquet data"),
+    "not-parquet": (not_parquet, "not readable as Parquet data"),
+    "pictures-alone": (pictures_alone, r"no \*\.parquet file in it, and other formats are not supported"),
+    "table-alone": (table_alone, r"no \*\.parquet file in it"),
+    "among-tables": (among_tables, "not readable as Parquet data with splits train and test .*csv"),
+    "tables-by-card": (tables_by_card, r"train.csv would be read too, but is not a Parquet file of the folder"),
+    "card-elsewhere": (card_elsewhere, r"other/test.* would be read too, but is not a Parquet file of the folder"),
+    "empty-folder": (lambda d: d.mkdir(), r"no \*\.parquet file in it"),
+    "pipe": (pipe, "more.parquet is not a regular file"),
     "loop": (loop, "cannot be read .*symbolic links.*more.parquet"),
     "dangling": (dangling, "cannot be read .*No such file or directory.*more.parquet"),
     "unreadable": (unreadable, "cannot be read .*Input/output error"),
     "a-file": (lambda d: d.write_text("hello"), "is a file: give the folder"),
     "a-pipe": (os.mkfifo, "is a file: give the folder"),
     "links-in-a-circle": (lambda d: d.symlink_to(d), "cannot be opened .Too many levels of symbolic links.: give digits, a folder"),
-    "missing": (lambda d: None, "there is no such folder; give digits, a folder"),
+    "missing": (lambda d: None, "no such folder; give digits, a folder"),
 }
 
 
@@ -299,20 +299,20 @@ def refused(name: str, message: str) -> None:
     ("name", "message"),
     [
         pytest.param("", "--data is empty: give digits, a folder", id="empty"),
-        pytest.param(".", r"no file in it is named \*\.parquet", id="here"),
-        pytest.param("..", "--data ..: there are more than 50 files in it", id="above"),
-        pytest.param("~", "there is no such folder", id="home"),
-        pytest.param("~/data", "there is no such folder", id="in-home"),
-        pytest.param("../no", "there is no such folder", id="relative"),
-        pytest.param("a/b/c", "there is no such folder", id="no-hub-id"),
+        pytest.param(".", r"no \*\.parquet file in it", id="here"),
+        pytest.param("..", "--data ..: more than 50 files in it", id="above"),
+        pytest.param("~", "no such folder", id="home"),
+        pytest.param("~/data", "no such folder", id="in-home"),
+        pytest.param("../no", "no such folder", id="relative"),
+        pytest.param("a/b/c", "no such folder", id="no-hub-id"),
         pytest.param("a\0b", r"--data 'a\\x00b' cannot be opened \(embedded null", id="nul"),
-        pytest.param("a/b\nc", r"--data 'a/b\\nc': there is no such folder", id="line-feed"),
+        pytest.param("a/b\nc", r"--data 'a/b\\nc': no such folder", id="line-feed"),
         pytest.param("\ud800", r"--data '\\ud800' cannot be opened", id="surrogate"),
         pytest.param("x" * 5000, r"--data x{100}\.\.\. cannot be opened \(File name too long\)", id="long"),
-        pytest.param("x/" * 2500, "cannot be opened|there is no such folder", id="deep"),
+        pytest.param("x/" * 2500, "cannot be opened|no such folder", id="deep"),
         pytest.param("/dev/null/x", "cannot be opened .Not a directory", id="below-a-file"),
         pytest.param("/dev/null", "is a file: give the folder", id="device"),
-        pytest.param("/proc", "there are more than 50 files|cannot be read", id="proc"),
+        pytest.param("/proc", "more than 50 files|cannot be read", id="proc"),
     ],
 )
 def test_bad_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
@@ -320,9 +320,9 @@ def test_bad_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, me
     for i in range(50):
         (tmp_path / f"{i}").touch()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(parquet, "ENTRIES", 50)
+    monkeypatch.setattr(parquet, "MAX_ENTRIES", 50)
     refused(name, message)
-    assert parquet.ENTRIES < 100
+    assert parquet.MAX_ENTRIES < 100
 
 
 def test_closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +344,7 @@ def test_a_pattern_is_a_name(tmp_path: Path, name: str) -> None:
     """The library takes them for patterns, and reads another folder's files."""
     both(tmp_path / "d1")
     both(tmp_path / name, channels=3)
-    refused(str(tmp_path / name), "d1/.* would be read, too")
+    refused(str(tmp_path / name), "d1/.* would be read too")
 
 
 def test_a_folder_named_as_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,8 +508,8 @@ def test_a_planted_side_file_is_left_alone(tmp_path: Path, own_cache: Path, monk
     own_cache.mkdir(parents=True)
     (own_cache / "tmpguess").symlink_to(tmp_path / "precious")
     monkeypatch.setattr(tempfile, "_get_candidate_names", lambda: iter(["guess", "other"]))
-    cache.kept("key", lambda: {"x": torch.ones(2)})
-    assert cache.kept("key", dict)[0]["x"].tolist() == [1, 1]
+    cache.cached("key", lambda: {"x": torch.ones(2)})
+    assert cache.cached("key", dict)[0]["x"].tolist() == [1, 1]
     assert (tmp_path / "precious").read_text() == "mine"
     assert len([*own_cache.iterdir()]) == 2
 

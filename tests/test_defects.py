@@ -1,4 +1,4 @@
-"""What torch's own tests have found: checkpoints that lack something or hold another, hooks, gradients with a graph, wrong options."""
+"""Defects that torch's own tests have found: incomplete or foreign checkpoints, hooks, gradients with a graph, wrong options."""
 
 import copy
 from typing import Any
@@ -42,7 +42,7 @@ def test_a_checkpoint_of_another_class_steps(ours: Any, base: Any) -> None:
 @pytest.mark.parametrize("ours", OURS)
 @pytest.mark.parametrize("saved", [{}, {"state": {}}, [], None], ids=str)
 def test_what_is_no_checkpoint_is_refused(ours: Any, saved: Any) -> None:
-    with pytest.raises(ValueError, match=r"a checkpoint is what state_dict\(\) gives, with 'state' and 'param_groups', got"):
+    with pytest.raises(ValueError, match=r"a checkpoint must be a dict from state_dict\(\), with 'state' and 'param_groups', got"):
         ours(Problem().parameters(), lr=0.1).load_state_dict(saved)
 
 
@@ -55,7 +55,7 @@ def test_state_of_other_shapes_is_refused(ours: Any, name: str) -> None:
     saved = copy.deepcopy(opt.state_dict())
     saved["state"][1][name] = torch.ones(4)
     before = copy.deepcopy(opt.state_dict())
-    with pytest.raises(ValueError, match=rf"the checkpoint's '{name}' has shape \(4,\), and its parameter \(3,\)"):
+    with pytest.raises(ValueError, match=rf"the checkpoint's '{name}' has shape \(4,\), but its parameter has shape \(3,\)"):
         opt.load_state_dict(saved)
     torch.testing.assert_close(opt.state_dict(), before, rtol=0, atol=0)
 
@@ -121,9 +121,9 @@ def test_a_rule_takes_no_switch() -> None:
 @pytest.mark.parametrize("ours", OURS)
 def test_what_holds_for_all_groups_is_refused_in_one(ours: Any, option: dict) -> None:
     w, v = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
-    with pytest.raises(ValueError, match=f"{next(iter(option))} holds for the whole optimizer"):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} applies to the whole optimizer"):
         ours([{"params": [w], **option}])
-    with pytest.raises(ValueError, match=f"{next(iter(option))} holds for the whole optimizer"):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} applies to the whole optimizer"):
         ours([w]).add_param_group({"params": [v], **option})
 
 

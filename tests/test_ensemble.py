@@ -1,11 +1,11 @@
-"""Runs in one program equal runs on their own."""
+"""Runs in one program equal separate runs."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from hypergradient.lab.runs.calls import read
+from hypergradient.lab.runs.calls import parse
 from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import load
 from hypergradient.lab.runs.engine import shuffled
@@ -18,7 +18,7 @@ def towers(rule: str, level: str, *betas: float) -> dict:
     text = f"{level}({betas[-1]})"
     for i, beta in reversed([*enumerate(betas[:-1])]):
         text = f"{level if i else rule}(Adapted({beta}, {text}))"
-    return {"rule": read(text)}
+    return {"rule": parse(text)}
 
 
 CALLS = {
@@ -26,7 +26,7 @@ CALLS = {
         paper("SGD", 0.1),
         paper("SGD-HD", 1e-3, 1e-3),
         paper("SGD-HD", 0.1, 1e-2, weight_decay=0.1),
-        paper("SGD-HD", 0.01, rule=read("Multiplicative(0.02)")),
+        paper("SGD-HD", 0.01, rule=parse("Multiplicative(0.02)")),
         paper("SGD-HD", 0.0, 1e-3),
         paper("SGD-HD", 1e-3, **towers("Additive", "Additive", 1e-4, 1e-6)),
         paper("SGD-HD", 1e-3, **towers("Additive", "Multiplicative", 1e-4, 0.02, 0.02, 0.02)),
@@ -36,14 +36,14 @@ CALLS = {
         paper("SGDN", 0.01),
         paper("SGDN-HD", 1e-3, 1e-3, momentum=0.5),
         paper("SGDN-HD", 1e-3, 1e-4),
-        paper("SGDN-HD", 0.01, rule=read("Multiplicative(0.02)")),
+        paper("SGDN-HD", 0.01, rule=parse("Multiplicative(0.02)")),
         paper("SGDN-HD", 1e-3, **towers("Additive", "Multiplicative", 1e-5, 0.1, 0.1)),
     ],
     "Adam": [
         paper("Adam", 1e-2),
         paper("Adam-HD", 1e-3, 1e-5),
         paper("Adam-HD", 1e-3, 1e-6, weight_decay=0.01),
-        paper("Adam-HD", 1e-4, rule=read("Multiplicative(0.02)")),
+        paper("Adam-HD", 1e-4, rule=parse("Multiplicative(0.02)")),
         paper("Adam-HD", 1e-3, **towers("Additive", "Multiplicative", 1e-6, 0.02)),
         paper("Adam-HD", 1e-3, **towers("Additive", "Additive", 1e-6, 1e-24, 1e-24)),
     ],
@@ -90,7 +90,7 @@ def test_runs_that_leave_do_not_disturb_the_others() -> None:
     whole, parts = (Ensemble(FAMILIES["Adam"], data.train_x.shape[1:], data.classes) for _ in range(2))
     for t in range(20):
         if t == 10:
-            parts.keep([0, 2, 4])
+            parts.retain([0, 2, 4])
         indices = shuffled(1437, 1, 0)[t % 11 * 128 :][:128]
         losses = whole.step(data.train_x[indices], data.train_y[indices])[0]
         some = parts.step(data.train_x[indices], data.train_y[indices])[0]

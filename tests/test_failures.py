@@ -1,4 +1,4 @@
-"""What an earlier tuning-free rule failed at, in small: digits, and a net of 32 ReLUs that a learning rate too large kills."""
+"""Failures of an earlier tuning-free rule, in small: digits, and a net of 32 ReLUs that too large a learning rate kills."""
 
 from collections.abc import Callable
 from typing import Any

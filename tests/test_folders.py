@@ -166,7 +166,7 @@ OTHERS = [
 def test_damaged_is_not_resumed(tmp_path: Path, harm: Callable[[Path], Any], named: str) -> None:
     folder = stored(tmp_path / "run")
     harm(folder.path)
-    with pytest.raises(LabError, match=r"remove it to (run it again|begin anew), or choose another --output$") as told:
+    with pytest.raises(LabError, match=r"remove it to (run it again|start over), or choose another --output$") as told:
         folder.load()
     assert named in str(told.value)
     assert "\n" not in str(told.value)
@@ -178,7 +178,7 @@ def test_damaged_end_is_not_shown(tmp_path: Path, harm: Callable[[Path], Any], n
     assert tables(folder.history()) == tables(history(6, 2))
     assert folder.summary() == SUMMARY
     harm(folder.path)
-    with pytest.raises(LabError, match=r"cannot be read .*: remove it, and run it again$") as told:
+    with pytest.raises(LabError, match=r"cannot be read .*: remove it and run it again$") as told:
         folder.history()
     assert named.replace("cannot be", "") in str(told.value)
 
@@ -225,15 +225,15 @@ KNOWN = replace(CONFIG, data="/there/digits", data_digest="abc", source_digest="
         pytest.param({"epochs": 9}, None, id="more-epochs"),
         pytest.param({"data": "../digits"}, None, id="same-data-elsewhere"),
         pytest.param({"data_digest": "", "data": "../digits", "source_digest": ""}, None, id="not-loaded-yet"),
-        pytest.param({"data_digest": "xyz"}, "holds a run with other data: give the same options", id="other-data"),
-        pytest.param({"source_digest": "xyz"}, "holds a run with another source of its model", id="other-source"),
-        pytest.param({"batch_size": 64}, "holds a run with --batch-size 128: give the same options to resume it", id="other-batch"),
+        pytest.param({"data_digest": "xyz"}, "contains a run with other data: give the same options", id="other-data"),
+        pytest.param({"source_digest": "xyz"}, "contains a run with another source code of its model", id="other-source"),
+        pytest.param({"batch_size": 64}, "contains a run with --batch-size 128: give the same options to resume it", id="other-batch"),
         pytest.param({"optimizer": "SGD(lr=0.1)"}, r"with --optimizer SGDHD\(lr=0.001, .*: give the same", id="other-optimizer"),
     ],
 )
 def test_goes_on_with_the_same_run_alone(tmp_path: Path, changes: dict[str, Any], told: str | None) -> None:
     folder = stored(tmp_path, KNOWN)
-    with pytest.raises(LabError, match="holds a run already: add --resume"):
+    with pytest.raises(LabError, match="already contains a run: add --resume"):
         folder.check(KNOWN, resume=False)
     if told is None:
         folder.start(replace(KNOWN, **changes), resume=True)
@@ -245,9 +245,9 @@ def test_goes_on_with_the_same_run_alone(tmp_path: Path, changes: dict[str, Any]
 
 def test_earlier_version_is_read_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = {"optimizer": "SGDHD(lr=0.5)", "seed": 4}
-    old = SimpleNamespace(modern=lambda options: new if options == {"optimizer": "sgd-hd", "lr": 0.5} else None)
-    monkeypatch.setitem(sys.modules, "hypergradient.lab.runs.old", old)
-    monkeypatch.setattr("hypergradient.lab.runs.old", old, raising=False)
+    old = SimpleNamespace(upgraded=lambda options: new if options == {"optimizer": "sgd-hd", "lr": 0.5} else None)
+    monkeypatch.setitem(sys.modules, "hypergradient.lab.runs.legacy", old)
+    monkeypatch.setattr("hypergradient.lab.runs.legacy", old, raising=False)
     folder = Folder(tmp_path)
     folder.write_json("config.json", {"format": 1, "config": {"optimizer": "sgd-hd", "lr": 0.5}})
     folder.write_json("experiment.json", {"format": 1, "configurations": []})
@@ -257,7 +257,9 @@ def test_earlier_version_is_read_and_left_alone(tmp_path: Path, monkeypatch: pyt
     assert {name: found[name] for name in ("optimizer", "seed", "batch_size")} == {**new, "batch_size": 128}
     assert tables(folder.history()) == tables(history(6, 2))
     for start in (lambda: folder.start(CONFIG, resume=True), lambda: folder.start_experiment("sweep", [CONFIG])):
-        with pytest.raises(LabError, match=r"an earlier version \(format 1\): hypergradient report reads it; choose another --output"):
+        with pytest.raises(
+            LabError, match=r"an earlier version \(format 1\): hypergradient report can still read it; choose another --output"
+        ):
             start()
 
 

@@ -1,4 +1,4 @@
-"""Hypergradients of every hyperparameter, and towers of any order: against autograd through the unrolled update in float64."""
+"""Hypergradients of every hyperparameter, and towers of any order, against autograd through the unrolled update in float64."""
 
 import math
 from collections.abc import Iterator

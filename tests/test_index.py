@@ -122,7 +122,7 @@ def test_damaged_index_costs_time_alone(root: Path, harm: Callable[[Path], Any])
 def test_no_flipped_bit_changes_an_entry(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, file, chance = entries(root), root / index.INDEX, random.Random(0)
     good = file.read_bytes()
-    monkeypatch.setattr(index, "keep", lambda *_: None)
+    monkeypatch.setattr(index, "write_index", lambda *_: None)
     for _ in range(500):
         content = bytearray(good)
         content[chance.randrange(len(good))] ^= 1 << chance.randrange(8)
@@ -135,7 +135,7 @@ def test_no_flipped_bit_changes_an_entry(root: Path, monkeypatch: pytest.MonkeyP
     ("content", "told"),
     [
         pytest.param("{", r"config\.json cannot be read", id="damaged"),
-        pytest.param('{"format": 2, "config": 1}', "holds no configuration", id="no-configuration"),
+        pytest.param('{"format": 2, "config": 1}', "contains no configuration", id="no-configuration"),
         pytest.param('{"format": 3, "config": {}}', "by a newer hypergradient", id="newer"),
     ],
 )
@@ -159,8 +159,8 @@ def test_index_of_a_newer_version_is_none(root: Path, monkeypatch: pytest.Monkey
 
 
 def test_earlier_versions_are_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = SimpleNamespace(modern=lambda options: {"seed": options["seed"] + 1})
-    monkeypatch.setitem(sys.modules, "hypergradient.lab.runs.old", old)
+    old = SimpleNamespace(upgraded=lambda options: {"seed": options["seed"] + 1})
+    monkeypatch.setitem(sys.modules, "hypergradient.lab.runs.legacy", old)
     Folder(root / "old").write_json("config.json", {"format": 1, "config": {"seed": 6}})
     for _ in range(2):
         assert entries(root)["old"].config == {**DEFAULTS, "seed": 7}
@@ -177,8 +177,8 @@ def test_link_to_a_run_is_a_run(root: Path, tmp_path: Path) -> None:
     [
         pytest.param({}, None, id="same"),
         pytest.param({"data": "/elsewhere"}, None, id="same-data-elsewhere"),
-        pytest.param({"seed": 9}, "holds a run with other seed than its name says: remove it to run it again", id="other-run"),
-        pytest.param({"data_digest": "x", "epochs": 3}, "other epochs, data_digest than", id="other-data"),
+        pytest.param({"seed": 9}, "contains a run whose seed does not match its name: remove it to run it again", id="other-run"),
+        pytest.param({"data_digest": "x", "epochs": 3}, "whose epochs, data_digest does not match", id="other-data"),
     ],
 )
 def test_ended(root: Path, changes: dict[str, Any], told: str | None) -> None:

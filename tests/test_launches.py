@@ -1,4 +1,4 @@
-"""What a step would launch on an accelerator, and that it steps on "meta", which has no values."""
+"""The kernel launches of a step on an accelerator, and steps on "meta", which has no values."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ META = [
 def test_steps_on_meta(ours: Any, options: dict, dtype: torch.dtype) -> None:
     params = [nn.Parameter(torch.empty(shape, device="meta", dtype=dtype)) for shape in ((3, 4), (5,), ())]
     opt = ours([{"params": params[:2]}, {"params": params[2:]}], **options)
-    assert opt.setup.numbers.on_device
+    assert opt.setup.scalars.on_device
     for t in range(5):
         for i, p in enumerate(params):
             p.grad = None if (t, i) == (2, 1) else torch.empty_like(p)

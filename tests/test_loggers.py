@@ -15,7 +15,7 @@ import pytest
 from hypergradient.lab.errors import LabError
 from hypergradient.lab.loggers import NAMES, Loggers, base, check
 from hypergradient.lab.runs.config import Config, paper
-from hypergradient.lab.runs.engine import Saved, summarise
+from hypergradient.lab.runs.engine import Snapshot, summarise
 from hypergradient.lab.runs.store import History
 
 CONFIG = Config(optimizer=paper("SGDN-HD", lr=0.05), epochs=3)
@@ -50,8 +50,8 @@ def made(iterations: int, seed: int = 0, **columns: list) -> History:
     return history
 
 
-def saved(history: History, status: str | None = None, config: Config = CONFIG) -> Saved:
-    return Saved(config, history, {}, summarise(config, history, status, 0.1, 2.5) if status else None)
+def saved(history: History, status: str | None = None, config: Config = CONFIG) -> Snapshot:
+    return Snapshot(config, history, {}, summarise(config, history, status, 0.1, 2.5) if status else None)
 
 
 def curves(history: History) -> dict[str, list[tuple[int, float]]]:
@@ -181,7 +181,7 @@ def test_values_that_are_not_finite(name: str, tmp_path: Path) -> None:
     same(logged(name, tmp_path)[base.label(CONFIG)].curves, history)
 
 
-def log(name: str, root: Path, *saves: Saved) -> None:
+def log(name: str, root: Path, *saves: Snapshot) -> None:
     with Loggers([name], root) as loggers:
         for save in saves:
             loggers.write(save)
@@ -189,7 +189,7 @@ def log(name: str, root: Path, *saves: Saved) -> None:
 
 def test_a_folder_that_cannot_be_written(name: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     (tmp_path / name).write_text("a file")
-    with pytest.raises(LabError, match=f"^--log {name} cannot write to {tmp_path}/{name} .*: make room, or leave {name} out$"):
+    with pytest.raises(LabError, match=f"^--log {name} cannot write to {tmp_path}/{name} .*: free some space, or leave out {name}$"):
         log(name, tmp_path, saved(made(3)))
     assert capfd.readouterr() == ("", "")
 
@@ -204,7 +204,7 @@ def full() -> Iterator[None]:
 
 
 def test_a_disk_that_fills_up(name: str, tmp_path: Path, capfd: pytest.CaptureFixture, full: None) -> None:
-    with pytest.raises(LabError, match=f"^--log {name} cannot write to .*: make room, or leave {name} out$"):
+    with pytest.raises(LabError, match=f"^--log {name} cannot write to .*: free some space, or leave out {name}$"):
         log(name, tmp_path, saved(made(3)), saved(made(3000)))
     assert capfd.readouterr() == ("", "")
 
@@ -242,7 +242,7 @@ def test_names(names: list[str], found: list[str]) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["neptune"], "--log takes tensorboard, wandb, mlflow, trackio, with commas between, got 'neptune'"),
+        (["neptune"], "--log takes comma-separated names from tensorboard, wandb, mlflow, trackio; got 'neptune'"),
         (["Wandb,mlflow"], "got 'Wandb'"),
         (["x" * 5000], "got 'x{100}'"),
         (["wandb"], r"--log wandb needs the package wandb: pip install 'hypergradient\[loggers\]'"),

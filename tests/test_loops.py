@@ -1,4 +1,4 @@
-"""Training loops as they are written: schedules, clipping, closures, hooks, AMP, checkpoints, odd tensors and gradients that fail."""
+"""Realistic training loops: schedules, clipping, closures, hooks, AMP, checkpoints, odd tensors and gradients that fail."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The methods of the field since 2018 against their literal text in methods.py: alone, put together, stopped, on the device, refused."""
+"""The published methods since 2018 against their literal text in methods.py: alone, combined, resumed, on the device, refused."""
 
 import copy
 import io

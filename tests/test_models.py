@@ -115,9 +115,9 @@ def test_random_model_goes_on_bit_for_bit(own: None, tmp_path: Path, name: str) 
     [
         pytest.param("no_such_module:f", "cannot be imported .ModuleNotFoundError: No module named", id="no-module"),
         pytest.param("own_models:tree", "cannot be imported .AttributeError: .* has no attribute 'tree'", id="no-factory"),
-        pytest.param("own_models:broken", r"was called with \(1, 8, 8\), 10 .RuntimeError: no luck", id="raises"),
-        pytest.param("own_models:text", "gave a str: it must give a torch.nn.Module", id="no-model"),
-        pytest.param("vgg16", "--model vgg16 needs images of at least 32x32, the data's are 8x8: try --model mlp", id="too-small"),
+        pytest.param("own_models:broken", r"failed with \(1, 8, 8\), 10 .RuntimeError: no luck", id="raises"),
+        pytest.param("own_models:text", "returned a str: it must return a torch.nn.Module", id="no-model"),
+        pytest.param("vgg16", "--model vgg16 needs images of at least 32x32, but the data's are 8x8: try --model mlp", id="too-small"),
     ],
 )
 def test_model_that_cannot_be_made(own: None, tmp_path: Path, model: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The four oracles: the paper's text, torch at β = 0, autograd through the update, and a run that was never stopped."""
+"""The four oracles: the paper's text, torch at β = 0, autograd through the update, and an uninterrupted run."""
 
 import copy
 from itertools import islice

@@ -105,12 +105,12 @@ def first_run(root: Path) -> Path:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        pytest.param(shutil.rmtree, r"store holds neither an experiment .* nor a run .*: give the --output", id="nothing"),
-        pytest.param(lambda root: (root / "experiment.json").unlink(), "holds neither an experiment", id="no-experiment"),
+        pytest.param(shutil.rmtree, r"store contains neither an experiment .* nor a run .*: give an output folder", id="nothing"),
+        pytest.param(lambda root: (root / "experiment.json").unlink(), "contains neither an experiment", id="no-experiment"),
         pytest.param(lambda root: (root / "experiment.json").write_text("{"), r"experiment.json cannot be read", id="damaged"),
-        pytest.param(lambda root: (root / "experiment.json").write_text("{}"), "experiment.json holds no configurations", id="empty"),
+        pytest.param(lambda root: (root / "experiment.json").write_text("{}"), "experiment.json lists no configurations", id="empty"),
         pytest.param(
-            lambda root: (root / "experiment.json").write_text('{"configurations": [1]}'), "holds no configurations", id="no-options"
+            lambda root: (root / "experiment.json").write_text('{"configurations": [1]}'), "lists no configurations", id="no-options"
         ),
         pytest.param(lambda root: (root / "experiment.json").write_text('{"format": 9}'), "newer hypergradient", id="newer"),
         pytest.param(lambda root: (first_run(root) / "status.json").write_text("["), "status.json cannot be read", id="status"),
@@ -122,7 +122,7 @@ def first_run(root: Path) -> Path:
         ),
         pytest.param(
             lambda root: (first_run(root) / "status.json").write_text('{"status": "finished", "digests": {"history": "0", "epochs": "0"}}'),
-            r"epochs.parquet cannot be read \(it is not what was written\): remove its folder",
+            r"epochs.parquet cannot be read \(its content does not match its digest\): remove its folder",
             id="another-history",
         ),
     ],
@@ -139,20 +139,22 @@ def test_a_folder_that_cannot_be_reported(tmp_path: Path, spoil: Any, message: s
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        pytest.param(lambda run: None, ["2 of 2 runs have ended, none diverged"], id="whole"),
+        pytest.param(lambda run: None, ["Runs finished: 2 of 2, of which none diverged"], id="whole"),
         pytest.param(
             lambda run: (run / "status.json").unlink(),
-            ["1 of 2 runs have ended", "under way"],
-            id="under-way",
+            ["Runs finished: 1 of 2", "unfinished"],
+            id="unfinished",
         ),
-        pytest.param(lambda run: shutil.rmtree(run), ["1 of 2 runs have ended", "not begun"], id="not-begun"),
+        pytest.param(lambda run: shutil.rmtree(run), ["Runs finished: 1 of 2", "not started"], id="not-started"),
         pytest.param(
             lambda run: [(run / name).unlink() for name in ("status.json", "history.parquet", "epochs.parquet")],
-            ["1 of 2 runs have ended", "under way"],
+            ["Runs finished: 1 of 2", "unfinished"],
             id="no-history-yet",
         ),
         pytest.param(
-            lambda run: (run / "status.json").write_text('{"status": "diverged"}'), ["2 of 2 runs have ended, 1 diverged"], id="bare"
+            lambda run: (run / "status.json").write_text('{"status": "diverged"}'),
+            ["Runs finished: 2 of 2, of which 1 diverged"],
+            id="bare",
         ),
     ],
 )
@@ -191,13 +193,13 @@ def test_a_comparison_of_strangers(tmp_path: Path) -> None:
     with (root / "runs.jsonl").open("a") as file:
         file.write('{"workload": "can')
     page = page_of(root)
-    assert "31 runs have ended, 5 diverged or failed" in page
+    assert "Runs finished: 31, of which 5 diverged or failed" in page
     assert not [text for text in ("<img", "<s>", "TypeError: <b>") if text in page]
 
 
 def test_a_comparison_that_has_just_begun(tmp_path: Path) -> None:
     root = comparison(tmp_path, [next(made())])
-    assert "1 runs have ended" in page_of(root)
+    assert "Runs finished: 1, of which none" in page_of(root)
 
 
 def test_downsampled_over_a_logarithmic_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,12 +335,12 @@ def test_of_many_runs_some_are_drawn_and_some_are_listed(tmp_path: Path) -> None
     configs = [replace(SHORT, optimizer=paper("SGD-HD", 1e-3, beta)) for beta in np.linspace(0, 1, 700).tolist()]
     Folder(tmp_path).start_experiment("sweep", configs)
     page = page_of(tmp_path)
-    assert "0 of 700 runs have ended" in page
+    assert "Runs finished: 0 of 700" in page
     assert page.count("<tr>") == 1 + tables.ROWS
-    assert "and 200 more: sweep.csv" in page
+    assert "and 200 more: all are in sweep.csv" in page
     assert page.count('aria-pressed="true"') == figures.CHIPS
     assert f"and {figures.RUNS - figures.CHIPS} more</li>" in page
-    assert f"Drawn are the first {figures.RUNS} runs" in page
+    assert f"Only the first {figures.RUNS} runs are drawn" in page
     assert len(page) < 1e6
 
 
@@ -348,7 +350,7 @@ def test_folders_of_earlier_versions(tmp_path: Path, kind: str) -> None:
     root = Path(shutil.copytree(Path(__file__).parent / "data/old" / kind, tmp_path / kind))
     runs = len(list(root.glob("**/config.json")))
     page = page_of(root)
-    assert f"{runs} of {runs} run" in page
+    assert f"Runs finished: {runs} of {runs}," in page
     assert {"train": "SGDN-HD", "sweep": "1e-07", "tower": "Additive(Adapted(0.001, Multiplicative(0.02)))"}.get(kind, "SGD-HD") in page
     assert all(figure["runs"] if "runs" in figure else figure["panels"] for figure in json.loads(unscripted(page)))
 
@@ -384,7 +386,7 @@ def test_strangers_options(tmp_path: Path, optimizer: Any) -> None:
     assert HOSTILE["model"] in unescape(page)
     for kind in ("tuning", "sensitivity", "heatmap", "tower", "sweep", "demo", "<s>", 'x" onload="'):
         experiment = {"configurations": [SHORT.as_dict() | HOSTILE | odd], "experiment": kind, "versions": ["<s>"], "command": "</code><s>"}
-        for written, ended in ((FORMAT, "1 of 1 run has ended"), (1, "0 of 1 run has ended")):  # an earlier version had other options
+        for written, ended in ((FORMAT, "Runs finished: 1 of 1"), (1, "Runs finished: 0 of 1")):  # an earlier version had other options
             Folder(tmp_path).write_json("experiment.json", experiment | {"format": written})
             page = page_of(tmp_path)
             assert ended in page
@@ -494,7 +496,7 @@ def test_page(stores: dict[str, Path], visit: Visitor, kind: str, lines: int, ce
     assert page.locator(".heatmap-label").count() == cells
     rows = len(list(stores[kind].glob("**/config.json")))
     assert page.locator("tbody tr").count() == rows
-    assert f"{rows} of {rows} run" in page.locator(".state").first.inner_text()
+    assert f"Runs finished: {rows} of {rows}," in page.locator(".state").first.inner_text()
     for width in (400, 1200):
         page.set_viewport_size({"width": width, "height": 900})
         until(page, "plots.every(p => Math.abs(p.querySelector('svg').clientWidth - p.clientWidth) < 2)")  # drawn anew
@@ -510,7 +512,7 @@ def test_page_of_a_comparison(visit: Visitor) -> None:
     assert captions == ["Final loss over that of the best constant learning rate", "Quadratic", "Logistic regression"]
     assert page.evaluate(SEEN) == [2 * 2, 2 * 4, 2 * 4]
     assert page.locator("tbody tr").count() == 2 * 5
-    assert page.locator(".state").inner_text() == "30 runs have ended, 4 diverged or failed"
+    assert page.locator(".state").inner_text() == "Runs finished: 30, of which 4 diverged or failed"
     assert page.locator("td b").count() == 0  # of an error
     chip = page.get_by_role("button", name="tuned, cosine", exact=True)
     chip.click()
@@ -521,7 +523,7 @@ def test_page_of_a_comparison(visit: Visitor) -> None:
 
 @browsed
 def test_page_of_the_demo(visit: Visitor) -> None:
-    """What diverged is a cross at the top, which its label hides too."""
+    """Runs that diverged are crosses at the top, which their label hides too."""
     page = visit("demo")
     captions = page.locator("figcaption").all_inner_texts()
     assert captions[:3] == [
@@ -572,7 +574,7 @@ def test_page_forbids_requests_and_scripts(browser: Any, stores: dict[str, Path]
     page.evaluate("fetch('file:///nowhere').catch(() => 0)")
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p id=p onclick=\"document.title = 1\">')")
     page.evaluate("document.getElementById('p').click()")
-    assert page.title().startswith("A training run")
+    assert page.title().startswith("Training run")
     found = {rule for rule in ("default-src", "script-src") if any(rule in text for text in broken)}
     assert found == {"default-src", "script-src"}, broken
     page.close()

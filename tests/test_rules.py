@@ -1,4 +1,4 @@
-"""Properties of the rules, and of the arithmetic over tensors and learning rates, on drawn numbers."""
+"""Properties of the rules, and of the arithmetic over tensors and learning rates, on random inputs."""
 
 import math
 from fractions import Fraction
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypergradient import AdamHD, Additive, Multiplicative
-from hypergradient.columns import Host, to_floats, total
-from hypergradient.dials import Scope, as_stored
-from hypergradient.tensors import Tensors, dot, finite_zero, integers, only, real
+from hypergradient.learning_rates import Scope, as_stored
+from hypergradient.scalars import HostScalars, exact_sum, to_floats
+from hypergradient.tensors import Tensors, dot, finite_zero, int_dtype, real, zero_if_skipped
 
 settings.register_profile("seeded", derandomize=True, database=None, deadline=None, max_examples=60)
 settings.load_profile("seeded")
@@ -129,12 +129,12 @@ def test_to_floats_keeps_the_order_across_dtypes(values: list) -> None:
 @given(values=st.lists(st.floats(-1e300, 1e300), max_size=8), data=st.data())
 def test_total_is_the_exact_sum_rounded_once_in_any_order(values: list, data: st.DataObject) -> None:
     exact = float(sum(map(Fraction, values), Fraction(0)))
-    assert total(values) == total(data.draw(st.permutations(values))) == exact
+    assert exact_sum(values) == exact_sum(data.draw(st.permutations(values))) == exact
 
 
 @pytest.mark.parametrize("values", [[math.inf], [math.nan, 1.0], [math.inf, -math.inf], [1.7e308, 1.7e308]], ids=str)
 def test_total_of_what_is_not_finite_is_not_finite(values: list) -> None:
-    assert not math.isfinite(total(values))
+    assert not math.isfinite(exact_sum(values))
 
 
 LRS = st.lists(st.floats(0, 10), min_size=1, max_size=5)
@@ -146,7 +146,7 @@ def groups_of(lrs: list[float]) -> list[dict[str, Any]]:
 
 @given(lrs=LRS, sign=st.sampled_from([1.0, -1.0]))
 def test_ratios_give_the_learning_rates_back(lrs: list, sign: float) -> None:
-    ratios = Scope("global", Host(), {}).read(groups_of([sign * lr for lr in lrs]), {}).ratios
+    ratios = Scope("global", HostScalars(), {}).read(groups_of([sign * lr for lr in lrs]), {}).ratios
     assert ratios is not None
     assert max(ratios) == 1
     assert any(lrs) <= ([r * max(lrs) for r in ratios] == pytest.approx(lrs, rel=1e-12, abs=1e-300))
@@ -154,11 +154,11 @@ def test_ratios_give_the_learning_rates_back(lrs: list, sign: float) -> None:
 
 @given(lrs=LRS.filter(any), alpha=st.floats(1e-3, 10))
 def test_ratios_outlive_a_learning_rate_of_0(lrs: list, alpha: float) -> None:
-    groups, scope = groups_of(lrs), Scope("global", Host(), {})
+    groups, scope = groups_of(lrs), Scope("global", HostScalars(), {})
     ratios = scope.read(groups, {}).ratios
     assert ratios is not None
     for value in (0.0, 0.0, alpha):
-        scope.numbers.put(scope.write(groups, {}, scope.read(groups, {}), {"alpha": [value]}))
+        scope.scalars.write(scope.assignments(groups, {}, scope.read(groups, {}), {"alpha": [value]}))
     assert [group["lr"] for group in groups] == pytest.approx([alpha * r for r in ratios], rel=1e-12)
 
 
@@ -167,7 +167,7 @@ def test_ratios_outlive_a_learning_rate_of_0(lrs: list, alpha: float) -> None:
 def test_a_tensor_lr_reads_as_stored(dtype: torch.dtype, alpha: float) -> None:
     lr = torch.tensor(1.0, dtype=dtype)
     group = {"lr": lr}
-    Host().put([(group, "lr", alpha)])
+    HostScalars().write([(group, "lr", alpha)])
     assert group["lr"] is lr
     assert lr.item() == as_stored(group["lr"], alpha) == pytest.approx(alpha, rel=torch.finfo(dtype).eps, abs=1e-7)
 
@@ -177,8 +177,8 @@ def test_tensor_scope_scales_by_what_was_written(alphas: list, factor: float) ->
     params = [torch.zeros(1) for _ in alphas]
     state = {p: {"lr": alpha} for p, alpha in zip(params, alphas, strict=True)}
     group: dict[str, Any] = {"params": params, "lr": 0.0, "hypergrad_lr": 0.1, "lr_bounds": (None, None)}
-    scope = Scope("tensor", Host(), {})
-    scope.numbers.put(scope.write_means([group], state, beta=False))
+    scope = Scope("tensor", HostScalars(), {})
+    scope.scalars.write(scope.mean_assignments([group], state, beta=False))
     assert scope.read([group], state).columns["alpha"] == alphas
     group["lr"] *= factor
     assert scope.read([group], state).columns["alpha"] == pytest.approx([a * factor for a in alphas], rel=1e-9)
@@ -201,6 +201,6 @@ def test_lists_are_multiplied_tensor_by_tensor(dtype: torch.dtype, lists: list) 
 def test_what_is_not_taken_is_0_whatever_it_was(dtype: torch.dtype, bad: float) -> None:
     x, y = torch.tensor([bad, -2.0, 0.5], dtype=dtype), torch.tensor([[3.0, bad]], dtype=dtype)
     for ok in (0.0, 1.0):
-        kept = only(Tensors([x, y]), torch.tensor(ok, dtype=integers(dtype)))
+        kept = zero_if_skipped(Tensors([x, y]), torch.tensor(ok, dtype=int_dtype(dtype)))
         torch.testing.assert_close(kept, [z if ok else torch.zeros_like(z) for z in (x, y)], rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(only(x, torch.tensor(ok)), x if ok else torch.zeros_like(x), rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(zero_if_skipped(x, torch.tensor(ok)), x if ok else torch.zeros_like(x), rtol=0, atol=0, equal_nan=True)

@@ -51,7 +51,7 @@ def rows(capsys: pytest.CaptureFixture[str], *args: Any, **options: Any) -> list
         pytest.param(["lr!=0.1"], "aa1 bb2 bb1 cc1", id="not"),
         pytest.param(["status=diverged"], "bb1", id="diverged"),
         pytest.param(["status!=finished"], "bb1 cc1", id="not-finished"),
-        pytest.param(["status=under way"], "cc1", id="under-way"),
+        pytest.param(["status=unfinished"], "cc1", id="unfinished"),
         pytest.param(["limit=none"], "aa2 aa1 bb2 cc1", id="none"),
         pytest.param(["limit>=100"], "bb1", id="of-what-others-have-not"),
         pytest.param(["nesterov=true"], "bb2 cc1", id="truth"),
@@ -72,21 +72,21 @@ def test_where(root: Path, capsys: pytest.CaptureFixture[str], where: list[str],
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        pytest.param({"where": ["lr"]}, "--where takes NAME=VALUE, or with .*, got 'lr'", id="no-condition"),
+        pytest.param({"where": ["lr"]}, r"--where takes NAME=VALUE \(or .*\), such as .*, got 'lr'", id="no-condition"),
         pytest.param({"where": [""]}, "--where takes NAME=VALUE", id="empty"),
         pytest.param({"where": ["__import__('os')=1"]}, "--where takes NAME=VALUE", id="code"),
         pytest.param({"where": ["a\nb=1"]}, "--where takes NAME=VALUE", id="two-lines"),
-        pytest.param({"where": ["lr<small"]}, "only numbers have an order, got 'small': use = or !=", id="no-number"),
-        pytest.param({"where": ["lrr=1"]}, r"have no lrr; they have alpha, batch_size, .*, weight_decay$", id="no-option"),
-        pytest.param({"where": ["lr=7"]}, "none of the 5 runs in .* is of this kind: leave out a --where", id="none"),
-        pytest.param({"compare": "aa1"}, "--compare takes two runs or more, NAME,NAME, got 'aa1'", id="one"),
-        pytest.param({"compare": "aa1,aa1"}, "--compare takes two runs or more", id="twice"),
-        pytest.param({"compare": "aa1,zz"}, "--compare zz: that is 0 runs: give one of aa1, aa2, bb1, bb2, cc1", id="unknown"),
-        pytest.param({"compare": "aa,bb1"}, "--compare aa: that is 2 runs", id="two-fit"),
-        pytest.param({"delete": True}, "--delete removes 5 runs from .*: add --yes to do so", id="delete"),
-        pytest.param({"delete": True, "where": ["lr=0.1"]}, "--delete removes 1 runs from", id="delete-some"),
-        pytest.param({"yes": True}, "--yes has no meaning without --delete", id="yes"),
-        pytest.param({"delete": True, "compare": "aa1,aa2"}, "do not go together", id="delete-and-compare"),
+        pytest.param({"where": ["lr<small"]}, "< needs a number, got 'small': use = or !=", id="no-number"),
+        pytest.param({"where": ["lrr=1"]}, r"have no option lrr; they have alpha, batch_size, .*, weight_decay$", id="no-option"),
+        pytest.param({"where": ["lr=7"]}, "none of the 5 runs in .* matches: leave out a --where", id="none"),
+        pytest.param({"compare": "aa1"}, "--compare takes two or more names, NAME,NAME, got 'aa1'", id="one"),
+        pytest.param({"compare": "aa1,aa1"}, "--compare takes two or more names", id="twice"),
+        pytest.param({"compare": "aa1,zz"}, "--compare: 'zz' matches 0 runs: choose from aa1, aa2, bb1, bb2, cc1", id="unknown"),
+        pytest.param({"compare": "aa,bb1"}, "--compare: 'aa' matches 2 runs", id="two-fit"),
+        pytest.param({"delete": True}, "--delete would delete 5 runs in .*: add --yes to confirm", id="delete"),
+        pytest.param({"delete": True, "where": ["lr=0.1"]}, "--delete would delete 1 runs in", id="delete-some"),
+        pytest.param({"yes": True}, "--yes only confirms --delete", id="yes"),
+        pytest.param({"delete": True, "compare": "aa1,aa2"}, "cannot be combined", id="delete-and-compare"),
     ],
 )
 def test_refused(root: Path, options: dict[str, Any], told: str) -> None:
@@ -99,7 +99,7 @@ def test_refused(root: Path, options: dict[str, Any], told: str) -> None:
 @pytest.mark.parametrize("delete", [False, True])
 def test_no_runs(tmp_path: Path, delete: bool) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(LabError, match="holds no runs: give the --output of an experiment, or a folder of runs"):
+        with pytest.raises(LabError, match="contains no runs: give the output folder of an experiment, or a folder of runs"):
             runs(place, delete=delete, yes=delete)
     assert [*tmp_path.iterdir()] == []
 
@@ -155,7 +155,7 @@ def test_delete(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "runs/aa1/mine").write_text("mine")
     (root / "runs/aa2/report.html").touch()
     runs(root, where=["optimizer=SGD-HD"], delete=True, yes=True)
-    assert capsys.readouterr().err.endswith(f"2 runs deleted from {root}; 1 of their folders hold other files too, and were left\n")
+    assert capsys.readouterr().err.endswith(f"Deleted 2 runs in {root}; 1 of their folders contain other files and were kept\n")
     assert {path.name for path in (root / "runs").iterdir()} == {"aa1", "bb1", "bb2", "cc1"}
     assert [path.name for path in (root / "runs/aa1").iterdir()] == ["mine"]
     assert {path.name for path in (root / "runs/bb1").iterdir()} == {*FILES}
@@ -171,7 +171,7 @@ def test_delete_follows_no_links(root: Path, tmp_path_factory: pytest.TempPathFa
     (root / "runs/aa2/status.json").unlink()
     (root / "runs/aa2/history.parquet").unlink()
     (root / "runs/aa2/history.parquet").symlink_to(there / "mine")
-    with pytest.raises(LabError, match="aa1 is a link to elsewhere: remove it by hand"):
+    with pytest.raises(LabError, match="aa1 is a link out of this folder: remove it by hand"):
         runs(root, delete=True, yes=True)
     runs(root, where=["lr=0.1"], delete=True, yes=True)
     assert {path.name for path in (root / "runs").iterdir()} == {"aa1", "bb1", "bb2", "cc1"}

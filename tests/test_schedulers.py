@@ -1,4 +1,4 @@
-"""Schedulers: what they make of lr is a factor on what is adapted, for every class, rule and scope."""
+"""Schedulers: their lr is a factor on the adapted learning rate, for every class, rule and scope."""
 
 import copy
 import re
@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from cases import Problem, flat, pairs
 from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Decay, Multiplicative, TuningFree
-from hypergradient.rules import Move, Rule
+from hypergradient.rules import Rule, RuleUpdate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step", "ignore:weight_decay is adapted")
 
@@ -236,10 +236,10 @@ def test_a_rule_of_ones_own_that_averages_goes_with_a_schedule() -> None:
     class Constant(Rule):
         averages = reads_norms = True
 
-        def move(self, memory: Any, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = None) -> Move:
-            return Move(alpha, {"steps": memory["steps"] + 1}, window=10.0)
+        def update(self, memory: Any, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = None) -> RuleUpdate:
+            return RuleUpdate(alpha, {"steps": memory["steps"] + 1}, window=10.0)
 
-        def fresh(self) -> Any:
+        def initial_memory(self) -> Any:
             return {"steps": 0.0}
 
     problem = Problem()

@@ -1,4 +1,4 @@
-"""Rules around a rule: the learning rate that is applied, and the one that goes on being adapted."""
+"""Rules around a rule: the learning rate that is applied, and the one that is adapted."""
 
 import copy
 import math

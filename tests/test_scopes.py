@@ -1,4 +1,4 @@
-"""Learning rates: what ``group["lr"]`` says, which tensors share one, and what each param group has of its own."""
+"""Learning rates: the value of ``group["lr"]``, which tensors share one, and the options that param groups have separately."""
 
 import math
 from typing import Any

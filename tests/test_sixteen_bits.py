@@ -1,4 +1,4 @@
-"""Parameters of float16 and bfloat16 under the rule that averages: what rounding takes from a step is kept beside them."""
+"""Parameters of float16 and bfloat16 under a rule that averages: the rounding error of a step is stored beside them."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ from torch import nn
 
 from cases import Problem, flat, resumed, turns
 from hypergradient import SGDHD, AdamHD, AdamWHD, Additive, Autostep, Hypergradient, LionRule, Signal
-from hypergradient.average import joined, part
+from hypergradient.average import join, split
 
 MAKE = [
     pytest.param(SGDHD, id="SGDHD"),
@@ -60,11 +60,11 @@ def test_parts_are_joined_and_parted_to_the_bit(dtype: torch.dtype) -> None:
     exact = torch.randn(100_000, generator=generator) * torch.exp(torch.randn(100_000, generator=generator))
     exact = torch.cat([exact, 2.0 ** torch.arange(-10, 10) * (1 - 2.0**-9), torch.tensor([0.0, 1 + 2.0**-8, 1 + 2.0**-8 - 2.0**-20])])
     theta, rest = exact.to(dtype), exact.to(dtype)
-    part(exact.clone(), theta, rest, dtype)
-    torch.testing.assert_close(joined(theta, rest), exact, rtol=2.0**-16, atol=2.0**-24)
+    split(exact.clone(), theta, rest, dtype)
+    torch.testing.assert_close(join(theta, rest), exact, rtol=2.0**-16, atol=2.0**-24)
     before = theta.clone(), rest.clone()
-    assert torch.equal(joined(theta, rest).to(dtype), theta)
-    part(joined(theta, rest), theta, rest, dtype)
+    assert torch.equal(join(theta, rest).to(dtype), theta)
+    split(join(theta, rest), theta, rest, dtype)
     assert torch.equal(theta, before[0])
     assert torch.equal(rest, before[1])
 

@@ -47,7 +47,7 @@ def test_full_disk_loses_nothing(disk: Path, tmp_path: Path, engine: str) -> Non
     data = load("digits")
     sweep(GRID, data, tmp_path / "whole", engine=engine)
     for _ in range(2):
-        with pytest.raises(LabError, match=r"cannot write .* make room, or choose another --output"):
+        with pytest.raises(LabError, match=r"cannot write .* free some space, or choose another --output"):
             sweep(GRID, data, disk, engine=engine)
     assert not list(disk.rglob("*.part"))
     grow(disk)
@@ -62,8 +62,8 @@ def test_full_disk_is_one_line(disk: Path) -> None:
     assert result.stdout == ""
     told = result.stderr.splitlines()[-1]
     assert "cannot write " in told
-    assert "No space left on device): make room, or " in told
-    assert result.stderr.splitlines()[:-1] == [f"6 runs on digits, 0 of them there already, into {disk / 't'}"]
+    assert "No space left on device): free some space, or " in told
+    assert result.stderr.splitlines()[:-1] == [f"6 runs on digits, 0 already finished; output: {disk / 't'}"]
 
 
 def newer(file: Path) -> None:
@@ -98,7 +98,7 @@ def test_store_of_a_newer_version_is_left_alone(monkeypatch, capfd, tmp_path: Pa
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines()[-1].endswith(
-        f"{file.relative_to(tmp_path)} was written by a newer hypergradient (format 99, this one knows 2): "
+        f"{file.relative_to(tmp_path)} was written by a newer hypergradient (format 99, this version reads up to 2): "
         "upgrade hypergradient, or choose another --output"
     )
     assert {path: path.read_bytes() for path in before} == before

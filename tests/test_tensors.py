@@ -1,4 +1,4 @@
-"""What a step works on: pieces of large tensors, packs of small ones, torch's kernels; how much memory it takes for a time."""
+"""How a step processes tensors: pieces of large ones, packs of small ones, torch's kernels; and its peak memory."""
 
 from itertools import pairwise
 from typing import Any
@@ -13,13 +13,13 @@ from torch import nn
 from cases import Problem, flat
 from hypergradient import SGDHD, AdamHD, AdamWHD, Multiplicative, TuningFree
 from hypergradient.directions import SGD, Adam
-from hypergradient.execute import BLOCK, Copies, parts
 from hypergradient.fused import SMALL
+from hypergradient.runner import BLOCK, Copies, plan_packs
 
 
 @given(st.lists(st.integers(0, 3 * SMALL)))
 def test_parts_are_all_tensors_in_order(sizes: list[int]) -> None:
-    found = parts(sizes)
+    found = plan_packs(sizes)
     assert sorted(i for part in found for i in part) == list(range(len(sizes)))
     for part in found:
         assert part == sorted(part)
@@ -61,7 +61,7 @@ def test_kernels_of_torch_do_what_advance_does(monkeypatch: pytest.MonkeyPatch, 
     twin = ours(other.groups(), lr=1e-3, hypergrad_lr=1e-6, **options)
     one.train(opt, 10)
     for direction in (SGD, Adam):
-        monkeypatch.setattr(direction, "step", lambda *_: False)
+        monkeypatch.setattr(direction, "fused_step", lambda *_: False)
     other.train(twin, 10)
     torch.testing.assert_close(flat(one.parameters()), flat(other.parameters()), rtol=0, atol=1e-12)
     assert opt.hypergradients == pytest.approx(twin.hypergradients, rel=1e-9)

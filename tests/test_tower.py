@@ -16,7 +16,7 @@ from hypergradient.lab.experiments import plots, tower
 from hypergradient.lab.experiments.run import Run, run_of
 from hypergradient.lab.pages import report
 from hypergradient.lab.pages.figures import figures_of
-from hypergradient.lab.runs.calls import read
+from hypergradient.lab.runs.calls import parse
 from hypergradient.lab.runs.config import Config, paper
 from hypergradient.lab.runs.data import load
 from hypergradient.lab.runs.engine import Summary
@@ -49,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_rule_of_a_height(height: int, level: str, above: float | None, rule: Any) -> None:
-    found = read(tower.tower_of("SGDN-HD", height, 0.1, 1e-3, level, above))
+    found = parse(tower.tower_of("SGDN-HD", height, 0.1, 1e-3, level, above))
     assert make(found, torch.nn.Linear(1, 1)).setup.rule == rule
     first = above or 1e-3
     assert tower.levels_of(found) == ((height, level, first) if height > 1 else (1, "", None))
@@ -57,7 +57,7 @@ def test_rule_of_a_height(height: int, level: str, above: float | None, rule: An
 
 
 def test_height_0_does_not_adapt() -> None:
-    found = read(tower.tower_of("Adam-HD", 0, 0.1, 1e-3, "additive", None))
+    found = parse(tower.tower_of("Adam-HD", 0, 0.1, 1e-3, "additive", None))
     assert str(found) == paper("Adam", 0.1)
     assert tower.levels_of(found) == (0, "", None)
 
@@ -119,7 +119,7 @@ def test_command(monkeypatch, capfd, tmp_path: Path) -> None:
     assert {row["status"] for row in rows if row["lr"] == "1e+30"} == {"diverged"}
     assert {row["level"] for row in rows if row["height"] == "3"} == {"additive", "multiplicative"}
     page = page_of(tmp_path / "t")
-    assert all(text in page for text in ("Levels of adaptation", "42 of 42 runs have ended", "height 3", "<th", "Adapted"))
+    assert all(text in page for text in ("Towers of hypergradients", "Runs finished: 42 of 42,", "height 3", "<th", "Adapted"))
 
 
 def test_closing_words(monkeypatch, capfd) -> None:
@@ -135,10 +135,10 @@ def test_closing_words(monkeypatch, capfd) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        pytest.param("--heights 0,x", "--heights takes whole numbers >= 0 with commas, such as 0,1,2,3,4, got '0,x'", id="heights"),
-        pytest.param("--heights -1", "--heights takes whole numbers >= 0", id="negative-height"),
-        pytest.param("--lr 0", "--lr takes numbers > 0 with commas, such as 1e-05,", id="lr"),
-        pytest.param("--hypergrad-lr ,", "--hypergrad-lr takes numbers > 0", id="beta"),
+        pytest.param("--heights 0,x", "--heights takes comma-separated integers >= 0, such as 0,1,2,3,4; got '0,x'", id="heights"),
+        pytest.param("--heights -1", "--heights takes comma-separated integers >= 0", id="negative-height"),
+        pytest.param("--lr 0", "--lr takes comma-separated numbers > 0, such as 1e-05,", id="lr"),
+        pytest.param("--hypergrad-lr ,", "--hypergrad-lr takes comma-separated numbers > 0", id="beta"),
         pytest.param("--heights 101", "--heights must be at most 100, got 101", id="too-high"),
         pytest.param("--level up", "--level", id="level"),
         pytest.param("--level-lr up=1", "--level-lr takes a number, or additive=NUMBER,multiplicative=NUMBER, got 'up=1'", id="level-lr"),
@@ -199,7 +199,7 @@ def test_figures() -> None:
 
 def test_figures_of_the_report() -> None:
     runs = made()
-    runs[0] = replace(runs[0], summary={})  # one is under way
+    runs[0] = replace(runs[0], summary={})  # one is unfinished
     (lines, *maps), legend = figures_of("tower", runs)
     assert [(run["values"]["additive"], run["labels"]) for run in lines["runs"]] == [
         ([1.0, 1.0], ["height 0 (SGD)"]),
@@ -213,13 +213,13 @@ def test_figures_of_the_report() -> None:
     hover = multiplicative["hover"][0][0]
     assert "α₀ = 0.1<br>rule = Additive(Adapted(0.001, Multiplicative(0.02)))<br>seed = 1, finished, iterations 9, train loss 0.5" in hover
     assert "β" not in maps[0]["panels"][0]["hover"][0][0]
-    assert "seed = 1, under way" in maps[0]["panels"][0]["hover"][0][0]
+    assert "seed = 1, unfinished" in maps[0]["panels"][0]["hover"][0][0]
     assert len(legend["rows"][0][0]) == 3
 
 
 def test_report_without_a_run_that_has_ended(tmp_path: Path) -> None:
     Folder(tmp_path).start_experiment("tower", CONFIGS)
-    assert "0 of 40 runs have ended" in page_of(tmp_path)
+    assert "Runs finished: 0 of 40" in page_of(tmp_path)
     assert report.write(tmp_path).exists()
 
 
@@ -251,5 +251,5 @@ def test_killed_sweep_equals_never_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", TOWERS[-2:], ids=["adapt", "validation"])
 def test_what_cannot_be_stacked_is_told(tmp_path: Path, config: Config) -> None:
-    with pytest.raises(LabError, match=r"--engine batched takes .*use --engine auto"):
+    with pytest.raises(LabError, match=r"--engine batched needs .*use --engine auto"):
         sweep([config], load("digits"), tmp_path, engine="batched")

@@ -110,7 +110,7 @@ def test_batch_norm_sees_no_held_out_images() -> None:
 
 
 def test_too_few_images_to_hold_out(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="holds out a tenth of the training images, got 9: give 10 or more"):
+    with pytest.raises(LabError, match="holds out a tenth of the training images: it needs 10 or more, got 9"):
         train(replace(FOLLOWED["validation"], limit=9), load("digits"), Folder(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -202,12 +202,12 @@ def damage(name: str, text: str = "damaged"):
 @pytest.mark.parametrize(
     ("config", "resume", "harm", "message"),
     [
-        pytest.param(Config(epochs=1), False, None, "holds a run already: add --resume", id="no-resume"),
+        pytest.param(Config(epochs=1), False, None, "already contains a run: add --resume", id="no-resume"),
         pytest.param(
             Config(epochs=1, optimizer=paper("SGD", 0.1)),
             True,
             None,
-            r"holds a run with --optimizer SGDHD\(lr=0\.001.*: give the same options",
+            r"contains a run with --optimizer SGDHD\(lr=0\.001.*: give the same options",
             id="other-options",
         ),
         pytest.param(

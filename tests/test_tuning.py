@@ -1,4 +1,4 @@
-"""The tuning-free rule: its equations, what it does not depend on, the average that is evaluated, and how it fares."""
+"""The tuning-free rule: its equations, its invariances, the average that is evaluated, and its results."""
 
 import copy
 import math
@@ -329,7 +329,7 @@ def test_first_step_is_safe(ours: Any, options: dict, scope: Any, lr: float | No
     opt = ours(groups, scope=scope, **options)
     before = [p.detach().clone() for p in problem.parameters()]
     problem.train(opt, 1)
-    b = opt.setup.direction.share(opt.param_groups[0])
+    b = opt.setup.direction.interpolation(opt.param_groups[0])
     iterates = [p.detach() - b / (1 - b) * opt.state[p]["trace"] for p in problem.parameters()]
     moved = [(p - q, q) for p, q in zip(iterates, before, strict=True)]
     for part in {"group": [moved[:3], moved[3:]], "global": [moved], "tensor": [[pair] for pair in moved]}[scope]:
@@ -394,12 +394,12 @@ def test_does_not_run_away_where_there_is_no_noise(ours: Any, options: dict, con
 def test_a_slow_runaway_halves_the_learning_rate() -> None:
     """Each gradient points back to the average, and is a twentieth larger than the last: never suddenly large."""
     rule, alpha = TuningFree(), 1.0
-    memory = rule.fresh() | {"steps": 1_000.0, "turned": 100.0, "usual": 1.0}
+    memory = rule.initial_memory() | {"steps": 1_000.0, "turned": 100.0, "usual": 1.0}
     back = []
     for t in range(40):
-        move = rule.move(memory | {"size": 1.0}, alpha, rule.beta, h=(g := 1.05**t), g_norm=g, d_norm=1.0)
-        back.append(move.back)
-        if move.back:
+        move = rule.update(memory | {"size": 1.0}, alpha, rule.beta, h=(g := 1.05**t), g_norm=g, d_norm=1.0)
+        back.append(move.reset)
+        if move.reset:
             assert move.alpha == alpha / 2
         alpha, memory = move.alpha, move.memory
     assert back.index(True) == 21, "the mean of 22 cosines of -1 is the first below -0.9"
@@ -408,11 +408,11 @@ def test_a_slow_runaway_halves_the_learning_rate() -> None:
 def test_one_odd_minibatch_changes_nothing() -> None:
     """A gradient ten times the usual that points back to the average: once it is let be, twice in succession it is a runaway."""
     rule, size = TuningFree(), {"size": 1.0}
-    memory = rule.fresh() | {"steps": 1_000.0, "turned": 100.0, "usual": 1.0, "signals": 500.0, "power": 0.01}
-    once = rule.move(memory | size, 1.0, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0)
-    assert not once.back
-    calm = rule.move(once.memory | size, once.alpha, rule.beta, h=0.2, g_norm=1.0, d_norm=1.0)
-    assert not rule.move(calm.memory | size, calm.alpha, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).back
-    assert rule.move(once.memory | size, once.alpha, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).back
+    memory = rule.initial_memory() | {"steps": 1_000.0, "turned": 100.0, "usual": 1.0, "signals": 500.0, "power": 0.01}
+    once = rule.update(memory | size, 1.0, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0)
+    assert not once.reset
+    calm = rule.update(once.memory | size, once.alpha, rule.beta, h=0.2, g_norm=1.0, d_norm=1.0)
+    assert not rule.update(calm.memory | size, calm.alpha, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).reset
+    assert rule.update(once.memory | size, once.alpha, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).reset
     soon = memory | size | {"steps": 120.0}
-    assert rule.move(soon, 1.0, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).back, "soon after the climb once is enough"
+    assert rule.update(soon, 1.0, rule.beta, h=2.0, g_norm=10.0, d_norm=1.0).reset, "soon after the climb once is enough"

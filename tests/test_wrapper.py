@@ -1,4 +1,4 @@
-"""Hypergradient(base): the closed forms again, and an optimizer as any other around every base that it is for."""
+"""Hypergradient(base): equal to the closed forms, and an optimizer like any other around every base it supports."""
 
 import copy
 import io
@@ -728,7 +728,7 @@ def test_what_is_no_optimizer_is_refused(base: Any) -> None:
         ({"hypergrad_lr": -1.0}, "hypergrad_lr must be a finite number >= 0"),
         ({"rule": Additive(1.0), "hypergrad_lr": 1.0}, "hypergrad_lr or rule, not both"),
         ({"scope": "layer"}, "scope must be"),
-        ({"scope": "element"}, "takes Additive or Multiplicative with a constant beta"),
+        ({"scope": "element"}, "takes Additive, Multiplicative or a learner .*with a constant beta"),
         ({"hypergrad_lr": 1.0, "horizon": 0}, "horizon must be"),
         ({"hypergrad_lr": 1.0, "lr_bounds": (0.5, 1)}, "lr must lie inside lr_bounds"),
     ],
@@ -788,7 +788,7 @@ def test_sparse_gradients_are_refused_before_anything_moves() -> None:
     opt = Hypergradient(torch.optim.SGD(embedding.parameters(), lr=0.1), hypergrad_lr=1e-3)
     embedding(torch.tensor([1])).sum().backward()
     before = embedding.weight.detach().clone()
-    with pytest.raises(TypeError, match=r"hypergradients take dense gradients, got torch.sparse_coo .*sparse=False"):
+    with pytest.raises(TypeError, match=r"hypergradients need dense gradients, got torch.sparse_coo .*sparse=False"):
         opt.step()
     assert torch.equal(embedding.weight, before)
     assert not opt.state

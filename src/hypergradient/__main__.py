@@ -1,4 +1,4 @@
-"""``python -m hypergradient``: the command of the lab."""
+"""``python -m hypergradient`` runs the command-line lab."""
 
 from .lab import main
 

@@ -1,4 +1,4 @@
-"""Another optimizer's step as a direction: d is read from a step that the optimizer takes at learning rate 1."""
+"""The step of another optimizer as a direction: d is read from a step that it takes at learning rate 1."""
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .direction import Direction, decayed
-from .execute import Columns, Numbers, blocks
-from .factors import Group
+from .group_lr import Group
 from .ranks import local
-from .tensors import copy_all, real
+from .runner import Coefficients, TensorLists, blocks
+from .tensors import copy_tensors, real
 
-#: The hooks of all optimizers' steps. torch.optim deletes its own name for the module.
+#: The global hooks of torch.optim's steps. The module is imported by name, since torch.optim deletes its attribute for it.
 HOOKS = [getattr(importlib.import_module("torch.optim.optimizer"), f"_global_optimizer_{kind}_hooks", {}) for kind in ("pre", "post")]
 
-#: Why the step of these is not θ − α d with a d that does not depend on α.
+#: Optimizers whose step is not θ − α d with d independent of α, and why.
 NOT_LINEAR = {
     "ASGD": "its step size decays by a formula with lr inside, and lr also enters the decay of the parameters",
     "Rprop": "lr is only the first of step sizes that it adapts itself, one an element",
@@ -26,14 +26,14 @@ NOT_LINEAR = {
     "LBFGS": "it evaluates the loss several times a step, and searches along its direction",
 }
 
-#: torch's optimizers that add λθ to the gradient, so that it is part of what they minimise.
+#: torch's optimizers with coupled weight decay: they add λθ to the gradient.
 COUPLED = ("SGD", "Adam", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax")
 
-#: What the loop keeps of a tensor, in the state that it shares with the base.
-OURS = {"direction", "lr", "applied", "trace", "trace_momentum", "gradient", "rest", "iterate", "late", "still", "hypergrad_lr"}
+#: Keys that this library uses in a tensor's state, which it shares with the base.
+RESERVED_KEYS = {"direction", "lr", "applied", "trace", "trace_momentum", "gradient", "rest", "iterate", "late", "still", "hypergrad_lr"}
 
-#: What it keeps in a param group, where a base must not have an option of the name.
-OURS_IN_GROUPS = {
+#: Keys that it uses in a param group; a base may have no option of such a name.
+RESERVED_GROUP_KEYS = {
     "memory",
     "adapted",
     "last",
@@ -51,65 +51,65 @@ OURS_IN_GROUPS = {
 
 @final
 class BaseStep(Direction):
-    """The direction that another optimizer steps along, d = θ_before − θ_after of its step at learning rate 1.
+    """The direction of another optimizer, d = θ_before − θ_after of its step at learning rate 1.
 
-    Where its step is θ − α d with a d that does not depend on α that is exact at any learning rate, which the difference over α of a
-    step at learning rate α is not: in float32 it is off by 18 % at α = 1e-6.
+    If its step is θ − α d with d independent of α, this is exact at any learning rate. Dividing the difference of a step at learning rate α
+    by α is not: in float32 it is off by 18 % at α = 1e-6.
     """
 
-    remembers = ()
+    remembered_options = ()
     buffers = ("direction",)
     stored = True
-    asks = True
+    irreversible = True
 
-    def __init__(self, base: torch.optim.Optimizer, *, between: bool = False) -> None:
-        self.base, self.between = base, between
+    def __init__(self, base: torch.optim.Optimizer, *, averaging: bool = False) -> None:
+        self.base, self.averaging = base, averaging
         self.coupled = type(base).__module__.startswith("torch.optim") and type(base).__name__ in COUPLED
 
-    def left_to_average(self) -> Direction:
-        return BaseStep(self.base, between=True)
+    def without_momentum(self) -> Direction:
+        return BaseStep(self.base, averaging=True)
 
-    def share(self, group: Mapping[str, Any]) -> Any:
-        return momentum_of(group)[0] if self.between else 0.0
+    def interpolation(self, group: Mapping[str, Any]) -> Any:
+        return momentum_of(group)[0] if self.averaging else 0.0
 
-    def shrinks(self, group: Mapping[str, Any]) -> Any:
+    def decay_rate(self, group: Mapping[str, Any]) -> Any:
         coupled = self.coupled and not group.get("decoupled_weight_decay", False)
         return 0.0 if coupled and type(self.base).__name__ != "SGD" else group.get("weight_decay", 0.0)
 
     def check(self, group: Mapping[str, Any]) -> None:
-        """The base has checked its options when it was made."""
+        """Nothing to do: the base checked its options when it was constructed."""
 
-    def objective(self, group: Mapping[str, Any]) -> Numbers:
+    def objective_coef(self, group: Mapping[str, Any]) -> Coefficients:
         coupled = self.coupled and not group.get("decoupled_weight_decay", False)
         return {"maximize": group.get("maximize", False), "penalty": group.get("weight_decay", 0.0) if coupled else 0.0}
 
-    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
+    def coefficients(self, state: Mapping[str, Any], group: Mapping[str, Any], taken: Any = None) -> Coefficients:
         return {}
 
-    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+    def last_coef(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
         return {}
 
-    def gradient(self, g: Any, p: Any, numbers: Numbers) -> Any:
-        return decayed(g, p, numbers)
+    def gradient(self, g: Any, p: Any, coef: Coefficients) -> Any:
+        return decayed(g, p, coef)
 
-    def previous(self, p: Any, state: Mapping[str, Any], numbers: Numbers) -> Any:
+    def previous(self, p: Any, state: Mapping[str, Any], coef: Coefficients) -> Any:
         return state["direction"]
 
-    def begin(self, moving: Mapping[Tensor, Group]) -> None:
-        """The base's step at learning rate 1; each tensor's parameters before it lie in its "direction" until ``advance``."""
+    def begin_step(self, moving: Mapping[Tensor, Group]) -> None:
+        """Take the base's step at learning rate 1. Until ``advance``, "direction" holds each tensor's parameters from before the step."""
         if not moving:
             return
         state = self.base.state
         before = {p: state[p]["direction"] if "direction" in state.get(p, {}) else torch.empty_like(p) for p in moving}
-        copy_all(map(local, before.values()), map(local, before))
+        copy_tensors(map(local, before.values()), map(local, before))
         new, without = [p for p in moving if "applied" not in state.get(p, {})], [p for p in moving if p not in state]
         try:
-            unit_step(self.base, moving, self.between)
+            unit_step(self.base, moving, self.averaging)
             check_state(self.base, [state[p] for p in new])
         except BaseException:
             for p, value in before.items():
                 p.copy_(value)
-                if "applied" in state.get(p, {}):  # its direction is gone
+                if "applied" in state.get(p, {}):  # its direction was overwritten
                     state[p]["applied"] = False
             for p in without:
                 state.pop(p, None)
@@ -117,10 +117,10 @@ class BaseStep(Direction):
         for p, value in before.items():
             state[p]["direction"] = value
 
-    def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        return ()  # ``begin`` has made it
+    def needed_buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ()  # ``begin_step`` has made the buffer
 
-    def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
+    def fused_step(self, tensors: TensorLists, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
         for column in zip(tensors["p"], tensors["direction"], strict=True):
             for piece in blocks(dict(zip(("p", "direction"), column, strict=True))):
                 before = piece["direction"]
@@ -129,22 +129,22 @@ class BaseStep(Direction):
                 before.copy_(d)
         return True
 
-    def advance(self, g: Any, p: Any, state: Mapping[str, Any], numbers: Numbers) -> Any:
+    def advance(self, g: Any, p: Any, state: Mapping[str, Any], coef: Coefficients) -> Any:
         before = state["direction"]
         d = before.sub(p)
         p.copy_(before)
         return before.copy_(d)
 
-    def first(self, moving: Mapping[Tensor, Group], grads: Mapping[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """By a step of the base that is taken back."""
-        with taken_back(self.base) as before:
-            unit_step(self.base, moving, self.between)
+    def first_directions(self, moving: Mapping[Tensor, Group], grads: Mapping[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """By a step of the base that is rolled back."""
+        with rolled_back(self.base) as before:
+            unit_step(self.base, moving, self.averaging)
             found = [(p, local(real(before[p])) - local(real(p))) for p in moving]
         yield from found
 
 
 def momentum_of(group: Mapping[str, Any]) -> tuple[float, Group]:
-    """A base's momentum, betas[0] of two or "momentum", 0 where it has none below 1; and the option without it, by name."""
+    """A base's momentum (betas[0] of two, or "momentum"; 0 if there is none below 1), and the option that switches it off, by name."""
     betas = group.get("betas")
     pair = isinstance(betas, tuple | list) and len(betas) == 2
     b = betas[0] if pair else group.get("momentum")  # type: ignore[index]
@@ -153,13 +153,13 @@ def momentum_of(group: Mapping[str, Any]) -> tuple[float, Group]:
     return b, {"betas": (0.0, betas[1])} if pair else {"momentum": 0.0}  # type: ignore[index]
 
 
-def unit_step(base: torch.optim.Optimizer, moving: Mapping[Tensor, Any], between: bool) -> None:
-    """A step of ``base`` at learning rate 1, of the tensors in ``moving`` alone; without momentum where gradients are ``between``."""
+def unit_step(base: torch.optim.Optimizer, moving: Mapping[Tensor, Any], averaging: bool) -> None:
+    """A step of ``base`` at learning rate 1, for the tensors in ``moving`` only; without its momentum under ``averaging``."""
     before = []
     still = {p: p.grad for group in base.param_groups for p in group["params"] if p.grad is not None and p not in moving}
     try:
         for group in base.param_groups:
-            own = {"lr": 1.0} | (momentum_of(group)[1] if between else {})
+            own = {"lr": 1.0} | (momentum_of(group)[1] if averaging else {})
             before.append({name: group[name] for name in own})
             group.update(own)
         for p in still:
@@ -175,7 +175,7 @@ def unit_step(base: torch.optim.Optimizer, moving: Mapping[Tensor, Any], between
 
 @contextmanager
 def without_global_hooks() -> Iterator[None]:
-    """What is registered for the steps of all optimizers is for that of the wrapper, which has called it."""
+    """Disable hooks registered for the steps of all optimizers: the wrapper's own step has called them already."""
     before = [dict(hooks) for hooks in HOOKS]
     for hooks in HOOKS:
         hooks.clear()
@@ -187,11 +187,11 @@ def without_global_hooks() -> Iterator[None]:
 
 
 @contextmanager
-def taken_back(base: torch.optim.Optimizer) -> Iterator[dict[Tensor, Tensor]]:
-    """Whatever the base does inside is undone, and none of its hooks is called; gives the parameters as they were."""
+def rolled_back(base: torch.optim.Optimizer) -> Iterator[dict[Tensor, Tensor]]:
+    """Undo whatever the base does inside the block, and call none of its hooks; yields the parameters from before."""
     own, groups = dict(vars(base)), [dict(group) for group in base.param_groups]
     before = {p: p.detach().clone() for group in groups for p in group["params"]}
-    states = {p: dict(state) for p, state in base.state.items() if isinstance(state, dict)}  # others keep what they like there
+    states = {p: dict(state) for p, state in base.state.items() if isinstance(state, dict)}  # some optimizers store other things there
     values = [(x, x.detach().clone()) for x in tree_leaves([*states.values()]) if isinstance(x, Tensor)]
     grads = {p: p.grad for p in before}
     for p, grad in grads.items():
@@ -218,9 +218,9 @@ def taken_back(base: torch.optim.Optimizer) -> Iterator[dict[Tensor, Tensor]]:
 
 
 def check_state(base: torch.optim.Optimizer, states: Iterable[Mapping[str, Any]]) -> None:
-    """Raise ValueError where the base's state of a tensor has a key that is used here."""
-    taken = sorted(OURS & {key for state in states for key in state})
+    """Raise ValueError if the base's state of a tensor has a key that is reserved here."""
+    taken = sorted(RESERVED_KEYS & {key for state in states for key in state})
     if taken:
         raise ValueError(
-            f"{type(base).__name__} cannot be wrapped, since it keeps {', '.join(map(repr, taken))} in its state as Hypergradient does"
+            f"{type(base).__name__} cannot be wrapped, since it keeps {', '.join(map(repr, taken))} in its state, as Hypergradient does"
         )

@@ -1,9 +1,9 @@
-"""∂d/∂φ in closed form: the derivative of the last direction by every hyperparameter but the learning rate.
+"""∂d/∂φ in closed form: the derivative of the last direction with respect to every hyperparameter φ other than the learning rate.
 
     h = g_t · ∂θ_{t-1}/∂φ = −α g_t · ∂d_{t-1}/∂φ
 
-The derivative is taken through the last step alone, whose state was given, as that of the learning rate is. Symbols as in directions.py,
-and S = √s, c1 = 1 − β1^t, c2 = 1 − β2^t, W = c1 (S/√c2 + ε): Adam's direction is d = m/W.
+As for the learning rate, the derivative is taken through the last step only: the state before it counts as constant. Symbols as in
+directions.py, and S = √s, c1 = 1 − β1^t, c2 = 1 − β2^t, W = c1 (S/√c2 + ε): Adam's direction is d = m/W.
 """
 
 from abc import ABC, abstractmethod
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from .direction import Direction
-from .directions import SGD, Adam, HeavyBall, adam_root, applied, pair_of, what_decay_leaves
-from .execute import Numbers
-from .tensors import Some, add_product, add_quotient, add_scaled, is_zero
+from .directions import SGD, Adam, HeavyBall, adam_root, as_pair, decay_factor, with_schedule
+from .runner import Coefficients
+from .tensors import TensorOrList, add_product, add_quotient, add_scaled, is_zero
 
 
 class lazy:  # noqa: N801 - a decorator
@@ -36,44 +36,44 @@ class lazy:  # noqa: N801 - a decorator
 
 
 class LastStep(ABC):
-    """The last step of one tensor, as its buffers tell: a method for each hyperparameter gives ∂d_{t-1}/∂φ, but for its ``scale``.
+    """The last step of one tensor, recovered from its buffers: one method per hyperparameter gives ∂d_{t-1}/∂φ, up to a scalar ``scale``.
 
     Args:
-        p: θ_t, the parameter as the step left it; a real view, whole or a piece, or a list of them.
+        p: θ_t, the parameter after the step; a real view, whole or a piece, or a list of them.
         state: the buffers, likewise.
-        numbers: what ``numbers`` of the class has made of options and count of steps.
+        coef: from ``coefficients`` of the class.
     """
 
-    #: The options of a param group that have such a method, by their names in ``adapt``.
-    has: tuple[str, ...]
+    #: The hyperparameters that have such a method, by their names in ``adapt``.
+    hyperparameters: tuple[str, ...]
 
-    #: Those of them whose derivative is known where they are 0, too.
-    at_zero: tuple[str, ...] = ("weight_decay",)
+    #: Those whose derivative is defined at 0, too.
+    defined_at_zero: tuple[str, ...] = ("weight_decay",)
 
-    #: Whether the step has d times the learning rate; otherwise the methods give −∂θ_{t-1}/∂φ itself.
-    by_lr = True
+    #: Whether the methods give ∂d_{t-1}/∂φ, to be multiplied by the learning rate; otherwise they give −∂θ_{t-1}/∂φ itself.
+    scaled_by_lr = True
 
-    def __init__(self, p: Some, state: Mapping[str, Any], numbers: Numbers) -> None:
-        self.p, self.state, self.n = p, state, numbers
-
-    @staticmethod
-    @abstractmethod
-    def keeps(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
-        """Whether the derivatives need the last gradient, which the state then has as "gradient"."""
+    def __init__(self, p: TensorOrList, state: Mapping[str, Any], coef: Coefficients) -> None:
+        self.p, self.state, self.coef = p, state, coef
 
     @staticmethod
     @abstractmethod
-    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
-        """The coefficients of the derivatives, in Python's precision; "scale of NAME" is the factor that is left out of a tensor."""
+    def needs_gradient(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
+        """Whether the derivatives need the last gradient, which the state then stores as "gradient"."""
+
+    @staticmethod
+    @abstractmethod
+    def coefficients(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
+        """Coefficients of the derivatives, in Python's precision; "scale of NAME" is the scalar factor that the tensor leaves out."""
 
     @property
     def alpha(self) -> Any:
-        """The learning rate of the step; elementwise where each element has its own."""
-        return applied(self.state["lr"], self.n) if "lr" in self.state else self.n["lr"]
+        """The learning rate of the step; a tensor if each element has its own."""
+        return with_schedule(self.state["lr"], self.coef) if "lr" in self.state else self.coef["lr"]
 
     @property
     def g(self) -> Any:
-        """g_{t-1}, as the step used it."""
+        """g_{t-1}, as used by the step."""
         return self.state["gradient"]
 
     @property
@@ -81,24 +81,24 @@ class LastStep(ABC):
     def d(self) -> Any:
         """d_{t-1}."""
 
-    def by(self, name: str) -> Any:
-        """∂d_{t-1}/∂φ over its scale, times the learning rates where each element has its own."""
+    def derivative(self, name: str) -> Any:
+        """∂d_{t-1}/∂φ over its scale; times the learning rates if each element has its own."""
         x = getattr(self, name)()
-        return x.mul(self.state["lr"]) if "lr" in self.state and self.by_lr else x
+        return x.mul(self.state["lr"]) if "lr" in self.state and self.scaled_by_lr else x
 
 
 @final
 class LastSGD(LastStep):
-    """That of stochastic gradient descent: v_t = μ v_{t-1} + g_t, and d_t = g_t, v_t or, with Nesterov momentum, g_t + μ v_t."""
+    """Stochastic gradient descent: v_t = μ v_{t-1} + g_t, and d_t = g_t, v_t or, with Nesterov momentum, g_t + μ v_t."""
 
-    has = ("momentum", "weight_decay")
+    hyperparameters = ("momentum", "weight_decay")
 
     @staticmethod
-    def keeps(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
+    def needs_gradient(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
         return "momentum" in names and not group["nesterov"]
 
     @staticmethod
-    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+    def coefficients(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
         mu, nesterov = last["momentum"], last["nesterov"]
         scales = {
             "scale of momentum": 2 + mu if nesterov else 1 / (1.0 if is_zero(mu) else mu),
@@ -108,12 +108,12 @@ class LastSGD(LastStep):
 
     @lazy
     def d(self) -> Any:
-        return SGD().previous(self.p, self.state, self.n)
+        return SGD().previous(self.p, self.state, self.coef)
 
     def momentum(self) -> Any:
         """∂d/∂μ = v_{t-1} = (v_t − g_t)/μ; with Nesterov momentum v_t + μ v_{t-1} = 2 v_t − g_t, where g_t = d_t − μ v_t."""
         v = self.state["momentum_buffer"]
-        return add_scaled(v, self.n["d"], self.d) if self.n["nesterov"] else v.sub(self.g)
+        return add_scaled(v, self.coef["d"], self.d) if self.coef["nesterov"] else v.sub(self.g)
 
     def weight_decay(self) -> Any:
         """∂d/∂λ = θ_{t-1}, since g = ∇f + λ θ_{t-1}; with Nesterov momentum (1 + μ) θ_{t-1}."""
@@ -122,17 +122,17 @@ class LastSGD(LastStep):
 
 @final
 class LastHeavyBall(LastStep):
-    """That of the heavy ball, θ_t = θ_{t-1} − α g_t + μ (θ_{t-1} − θ_{t-2})."""
+    """The heavy ball: θ_t = θ_{t-1} − α g_t + μ (θ_{t-1} − θ_{t-2})."""
 
-    has = at_zero = ("momentum",)
-    by_lr = False
+    hyperparameters = defined_at_zero = ("momentum",)
+    scaled_by_lr = False
 
     @staticmethod
-    def keeps(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
+    def needs_gradient(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
         return False
 
     @staticmethod
-    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+    def coefficients(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
         return {"scale of momentum": -1.0, "lr": state["lr"]}
 
     @property
@@ -146,37 +146,37 @@ class LastHeavyBall(LastStep):
 
 @final
 class LastAdam(LastStep):
-    """That of Adam and AdamW: d = m/W, for AdamW with λ θ_{t-1} added."""
+    """Adam and AdamW: d = m/W, plus λ θ_{t-1} for AdamW."""
 
-    has = ("betas", "eps", "weight_decay")
+    hyperparameters = ("betas", "eps", "weight_decay")
 
     @staticmethod
-    def keeps(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
+    def needs_gradient(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
         coupled = isinstance(direction, Adam) and not direction.decoupled
         return "beta1" in names or "beta2" in names or (coupled and "weight_decay" in names)
 
     @staticmethod
-    def numbers(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+    def coefficients(direction: Direction, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
         betas, t, decoupled = last["betas"], state["step"], cast(Adam, direction).decoupled
         decays = cast(Adam, direction).last_decay(state, last)
         moved: Any = 1.0
-        divisors, ends, inverse = [1.0 if is_zero(beta) else beta for beta in betas], list[Any](), list[Any]()
-        if isinstance(t, Tensor):  # bias correction takes the betas out of Adam's first step; what is left of them is rounding
+        divisors, inverse_betas, inverse = [1.0 if is_zero(beta) else beta for beta in betas], list[Any](), list[Any]()
+        if isinstance(t, Tensor):  # bias correction cancels the betas in Adam's first step, up to rounding
             moved, t = (t > 1).to(t.dtype), t.clamp(min=1)
-            both = pair_of(betas, t)
+            both = as_pair(betas, t)
             power = both**t
             c = 1 - power
             k = 1 + t * power / c  # β times the sum of both terms in m, or in s
             (c1, c2), (k1, k2) = c, k
-            ends, inverse = list(moved * k / both), list(-1 / k)
+            inverse_betas, inverse = list(moved * k / both), list(-1 / k)
         else:
             c1, c2 = (1 - beta**t for beta in betas)
             k1, k2 = (1 + t * beta**t / c if beta else 1.0 for beta, c in zip(betas, (c1, c2), strict=True))
-            ends, inverse = [k / divisor for k, divisor in zip((k1, k2), divisors, strict=True)], [-1 / k1, -1 / k2]
+            inverse_betas, inverse = [k / divisor for k, divisor in zip((k1, k2), divisors, strict=True)], [-1 / k1, -1 / k2]
         root = c2**0.5
         scales = {
-            "scale of beta1": ends[0],
-            "scale of beta2": -c1 * k2 / divisors[1] / (2 * root) if isinstance(k2, float) else ends[1] * c1 / (-2 * root),
+            "scale of beta1": inverse_betas[0],
+            "scale of beta2": -c1 * k2 / divisors[1] / (2 * root) if isinstance(k2, float) else inverse_betas[1] * c1 / (-2 * root),
             "scale of eps": -c1,
             "scale of weight_decay": 1.0 if decoupled else 1 - betas[0],
         }
@@ -187,13 +187,13 @@ class LastAdam(LastStep):
 
     @lazy
     def root(self) -> Any:
-        """S; no less than 1e-19, and it is that where only gradients of 0 are divided by it."""
+        """S, at least 1e-19; it is that small only where the gradients divided by it are 0."""
         root = adam_root(self.state["exp_avg_sq"])
         return root.clamp_min_(torch.finfo(root.dtype).tiny ** 0.5)
 
     @lazy
     def w(self) -> Any:
-        return self.root.mul(self.n["root"]).add_(self.n["eps"])
+        return self.root.mul(self.coef["root"]).add_(self.coef["eps"])
 
     @lazy
     def a(self) -> Any:
@@ -207,22 +207,22 @@ class LastAdam(LastStep):
 
     @lazy
     def d(self) -> Any:
-        decay = self.n["weight_decay"]
+        decay = self.coef["weight_decay"]
         return self.a if is_zero(decay) else add_scaled(self.a, decay, self.theta)
 
     @lazy
     def theta(self) -> Any:
         """θ_{t-1} = (θ_t + α m/W) / (1 − αλ)."""
-        theta, decay = add_scaled(self.p, self.alpha, self.a), self.n["weight_decay"]
-        return theta if is_zero(decay) else theta.div_(what_decay_leaves(self.alpha, decay) if "lr" in self.state else self.n["left"])
+        theta, decay = add_scaled(self.p, self.alpha, self.a), self.coef["weight_decay"]
+        return theta if is_zero(decay) else theta.div_(decay_factor(self.alpha, decay) if "lr" in self.state else self.coef["decay_factor"])
 
     def beta1(self) -> Any:
         """∂d/∂β1 = [(m − g)/β1 + m t β1^{t-1}/c1]/W, since m_{t-1} − g_t = (m_t − g_t)/β1 and ∂c1/∂β1 = −t β1^{t-1}."""
-        return add_quotient(self.a, self.n["beta1"], self.g, self.w)
+        return add_quotient(self.a, self.coef["beta1"], self.g, self.w)
 
     def beta2(self) -> Any:
         """∂d/∂β2 = −m/W² ∂W/∂β2, and ∂W/∂β2 = c1/(2√c2) [(s − g²)/β2 + s t β2^{t-1}/c2]/S."""
-        return add_quotient(self.root, self.n["beta2"], self.g.mul(self.g), self.root).mul_(self.by_w)
+        return add_quotient(self.root, self.coef["beta2"], self.g.mul(self.g), self.root).mul_(self.by_w)
 
     def eps(self) -> Any:
         """∂d/∂ε = −c1 m/W²."""
@@ -230,10 +230,10 @@ class LastAdam(LastStep):
 
     def weight_decay(self) -> Any:
         """∂d/∂λ = θ_{t-1} for AdamW; else, since g = ∇f + λ θ_{t-1}, (1 − β1) θ_{t-1}/W − m/W² c1/√c2 (1 − β2) g θ_{t-1}/S."""
-        if self.n["decoupled"]:
+        if self.coef["decoupled"]:
             return self.theta
         x = self.theta.div(self.w)
-        return add_product(x, self.n["decay"], self.g.mul(self.by_w).div_(self.root), self.theta, out=x)
+        return add_product(x, self.coef["decay"], self.g.mul(self.by_w).div_(self.root), self.theta, out=x)
 
 
 LAST_STEPS: dict[type[Direction], type[LastStep]] = {SGD: LastSGD, HeavyBall: LastHeavyBall, Adam: LastAdam}

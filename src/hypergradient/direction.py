@@ -1,4 +1,4 @@
-"""What a direction is: d_t = −∂θ_t/∂α_t, and what the loop asks of it. Its kinds are in directions.py and base.py."""
+"""The interface of a direction, d_t = −∂θ_t/∂α_t: what the loop asks of an algorithm. Implementations are in directions.py and base.py."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -6,123 +6,123 @@ from typing import Any
 
 from torch import Tensor
 
-from .execute import Columns, Numbers
 from .ranks import local
-from .tensors import Some, add_scaled, is_zero, make_buffer, real
+from .runner import Coefficients, TensorLists
+from .tensors import TensorOrList, add_scaled, is_zero, make_buffer, real
 
 
 class Direction(ABC):
-    """What an optimizer must know to take the hypergradient of its learning rate."""
+    """What the hypergradient of the learning rate needs to know of an algorithm."""
 
-    #: The options of a param group that ``previous`` must see as they were in the last step.
-    remembers: tuple[str, ...]
+    #: Options of a param group that ``previous`` needs with their values in the last step.
+    remembered_options: tuple[str, ...]
 
-    #: What it keeps in the state of a tensor: buffers of the tensor's shape, and numbers.
+    #: Keys in the state of a tensor: buffers of the tensor's shape, and step counts.
     buffers: tuple[str, ...]
-    counts: tuple[str, ...] = ()
+    counters: tuple[str, ...] = ()
 
-    #: Those of the buffers that start as the parameter itself.
-    copies: tuple[str, ...] = ()
+    #: Buffers that are initialized with the parameter.
+    initialized_from_params: tuple[str, ...] = ()
 
-    #: Whether ``previous`` is one of the buffers, rather than computed from them.
+    #: Whether ``previous`` returns one of the buffers, rather than computing d from them.
     stored = False
 
-    #: Whether it must be known, and so waited for, that a step is taken, since nothing can undo it.
-    asks = False
+    #: Whether a step cannot be undone, so that the host must wait for the device to say that it is taken.
+    irreversible = False
 
-    #: Whether a step that has not lowered the loss is taken back, and the next is made from where it began.
+    #: Whether a step that did not lower the loss is a null step: it is undone, and the next starts where it started.
     monotone = False
 
-    #: Whether it leaves momentum to the average, between which and the iterate gradients are taken (see average.py).
-    between = False
+    #: Whether momentum is left to the averaging, with gradients taken between iterate and average (see average.py).
+    averaging = False
 
-    def left_to_average(self) -> "Direction":
-        """The same without momentum, which is ``between``; itself where it cannot be without."""
+    def without_momentum(self) -> "Direction":
+        """The same direction with its momentum left to the averaging; itself if it has none to leave."""
         return self
 
-    def share(self, group: Mapping[str, Any]) -> Any:
-        """How far from the iterate to its average gradients are taken, in [0, 1): momentum, where it is left to that."""
+    def interpolation(self, group: Mapping[str, Any]) -> Any:
+        """b in [0, 1): gradients are taken at (1 − b) iterate + b average. It is the momentum, where that is left to the averaging."""
         return 0.0
 
-    def shrinks(self, group: Mapping[str, Any]) -> Any:
-        """λ of a step that is θ − α (λ θ + ...), but for momentum: 0 where it decays otherwise, or not."""
+    def decay_rate(self, group: Mapping[str, Any]) -> Any:
+        """λ if the step is θ − α (λ θ + ...), momentum aside; 0 for other kinds of decay or none."""
         return 0.0
 
     @abstractmethod
     def check(self, group: Mapping[str, Any]) -> None:
-        """Raise ValueError where an option of a param group is out of its range."""
+        """Raise ValueError if an option of a param group is out of its range."""
 
-    def begin(self, moving: Mapping[Tensor, dict[str, Any]]) -> None:  # noqa: B027 - closed forms need no step as a whole
-        """Called once a step, before ``advance`` is called for each of the tensors that move, given with their param groups."""
+    def begin_step(self, moving: Mapping[Tensor, dict[str, Any]]) -> None:  # noqa: B027 - closed forms need none
+        """Called once a step with all tensors that move and their param groups, before ``advance`` is called for each."""
 
-    def first(self, moving: Mapping[Tensor, dict[str, Any]], grads: Mapping[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """d_1 of each of some tensors, given with their param groups and gradients, made with a state that is thrown away."""
+    def first_directions(self, moving: Mapping[Tensor, dict[str, Any]], grads: Mapping[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """d_1 of tensors, given with their param groups and gradients; the state made for it is thrown away."""
         for p, group in moving.items():
             state: dict[str, Any] = {}
             theta = local(real(p))
             self.prepare(theta, state, group)
-            g = self.gradient(grads[p], theta, self.objective(group))
+            g = self.gradient(grads[p], theta, self.objective_coef(group))
             buffers = {name: state[name] for name in self.buffers if name in state}
-            yield p, self.advance(g, theta, buffers, self.numbers(state, group))
+            yield p, self.advance(g, theta, buffers, self.coefficients(state, group))
 
     def is_gradient(self, group: Mapping[str, Any]) -> bool:
-        """Whether d_t is the gradient of the loss itself, and is in the state as "direction"."""
+        """Whether d_t is the gradient of the loss itself, stored as "direction"."""
         return False
 
-    def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
-        """Take the whole step, θ_t = θ_{t-1} − α d_t with its buffers, by a kernel of torch's own; whether there is one for it.
+    def fused_step(self, tensors: TensorLists, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
+        """Take the whole step, θ_t = θ_{t-1} − α d_t and its buffers, with one of torch's fused kernels; return whether there is one.
 
-        It reads and writes each tensor once, which ``advance`` in pieces does not, and needs no compiler.
+        Such a kernel reads and writes each tensor once, unlike ``advance`` on pieces, and needs no compiler.
         """
         return False
 
     @abstractmethod
-    def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+    def needed_buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Which of ``buffers`` the next ``advance`` needs."""
 
     def prepare(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Make the buffers that ``advance`` needs, and count the step."""
         state["first"] = state.get("momentum_buffer") is None
-        for name in self.wants(group):
+        for name in self.needed_buffers(group):
             make_buffer(state, name, p)
-        for name in self.counts:
+        for name in self.counters:
             state[name] = int(state.get(name, 0)) + 1
 
-    def objective(self, group: Mapping[str, Any]) -> Numbers:
-        """What ``gradient`` needs of the options: the sign of what is minimised, and its penalty."""
+    def objective_coef(self, group: Mapping[str, Any]) -> Coefficients:
+        """Coefficients of ``gradient``: the sign of the objective, and its penalty."""
         return {"maximize": group["maximize"], "penalty": group["weight_decay"]}
 
     @abstractmethod
-    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
-        """What ``advance`` needs of the options and of the count of steps, in Python's precision, or float64 on a device."""
+    def coefficients(self, state: Mapping[str, Any], group: Mapping[str, Any], taken: Any = None) -> Coefficients:
+        """Coefficients of ``advance``, from the options and the step count; in Python's precision, or float64 on a device."""
 
     @abstractmethod
-    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
-        """What ``previous`` needs of the options that the last step used."""
+    def last_coef(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
+        """Coefficients of ``previous``, from the options that the last step used."""
 
     @abstractmethod
-    def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:
-        """What is minimised along, from the gradient g of the loss; g itself or a new tensor, never g changed. p where it has a penalty."""
+    def gradient(self, g: TensorOrList, p: TensorOrList | None, coef: Coefficients) -> Any:
+        """The gradient of the objective, from the gradient g of the loss: a new tensor, or g itself, unchanged. Takes p for a penalty."""
 
     @abstractmethod
-    def previous(self, p: Some | None, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        """d_{t-1}, from the buffers as the last step left them; not to be written to. p where decay is part of it."""
+    def previous(self, p: TensorOrList | None, state: Mapping[str, Any], coef: Coefficients) -> Any:
+        """d_{t-1}, from the buffers as the last step left them; read-only. p if decay is part of it."""
 
     @abstractmethod
-    def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        """d_t, with the buffers moved on to step t; not to be written to. Elementwise, so that it may be done in pieces."""
+    def advance(self, g: TensorOrList, p: TensorOrList, state: Mapping[str, Any], coef: Coefficients) -> Any:
+        """d_t, read-only, with the buffers advanced to step t. Elementwise, so it may be called on pieces."""
 
-    def of_gradient(self, g: Any, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        """What ``advance`` has given, as it would be by the gradient of this step alone, without momentum and decoupled decay."""
+    def gradient_part(self, g: Any, state: Mapping[str, Any], coef: Coefficients) -> Any:
+        """The direction that ``advance`` would give for this step's gradient alone, without momentum and decoupled decay."""
         return g
 
 
-def signed(g: Any, numbers: Numbers) -> Any:
-    """The gradient of what is minimised: that of the loss, or of its negative under maximize."""
-    return -g if numbers["maximize"] else g
+def signed(g: Any, coef: Coefficients) -> Any:
+    """The gradient of the minimised objective: that of the loss, or of its negative under maximize."""
+    return -g if coef["maximize"] else g
 
 
-def decayed(g: Any, p: Any, numbers: Numbers) -> Any:
+def decayed(g: Any, p: Any, coef: Coefficients) -> Any:
     """The gradient with coupled weight decay, g + λ θ."""
-    g = signed(g, numbers)
-    return g if is_zero(numbers["penalty"]) else add_scaled(g, numbers["penalty"], p)
+    g = signed(g, coef)
+    return g if is_zero(coef["penalty"]) else add_scaled(g, coef["penalty"], p)

@@ -1,17 +1,17 @@
-"""Directions: d_t = −∂θ_t/∂α_t = −∇αu_t in closed form, the step that θ_t = θ_{t-1} − α_t d_t takes at learning rate 1.
+"""Directions in closed form: d_t = −∂θ_t/∂α_t = −∇αu_t, the step that θ_t = θ_{t-1} − α_t d_t takes at learning rate 1.
 
-Each direction says three things of a parameter: the gradient that its algorithm uses, the direction of the last step, recomputed
-from the optimizer's state before that is advanced, and the next direction. What they are given are real views (see tensors.py): a tensor,
-a piece of one, or a list; ``prepare``, which makes buffers, is given the parameter itself.
+A direction gives three things: the gradient that its algorithm uses; the direction of the last step, recomputed from the optimizer's state
+before that advances; and the next direction. Its arguments are real views (see tensors.py): a tensor, a piece of one, or a list. Only
+``prepare``, which makes buffers, takes the parameter itself.
 
-An option may be a tensor instead of a number: where it is adapted on a device; and where the parameters are stacked, [R, ...], and each of
-R runs has its own (see lab/ensemble.py): momentum, dampening and weight decay that broadcast, [R, 1, ...].
+An option may be a tensor instead of a float: if it is adapted on a device, or if the parameters of R runs are stacked, [R, ...], and each
+run has its own value (see lab/ensemble.py): momentum, dampening and weight decay that broadcast, [R, 1, ...].
 
-On a device it is not known whether a step can be taken. It "goes" with 1 or 0 then, a number as others are, by which coefficients are such
-that a step that does not go leaves every buffer as it was, given a gradient of 0.
+On a device the host does not know whether a step will be taken. The coefficient "taken" is 1 or 0 then, and the other coefficients are such
+that a skipped step, given a gradient of 0, leaves every buffer as it was; "skipped" is 1 − "taken".
 
-Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam, t the parameter's own number of steps, μ momentum,
-τ dampening, λ weight decay.
+Symbols: g gradient, v momentum buffer, m and s first and second moment of Adam, t the parameter's own step count, μ momentum, τ dampening,
+λ weight decay.
 """
 
 import functools
@@ -23,150 +23,150 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .checks import check_number, check_pair, check_switch
+from .checks import check_flag, check_number, check_pair
 from .direction import Direction, decayed, signed
-from .execute import Columns, Numbers
-from .tensors import Some, add_product, add_scaled, changed, copy_all, dense, is_zero, mix, replace
+from .runner import Coefficients, TensorLists
+from .tensors import TensorOrList, add_product, add_scaled, assign_if_taken, bump_version, copy_tensors, is_dense, is_zero, lerp
 
 
 @final
 class SGD(Direction):
-    """Stochastic gradient descent, with momentum or Nesterov momentum where the group says so."""
+    """Stochastic gradient descent, with momentum or Nesterov momentum if the group sets it."""
 
-    remembers = ("momentum", "nesterov", "weight_decay")
+    remembered_options = ("momentum", "nesterov", "weight_decay")
     buffers = ("momentum_buffer", "direction")
     stored = True
 
-    def __init__(self, *, between: bool = False) -> None:
-        self.between = between
+    def __init__(self, *, averaging: bool = False) -> None:
+        self.averaging = averaging
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("momentum", "weight_decay"):
             check_number(name, group[name])
         check_number("dampening", group["dampening"], low=-math.inf)
         for name in ("nesterov", "maximize"):
-            check_switch(name, group[name])
-        if self.between and group["momentum"] >= 1:
-            raise ValueError(f"momentum must be below 1 under TuningFree, which leaves it to the average, got {group['momentum']!r}")
+            check_flag(name, group[name])
+        if self.averaging and group["momentum"] >= 1:
+            raise ValueError(f"momentum must be below 1 under TuningFree, as it interpolates with the average, got {group['momentum']!r}")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 f"nesterov=True needs momentum > 0 and dampening = 0, got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
             )
 
-    def left_to_average(self) -> Direction:
-        return SGD(between=True)
+    def without_momentum(self) -> Direction:
+        return SGD(averaging=True)
 
-    def share(self, group: Mapping[str, Any]) -> Any:
-        return group["momentum"] if self.between else 0.0
+    def interpolation(self, group: Mapping[str, Any]) -> Any:
+        return group["momentum"] if self.averaging else 0.0
 
-    def shrinks(self, group: Mapping[str, Any]) -> Any:
+    def decay_rate(self, group: Mapping[str, Any]) -> Any:
         return group["weight_decay"]
 
-    def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        if self.between:
+    def needed_buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        if self.averaging:
             return ()
-        still = is_zero(group["momentum"])
-        return ("momentum_buffer",) * (not still) + ("direction",) * bool(still or group["nesterov"])
+        no_momentum = is_zero(group["momentum"])
+        return ("momentum_buffer",) * (not no_momentum) + ("direction",) * bool(no_momentum or group["nesterov"])
 
-    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
-        if self.between:
+    def coefficients(self, state: Mapping[str, Any], group: Mapping[str, Any], taken: Any = None) -> Coefficients:
+        if self.averaging:
             return {}
-        new = 1.0 if state.get("first") else 1 - group["dampening"]  # the buffer starts with the gradient itself
+        new = 1.0 if state.get("first") else 1 - group["dampening"]  # the first step sets the buffer to the gradient
         mu = group["momentum"]
         own = {"momentum": mu, "nesterov": group["nesterov"]}
-        return own | {"new": new, "fades": mu if goes is None else 1 - goes * (1 - mu)}
+        return own | {"gradient_weight": new, "momentum_decay": mu if taken is None else 1 - taken * (1 - mu)}
 
-    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+    def last_coef(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
         return {name: last[name] for name in ("momentum", "nesterov")}
 
     def is_gradient(self, group: Mapping[str, Any]) -> bool:
-        return not self.between and is_zero(group["momentum"]) and is_zero(group["weight_decay"]) and not group["maximize"]
+        return not self.averaging and is_zero(group["momentum"]) and is_zero(group["weight_decay"]) and not group["maximize"]
 
-    def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
-        copies = "direction" in tensors  # rather than keeping the gradient itself
-        if (copies and not self.is_gradient(group)) or not suits_kernels(tensors):
+    def fused_step(self, tensors: TensorLists, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
+        copies_gradient = "direction" in tensors  # otherwise the gradient itself is stored
+        if (copies_gradient and not self.is_gradient(group)) or not fits_fused_kernels(tensors):
             return False
-        if copies:
-            copy_all(tensors["direction"], tensors["g"])
+        if copies_gradient:
+            copy_tensors(tensors["direction"], tensors["g"])
         options: Any = {name: group[name] for name in ("weight_decay", "momentum", "dampening", "maximize")}
         first = bool(state.get("first", False))
         buffers = [] if is_zero(group["momentum"]) else tensors["momentum_buffer"]
         torch._fused_sgd_(tensors["p"], tensors["g"], buffers, lr=alpha, nesterov=False, is_first_step=first, **options)
-        changed(*tensors["p"], *buffers)
+        bump_version(*tensors["p"], *buffers)
         return True
 
-    def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:
-        return decayed(g, p, numbers)
+    def gradient(self, g: TensorOrList, p: TensorOrList | None, coef: Coefficients) -> Any:
+        return decayed(g, p, coef)
 
-    def previous(self, p: Some | None, state: Mapping[str, Any], numbers: Numbers) -> Any:
+    def previous(self, p: TensorOrList | None, state: Mapping[str, Any], coef: Coefficients) -> Any:
         # Plain momentum's direction is its buffer, which is still that of the last step.
-        return state["direction" if is_zero(numbers["momentum"]) or numbers["nesterov"] else "momentum_buffer"]
+        return state["direction" if is_zero(coef["momentum"]) or coef["nesterov"] else "momentum_buffer"]
 
-    def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        if self.between:
+    def advance(self, g: TensorOrList, p: TensorOrList, state: Mapping[str, Any], coef: Coefficients) -> Any:
+        if self.averaging:
             return g
-        mu = numbers["momentum"]
+        mu = coef["momentum"]
         if is_zero(mu):
-            if "goes" in numbers:
-                return state["direction"].mul_(numbers["stays"]).add_(g)
-            return state["direction"].copy_(g) if "direction" in state else g  # d_t = g_t; the gradient itself where that is kept
-        v = state["momentum_buffer"].mul_(numbers["fades"])
-        add_scaled(v, numbers["new"], g, out=v)  # v_t = μ v + (1 − τ) g
-        if not numbers["nesterov"]:
+            if "taken" in coef:
+                return state["direction"].mul_(coef["skipped"]).add_(g)
+            return state["direction"].copy_(g) if "direction" in state else g  # d_t = g_t; the gradient itself if that is stored
+        v = state["momentum_buffer"].mul_(coef["momentum_decay"])
+        add_scaled(v, coef["gradient_weight"], g, out=v)  # v_t = μ v + (1 − τ) g
+        if not coef["nesterov"]:
             return v  # d_t = v_t
         d = state["direction"]  # d_t = g_t + μ v_t
-        return replace(d, add_scaled(g, mu, v), numbers) if "goes" in numbers else add_scaled(g, mu, v, out=d)
+        return assign_if_taken(d, add_scaled(g, mu, v), coef) if "taken" in coef else add_scaled(g, mu, v, out=d)
 
 
 @final
 class HeavyBall(Direction):
     """Gradient descent with momentum in the displacement: θ_t = θ_{t-1} − α_t g_t + μ_t (θ_{t-1} − θ_{t-2}), where d_t = g_t.
 
-    So α_t turns the gradient alone, and the derivative by μ_t is the displacement. Of a step that is taken back ("null") gradient and
-    parameters are those that it began from, and there is no displacement.
+    So α_t scales the gradient only, and the derivative by μ_t is the displacement. A null step restores the parameters and the gradient at
+    which it started, with a displacement of 0.
     """
 
-    remembers = ("momentum",)
+    remembered_options = ("momentum",)
     buffers = ("direction", "momentum_buffer", "before")
-    copies = ("before",)
+    initialized_from_params = ("before",)
     stored = True
 
     def __init__(self, *, monotone: bool = False) -> None:
-        self.monotone = self.asks = monotone
+        self.monotone = self.irreversible = monotone
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("momentum", "weight_decay"):
             check_number(name, group[name])
-        check_switch("maximize", group["maximize"])
+        check_flag("maximize", group["maximize"])
 
-    def shrinks(self, group: Mapping[str, Any]) -> Any:
+    def decay_rate(self, group: Mapping[str, Any]) -> Any:
         return group["weight_decay"]
 
-    def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+    def needed_buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return self.buffers
 
-    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
-        return {"momentum": group["momentum"] if goes is None else goes * group["momentum"]}
+    def coefficients(self, state: Mapping[str, Any], group: Mapping[str, Any], taken: Any = None) -> Coefficients:
+        return {"momentum": group["momentum"] if taken is None else taken * group["momentum"]}
 
-    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
+    def last_coef(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
         return {}
 
-    def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:
-        return decayed(g, p, numbers)
+    def gradient(self, g: TensorOrList, p: TensorOrList | None, coef: Coefficients) -> Any:
+        return decayed(g, p, coef)
 
-    def previous(self, p: Some | None, state: Mapping[str, Any], numbers: Numbers) -> Any:
+    def previous(self, p: TensorOrList | None, state: Mapping[str, Any], coef: Coefficients) -> Any:
         return state["direction"]
 
-    def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
+    def advance(self, g: TensorOrList, p: TensorOrList, state: Mapping[str, Any], coef: Coefficients) -> Any:
         d, before, displacement = state["direction"], state["before"], state["momentum_buffer"]
-        if numbers.get("null"):
+        if coef.get("null_step"):
             p.copy_(before)
             displacement.mul_(0.0)
         else:
-            replace(displacement, p.sub(before), numbers)
-            replace(before, p, numbers)
-            replace(d, g, numbers)
-        add_scaled(p, numbers["momentum"], displacement, out=p)
+            assign_if_taken(displacement, p.sub(before), coef)
+            assign_if_taken(before, p, coef)
+            assign_if_taken(d, g, coef)
+        add_scaled(p, coef["momentum"], displacement, out=p)
         return d
 
 
@@ -174,33 +174,33 @@ class HeavyBall(Direction):
 class Adam(Direction):
     """Adam with weight decay coupled into the gradient, or AdamW, which decays the parameters themselves."""
 
-    remembers = ("betas", "eps", "weight_decay")
+    remembered_options = ("betas", "eps", "weight_decay")
     buffers = ("exp_avg", "exp_avg_sq")
-    counts = ("step",)
+    counters = ("step",)
 
-    def __init__(self, *, decoupled: bool, between: bool = False) -> None:
-        self.decoupled, self.between = decoupled, between
+    def __init__(self, *, decoupled: bool, averaging: bool = False) -> None:
+        self.decoupled, self.averaging = decoupled, averaging
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("eps", "weight_decay"):
             check_number(name, group[name])
-        check_switch("maximize", group["maximize"])
+        check_flag("maximize", group["maximize"])
         check_pair("betas", group["betas"])
 
-    def left_to_average(self) -> Direction:
-        return Adam(decoupled=self.decoupled, between=True)
+    def without_momentum(self) -> Direction:
+        return Adam(decoupled=self.decoupled, averaging=True)
 
-    def share(self, group: Mapping[str, Any]) -> Any:
-        return group["betas"][0] if self.between else 0.0
+    def interpolation(self, group: Mapping[str, Any]) -> Any:
+        return group["betas"][0] if self.averaging else 0.0
 
-    def shrinks(self, group: Mapping[str, Any]) -> Any:
+    def decay_rate(self, group: Mapping[str, Any]) -> Any:
         return group["weight_decay"] if self.decoupled else 0.0
 
-    def wants(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        return self.buffers[self.between :]
+    def needed_buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return self.buffers[self.averaging :]
 
-    def step(self, tensors: Columns, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
-        if not suits_kernels(tensors):
+    def fused_step(self, tensors: TensorLists, state: Mapping[str, Any], group: Mapping[str, Any], alpha: float) -> bool:
+        if not fits_fused_kernels(tensors):
             return False
         kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
         p, g, m, s = (tensors[name] for name in ("p", "g", "exp_avg", "exp_avg_sq"))
@@ -208,81 +208,81 @@ class Adam(Direction):
         beta1, beta2 = group["betas"]
         options: Any = {name: group[name] for name in ("weight_decay", "eps", "maximize")}
         kernel(p, g, m, s, [], [count] * len(p), lr=alpha, beta1=beta1, beta2=beta2, amsgrad=False, **options)
-        changed(*p, *m, *s)
+        bump_version(*p, *m, *s)
         return True
 
-    def numbers(self, state: Mapping[str, Any], group: Mapping[str, Any], goes: Any = None) -> Numbers:
-        beta1, beta2 = (0.0, group["betas"][1]) if self.between else group["betas"]
-        own = {"beta2": beta2, "new1": 1 - beta1, "new2": 1 - beta2, "weight_decay": group["weight_decay"]}
-        if goes is not None:
-            new = pair_of((own["new1"], own["new2"]), goes)
-            own["beta1"], own["beta2"] = (1 - new * goes).unbind()
-        return own | adam_numbers(state["step"], (beta1, beta2), group["eps"])
+    def coefficients(self, state: Mapping[str, Any], group: Mapping[str, Any], taken: Any = None) -> Coefficients:
+        beta1, beta2 = (0.0, group["betas"][1]) if self.averaging else group["betas"]
+        own = {"beta2": beta2, "gradient_weight1": 1 - beta1, "gradient_weight2": 1 - beta2, "weight_decay": group["weight_decay"]}
+        if taken is not None:
+            new = as_pair((own["gradient_weight1"], own["gradient_weight2"]), taken)
+            own["beta1"], own["beta2"] = (1 - new * taken).unbind()
+        return own | adam_coef(state["step"], (beta1, beta2), group["eps"])
 
-    def last_numbers(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
-        return adam_numbers(state["step"], last["betas"], last["eps"]) | self.last_decay(state, last)
+    def last_coef(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
+        return adam_coef(state["step"], last["betas"], last["eps"]) | self.last_decay(state, last)
 
-    def last_decay(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Numbers:
-        """The decay that is part of the last direction, "weight_decay", and what it has "left" of the parameters."""
+    def last_decay(self, state: Mapping[str, Any], last: Mapping[str, Any]) -> Coefficients:
+        """ "weight_decay", the decay that is part of the last direction, and "decay_factor", the part of the parameters that it left."""
         decay = last["weight_decay"] if self.decoupled else 0.0
         if is_zero(decay):
             return {"weight_decay": 0.0}
-        if isinstance(state["step"], Tensor):  # no step has been taken where it is 0
+        if isinstance(state["step"], Tensor):  # 0 if no step was taken yet
             decay = decay * (state["step"] > 0).float()
-        return {"weight_decay": decay, "left": what_decay_leaves(state["lr"], decay)}
+        return {"weight_decay": decay, "decay_factor": decay_factor(state["lr"], decay)}
 
-    def gradient(self, g: Some, p: Some | None, numbers: Numbers) -> Any:
-        return signed(g, numbers) if self.decoupled else decayed(g, p, numbers)
+    def gradient(self, g: TensorOrList, p: TensorOrList | None, coef: Coefficients) -> Any:
+        return signed(g, coef) if self.decoupled else decayed(g, p, coef)
 
-    def previous(self, p: Some | None, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        d = adam(state["exp_avg"], state["exp_avg_sq"], numbers)
-        decay = numbers["weight_decay"]
+    def previous(self, p: TensorOrList | None, state: Mapping[str, Any], coef: Coefficients) -> Any:
+        d = adam_direction(state["exp_avg"], state["exp_avg_sq"], coef)
+        decay = coef["weight_decay"]
         if is_zero(decay):
             return d
         # d_s = a + λ θ_{s-1} = (a + λ θ_s) / (1 − α_s λ), since θ_s = θ_{s-1} − α_s d_s.
         return add_scaled(d, decay, p, out=d).div_(
-            what_decay_leaves(applied(state["lr"], numbers), decay) if "lr" in state else numbers["left"]
+            decay_factor(with_schedule(state["lr"], coef), decay) if "lr" in state else coef["decay_factor"]
         )
 
-    def advance(self, g: Some, p: Some, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        m, s = g, state["exp_avg_sq"].mul_(numbers["beta2"])
-        if not self.between:
+    def advance(self, g: TensorOrList, p: TensorOrList, state: Mapping[str, Any], coef: Coefficients) -> Any:
+        m, s = g, state["exp_avg_sq"].mul_(coef["beta2"])
+        if not self.averaging:
             m = state["exp_avg"]
-            if "goes" in numbers:
-                add_scaled(m.mul_(numbers["beta1"]), numbers["new1"], g, out=m)
+            if "taken" in coef:
+                add_scaled(m.mul_(coef["beta1"]), coef["gradient_weight1"], g, out=m)
             else:
-                mix(m, numbers["new1"], g)  # m_t = β1 m_{t-1} + (1 − β1) g_t
-        add_product(s, numbers["new2"], g, g, out=s)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
-        d = adam(m, s, numbers)
-        return add_scaled(d, numbers["weight_decay"], p, out=d) if self.decoupled else d
+                lerp(m, coef["gradient_weight1"], g)  # m_t = β1 m_{t-1} + (1 − β1) g_t
+        add_product(s, coef["gradient_weight2"], g, g, out=s)  # s_t = β2 s_{t-1} + (1 − β2) g_t²
+        d = adam_direction(m, s, coef)
+        return add_scaled(d, coef["weight_decay"], p, out=d) if self.decoupled else d
 
-    def of_gradient(self, g: Any, state: Mapping[str, Any], numbers: Numbers) -> Any:
-        return adam(g.mul(numbers["c1"]), state["exp_avg_sq"], numbers)
+    def gradient_part(self, g: Any, state: Mapping[str, Any], coef: Coefficients) -> Any:
+        return adam_direction(g.mul(coef["c1"]), state["exp_avg_sq"], coef)
 
 
-def suits_kernels(tensors: Columns) -> bool:
-    """Whether torch's own kernels take the tensors: without gaps, on a CPU or a CUDA device; in bfloat16 torch 2.13's SGD is wrong."""
+def fits_fused_kernels(tensors: TensorLists) -> bool:
+    """Whether torch's fused kernels take the tensors: dense, on a CPU or CUDA device, and not bfloat16, where torch 2.13's SGD is wrong."""
     first = tensors["p"][0]
     if first.dtype not in (torch.float32, torch.float64) or first.device.type not in ("cpu", "cuda"):
         return False
     for column in tensors.values():
         if not {type(x) for x in column} <= {Tensor, Parameter} or {x.dtype for x in column} != {first.dtype}:
             return False
-    whole = all(all(map(Tensor.is_contiguous, column)) for column in tensors.values())
-    return whole or all(map(dense, zip(*tensors.values(), strict=True)))
+    contiguous = all(all(map(Tensor.is_contiguous, column)) for column in tensors.values())
+    return contiguous or all(map(is_dense, zip(*tensors.values(), strict=True)))
 
 
-def adam_numbers(step: Any, betas: tuple[Any, Any], eps: Any) -> Numbers:
-    """W = c1 (√ŝ + ε) = "root" √s + "eps", where c1 = 1 − β1^t, c2 = 1 − β2^t and ŝ = s/c2; of t = 1 before the first step."""
+def adam_coef(step: Any, betas: tuple[Any, Any], eps: Any) -> Coefficients:
+    """W = c1 (√ŝ + ε) = "root" √s + "eps", where c1 = 1 − β1^t, c2 = 1 − β2^t and ŝ = s/c2; with t = 1 before the first step."""
     if isinstance(step, Tensor):
-        c1, c2 = (1 - pair_of(betas, step) ** step.clamp(min=1)).unbind()
+        c1, c2 = (1 - as_pair(betas, step) ** step.clamp(min=1)).unbind()
         return {"root": c1 / c2.sqrt(), "eps": c1 * eps, "c1": c1}
     c1, c2 = (1 - beta ** max(step, 1) for beta in betas)
     return {"root": c1 / c2**0.5, "eps": c1 * eps, "c1": c1}
 
 
-def pair_of(pair: tuple[Any, Any], like: Tensor) -> Tensor:
-    """Two numbers as a tensor [2], or [2, 1] where ``like`` has an entry for each tensor."""
+def as_pair(pair: tuple[Any, Any], like: Tensor) -> Tensor:
+    """Two scalars as a tensor [2], or [2, 1] if ``like`` has one entry per tensor."""
     if any(isinstance(x, Tensor) for x in pair):
         both = torch.stack([x if isinstance(x, Tensor) else torch.full_like(like, x).reshape(-1)[0] for x in pair])
     else:
@@ -292,31 +292,31 @@ def pair_of(pair: tuple[Any, Any], like: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=1000)
 def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers on a device, made once."""
+    """Constants on a device, made once."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
-def adam(m: Any, s: Any, numbers: Numbers) -> Any:
+def adam_direction(m: Any, s: Any, coef: Coefficients) -> Any:
     """m̂ / (√ŝ + ε) = m/W as a new tensor of float32 or wider, with m̂ = m / (1 − β1^t) and ŝ = s / (1 − β2^t) (Algorithm 3)."""
-    w = adam_root(s).mul_(numbers["root"]).add_(numbers["eps"])
+    w = adam_root(s).mul_(coef["root"]).add_(coef["eps"])
     return m.div(w) if isinstance(w, list) else torch.div(m, w, out=w)
 
 
 def adam_root(s: Any) -> Any:
-    """√s as a new tensor of float32 or wider: in float16 ε = 1e-8 is 0, and an element without gradient 0 / 0."""
+    """√s as a new tensor of float32 or wider: in float16 ε = 1e-8 would be 0, and an element without a gradient 0 / 0."""
     return s.to(torch.promote_types(s.dtype, torch.float32)).sqrt()
 
 
-def applied(alpha: Any, numbers: Numbers) -> Any:
-    """The learning rates of elements, times the factor of a scheduler where there is one."""
-    return alpha.mul(numbers["factor"]) if "factor" in numbers else alpha
+def with_schedule(alpha: Any, coef: Coefficients) -> Any:
+    """Elementwise learning rates, times the factor of a scheduler if there is one."""
+    return alpha.mul(coef["factor"]) if "factor" in coef else alpha
 
 
-def what_decay_leaves(alpha: Any, decay: Any) -> Any:
-    """1 − αλ, the part of the parameters that a step of decoupled decay keeps; 1 where it has wiped them out, and they are not known."""
-    if isinstance(alpha, list):  # a learning rate an element, of several tensors
-        return [what_decay_leaves(x, decay) for x in alpha]
-    kept = 1 - alpha * decay
-    if isinstance(kept, Tensor):
-        return kept.masked_fill_(kept == 0, 1.0)
-    return kept or 1.0
+def decay_factor(alpha: Any, decay: Any) -> Any:
+    """1 − αλ, the part of the parameters that a step of decoupled decay leaves; 1 if it left nothing, since θ_{t-1} is lost then."""
+    if isinstance(alpha, list):  # elementwise learning rates of several tensors
+        return [decay_factor(x, decay) for x in alpha]
+    left = 1 - alpha * decay
+    if isinstance(left, Tensor):
+        return left.masked_fill_(left == 0, 1.0)
+    return left or 1.0

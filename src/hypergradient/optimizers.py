@@ -1,4 +1,4 @@
-"""The published optimizers: each a direction, its defaults and its signature."""
+"""The published optimizers: each is a direction, its defaults and its signature."""
 
 import inspect
 import sys
@@ -13,42 +13,44 @@ from .learners import AdaGradRule
 from .optimizer import HypergradientOptimizer, Shared
 from .signal import Signal
 
-#: What the optimizers' arguments have in common, where a docstring has the line ``{shared}``.
-SHARED = """maximize: ascend the loss. Default False.
-        hypergrad_lr: β >= 0 of the paper; short for ``rule=Additive(hypergrad_lr)``.
-        rule: how the learning rate follows the hypergradient: ``TuningFree()``, which needs no choice, ``Additive(beta)``,
-            ``Multiplicative(beta)``, or an online learner such as ``AdaGradRule(beta)`` (docs/methods.md). Default ``TuningFree()``.
-        adapt: the hyperparameters that move, each with its rule, instead of ``rule``; what is not named stays. ``Additive`` moves the
-            logarithm of φ/(1−φ) where φ lies in (0, 1), of φ otherwise, ``Multiplicative`` what these are the logarithms of. One value a
-            param group, in ``group["momentum"]`` and so on. Default: the learning rate alone.
-        bounds: what they are held inside, ``{NAME: (low, high)}``, None for the default. Default momentum and β1 (1e-3, 0.9999), β2
-            (1e-3, 0.999999), eps (1e-16, 1), weight_decay (1e-8, 1).
-        horizon: how many past directions the learning rate's hypergradient looks over, >= 1; 1 is the paper, more take one buffer. Default
-            1, under ``TuningFree`` a fifth of the run so far.
-        signal: ``Signal(...)`` instead of ``horizon``: a discounted trace, with curvature or without, or normalized hypergradients.
-        scope: ``"group"``, one learning rate a param group; ``"global"``, one adaptation that keeps the ratios between the groups;
-            ``"tensor"``, one a tensor, ``"element"``, one a number, of which ``group["lr"]`` is the mean. Default ``"group"``.
-        lr_bounds: lowest and highest learning rate, None for none. Default ``(None, None)``: it may fall below 0.
-        fused: compile the dot products of large tensors, and their update where torch has no kernel of its own for it (torch.compile, which
-            needs a compiler, and takes some seconds at the first steps). Default None: the fastest way that needs no compilation.
-        capturable: keep numbers on the device: ``group["lr"]`` is a tensor (of float64, where ``lr`` is a float), and so is any other
-            hyperparameter that is adapted; no step waits for a value, and steps can be captured in a CUDA graph, after 3 to warm up. Steps
-            that are not taken are counted in ``skipped`` without a warning. Default None: where the parameters are not on a CPU.
-        process_group: the ranks that plain tensors are spread over, each with a part of them, as under FSDP1 and ZeroRedundancyOptimizer.
-            DTensors (FSDP2, tensor parallelism) and DDP need none. Default None."""
+#: The options that all optimizers share; fills the line ``{shared}`` of a docstring.
+SHARED = """maximize: maximize the loss instead of minimizing it. Default False.
+        hypergrad_lr: β >= 0, the hypergradient learning rate of the paper; short for ``rule=Additive(hypergrad_lr)``.
+        rule: how the learning rate follows its hypergradient: ``TuningFree()``, which needs no tuning, ``Additive(beta)`` or
+            ``Multiplicative(beta)`` of the paper, or an online learner such as ``AdaGradRule(beta)``. Default ``TuningFree()``.
+        adapt: which hyperparameters are adapted, each with its rule, such as ``{"lr": Additive(1e-4), "momentum":
+            Multiplicative(0.01)}``; given instead of ``rule``. Hyperparameters that are not named stay constant. There is one value per
+            param group, in ``group["momentum"]`` and so on. ``Additive`` updates the logit of φ where φ lies in (0, 1), and log φ
+            otherwise; ``Multiplicative`` multiplies the odds, or φ. Default: the learning rate alone.
+        bounds: ranges of the hyperparameters in ``adapt`` other than lr, ``{NAME: (low, high)}``, None for the default: momentum and
+            β1 (1e-3, 0.9999), β2 (1e-3, 0.999999), eps (1e-16, 1), weight_decay (1e-8, 1).
+        horizon: over how many past directions the hypergradient of the learning rate looks, >= 1. 1 is the paper; more need one buffer.
+            Default 1; with ``TuningFree`` a fifth of the run so far, or a fixed number of steps >= 2.
+        signal: a ``Signal`` instead of ``horizon``: a discounted trace, with or without curvature, or normalized hypergradients.
+        scope: what shares a learning rate: ``"group"``, one per param group; ``"global"``, one adaptation for all groups, which keeps
+            the ratios of their learning rates; ``"tensor"``, one per tensor; ``"element"``, one per element. For the last two
+            ``group["lr"]`` is the mean, and the learning rates are in ``opt.state[p]["lr"]``. Default ``"group"``.
+        lr_bounds: lowest and highest learning rate, None for no bound. Default ``(None, None)``: it may become negative.
+        fused: compile the dot products of large tensors, and their update where torch has no kernel of its own, by torch.compile. This
+            needs a compiler and takes some seconds in the first steps. Default None: the fastest way that compiles nothing.
+        capturable: keep scalars on the device: ``group["lr"]`` and other adapted hyperparameters are tensors (float64 if ``lr`` is a
+            float), no step synchronizes, and steps can be captured in a CUDA graph after 3 warm-up steps. Skipped steps are counted in
+            ``skipped`` without a warning. Default None: True unless the parameters are on a CPU.
+        process_group: the ranks over which plain tensors are sharded, as under FSDP1 and ZeroRedundancyOptimizer. Not needed for
+            DTensors (FSDP2, tensor parallelism) and DDP. Default None."""
 
-LR = """lr: learning rate to start from, α_0 >= 0, a float or a tensor of one element (updated in place). Default: a safe start, which
-            ``TuningFree`` finds; it takes a given one from there up to 30 times that, and leaves a group with 0 where it is. 1e-3 under
-            ``hypergrad_lr`` or another rule."""
+LR = """lr: initial learning rate α_0 >= 0, a float or a tensor of one element, which is updated in place. Default: 1e-3, and with
+            ``TuningFree`` a safe start that it computes; a given value is clipped to between one and three times that, and lr=0 keeps a
+            group as it is."""
 
-PARAMS = """params: tensors, named tensors or param groups, as in torch.optim. Every option below but ``rule``, ``adapt``,
-            ``bounds``, ``horizon``, ``signal``, ``scope``, ``fused``, ``capturable`` and ``process_group`` may differ by group."""
+PARAMS = """params: tensors, named tensors or param groups, as in torch.optim. A param group may override every option below but
+            ``rule``, ``adapt``, ``bounds``, ``horizon``, ``signal``, ``scope``, ``fused``, ``capturable`` and ``process_group``."""
 
 Class = TypeVar("Class", bound=Any)
 
 
 def documented(cls: Class) -> Class:
-    """A class whose docstring and signature have what all of them have in common filled in."""
+    """A class whose docstring and signature list the shared options."""
     shared = inspect.signature(HypergradientOptimizer.__init__).parameters
     own = inspect.signature(cls.__init__)
     params = [x for x in own.parameters.values() if x.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -61,32 +63,33 @@ def documented(cls: Class) -> Class:
 @final
 @documented
 class SGDHD(HypergradientOptimizer):
-    """SGD-HD and SGDN-HD: stochastic gradient descent, with or without (Nesterov) momentum, that adapts its learning rate.
+    """SGD-HD and SGDN-HD: stochastic gradient descent with optional (Nesterov) momentum that adapts its learning rate.
 
         h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t d_t,    ∇αu_t = −d_t
 
-    under ``hypergrad_lr``; without it there is neither β nor learning rate to choose (see ``TuningFree``). d_t is the step of
-    torch.optim.SGD at learning rate 1: the gradient g_t (Algorithm 4), the momentum buffer v_t, or g_t + μ v_t with Nesterov momentum
-    (Algorithm 5). ∇αu_0 = 0: the first step leaves the learning rate alone.
+    This is the update with ``hypergrad_lr`` β. Without it there is nothing to choose: neither β nor a learning rate (see ``TuningFree``).
+    The direction ``d_t`` is the step of torch.optim.SGD at learning rate 1: the gradient ``g_t`` (Algorithm 4), the momentum buffer
+    ``v_t``, or ``g_t + μ v_t`` with Nesterov momentum (Algorithm 5). Since ``∇αu_0 = 0``, the first step does not change the learning rate.
 
     Args:
         {params}
         {lr}
-        momentum: μ >= 0; under ``TuningFree`` how far from the iterate to its average gradients are taken, below 1. Default 0.
-        dampening: τ, for the momentum buffer. Default 0.
-        weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
-        nesterov: Nesterov momentum; needs momentum > 0 and no dampening. Default False. It and dampening change nothing under
-            ``TuningFree``.
+        momentum: μ >= 0. With ``TuningFree`` it must be below 1, and is the weight of the running average in the point where gradients
+            are evaluated. Default 0.
+        dampening: τ, the dampening of the momentum buffer. Default 0.
+        weight_decay: coupled L2 penalty λ >= 0: λθ is added to the gradient, in the hypergradient and in the update. Default 0.
+        nesterov: use Nesterov momentum; requires momentum > 0 and dampening = 0. Default False. With ``TuningFree`` this and
+            ``dampening`` have no effect.
         {shared}
 
     State:
-        one buffer of the parameters' size for SGD (the last gradient itself, where ``zero_grad()`` sets gradients to None) and for plain
-        momentum, two for Nesterov momentum; one more under a horizon above 1, one more where each element has a learning rate, and one more
-        where plain momentum is adapted. Under ``TuningFree`` one, whatever the momentum.
+        Buffers of the parameters' size: one for plain SGD (no copy where ``zero_grad()`` sets gradients to None: the last gradient itself
+        is stored) and for momentum, two for Nesterov momentum; one more for a horizon above 1, one more for ``scope="element"``, and one
+        more when plain momentum is adapted. One in all with ``TuningFree``, whatever the momentum.
 
     Raises:
-        ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
-        TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse.
+        ValueError: an option is out of range; both ``hypergrad_lr`` and ``rule`` are given; ``params`` is empty.
+        TypeError: ``rule`` is not a Rule; in ``step()``, a gradient is sparse.
 
     Examples:
         >>> import torch
@@ -124,33 +127,35 @@ class SGDHD(HypergradientOptimizer):
 @final
 @documented
 class HDM(HypergradientOptimizer):
-    """HDM: gradient descent with a learning rate an element and heavy-ball momentum, which AdaGrad moves by normalized hypergradients.
+    """HDM: gradient descent with heavy-ball momentum and one learning rate per element, adapted by AdaGrad on normalized hypergradients.
 
         θ_t = θ_{t-1} − α_t g_t + μ_t (θ_{t-1} − θ_{t-2}),    N = ‖g_{t-1}‖²
-        α_t = α_{t-1} − η h_t / √Σ h²,    h_t = −g_t g_{t-1} / N;    μ_t = μ_{t-1} − η_μ r_t / √Σ r²,    r_t = g_t · (θ_{t-2} − θ_{t-3}) / N
+        α_t = α_{t-1} − η h_t / √Σ h²,    h_t = −g_t g_{t-1} / N
+        μ_t = μ_{t-1} − η_μ r_t / √Σ r²,    r_t = g_t · (θ_{t-2} − θ_{t-3}) / N
 
-    for convex problems whose loss and gradient are exact; minibatches are not what it is made for. With ``monotone`` a step that has not
-    lowered the loss is a null step: α and μ move by it, and the next is made from where it began, without displacement. That is HDM-Best of
-    the paper's code, but for its guess of L.
+    HDM is made for convex problems with exact losses and gradients, not for minibatches. With ``monotone=True`` a step that has not
+    lowered the loss becomes a null step: α and μ are updated, and the next step starts again from the same point, without the momentum
+    term. This is HDM-Best of the authors' code, except for its estimate of L.
 
     Args:
         {params}
-        lr: α_0 >= 0. Default 0, which reads 1 before the first step, so that a scheduler has something to multiply.
+        lr: α_0 >= 0. Default 0 (``group["lr"]`` reads 1 before the first step, so that a scheduler has something to multiply).
         momentum: μ_0 in [0, 0.9995]. Default 0.95.
-        weight_decay: coupled L2 penalty λ >= 0; λθ is part of g. Default 0.
-        monotone: take null steps; needs ``step(closure)``, whose loss counts, and whose gradients are those of all data. Default False.
+        weight_decay: coupled L2 penalty λ >= 0: λθ is added to the gradient. Default 0.
+        monotone: take null steps. Requires ``step(closure)`` with the loss and gradients of all data. Default False.
         momentum_lr: η_μ >= 0. Default 1.
         {shared}
 
-    ``hypergrad_lr`` is η here, in units of lr, default 0.1; 10/L is the paper's for a convex loss with L-Lipschitz gradient. The default of
-    ``scope`` is ``"element"``, of ``lr_bounds`` (0, None), of ``signal`` ``Signal(normalized=True)``.
+    Defaults that differ from the other optimizers: ``hypergrad_lr`` is η, in units of lr, default 0.1 (the paper uses 10/L for a convex
+    loss with L-Lipschitz gradient); ``scope="element"``; ``lr_bounds=(0, None)``; ``signal=Signal(normalized=True)``.
 
     State:
-        three buffers of the parameters' size, and two more where each element has a learning rate.
+        Three buffers of the parameters' size, and two more for ``scope="element"``.
 
     Raises:
-        ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; the rule averages; no parameters.
-        TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse, or there is no closure under ``monotone``.
+        ValueError: an option is out of range; both ``hypergrad_lr`` and ``rule`` are given; the rule is ``TuningFree``, which averages;
+            ``params`` is empty.
+        TypeError: ``rule`` is not a Rule; in ``step()``, a gradient is sparse, or ``monotone=True`` and no closure is given.
 
     Examples:
         >>> import torch
@@ -206,25 +211,26 @@ class AdamHD(HypergradientOptimizer):
 
         h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t m̂_t / (√v̂_t + ε),    ∇αu_t = −m̂_t / (√v̂_t + ε)
 
-    (Algorithm 6) under ``hypergrad_lr``; without it there is neither β nor learning rate to choose (see ``TuningFree``). ∇αu_{t-1} is
-    recomputed from the moments before they move on: no state beyond Adam's own. ∇αu_0 = 0: the first step leaves the learning rate alone.
+    This is Algorithm 6, the update with ``hypergrad_lr`` β. Without it there is nothing to choose: neither β nor a learning rate (see
+    ``TuningFree``). ``∇αu_{t-1}`` is recomputed from the moments before they are updated, so no state beyond Adam's own is needed. Since
+    ``∇αu_0 = 0``, the first step does not change the learning rate.
 
     Args:
         {params}
         {lr}
-        betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999), under ``TuningFree`` (0.9, 0.99), where the first
-            is how far from the iterate to its average gradients are taken.
+        betas: decay rates of the first and second moment, each in [0, 1). Default (0.9, 0.999); with ``TuningFree`` (0.9, 0.99), where
+            the first is the weight of the running average in the point where gradients are evaluated.
         eps: ε >= 0, added to the denominator. Default 1e-8.
-        weight_decay: coupled L2 penalty λ >= 0; λθ is part of g in the hypergradient and in the update. Default 0.
+        weight_decay: coupled L2 penalty λ >= 0: λθ is added to the gradient, in the hypergradient and in the update. Default 0.
         {shared}
 
     State:
-        two buffers of the parameters' size, as Adam, also under ``TuningFree``; one more under a horizon above 1, one more where each
-        element has a learning rate, and one more where betas or weight decay are adapted.
+        Two buffers of the parameters' size, as Adam, also with ``TuningFree``; one more for a horizon above 1, one more for
+        ``scope="element"``, and one more when betas or weight decay are adapted.
 
     Raises:
-        ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
-        TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse.
+        ValueError: an option is out of range; both ``hypergrad_lr`` and ``rule`` are given; ``params`` is empty.
+        TypeError: ``rule`` is not a Rule; in ``step()``, a gradient is sparse.
 
     Examples:
         >>> import torch
@@ -261,30 +267,32 @@ class AdamHD(HypergradientOptimizer):
 @final
 @documented
 class AdamWHD(HypergradientOptimizer):
-    """AdamW-HD: AdamW, Adam with decoupled weight decay, that adapts its learning rate.
+    """AdamW-HD: AdamW (Adam with decoupled weight decay) that adapts its learning rate.
 
         h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t d_t,    ∇αu_t = −d_t,
         d_t = m̂_t / (√v̂_t + ε) + λ θ_{t-1}
 
-    The decay is part of the direction, as the derivative of the update has it. ∇αu_{t-1} is recomputed from the moments before they move
-    on and from θ_{t-1}: no state beyond Adam's own. ∇αu_0 = 0: the first step leaves the learning rate alone.
+    This is the update with ``hypergrad_lr`` β. Without it there is nothing to choose: neither β nor a learning rate (see ``TuningFree``).
+    The weight decay is part of the direction, as the derivative of the update requires. ``∇αu_{t-1}`` is recomputed from the moments
+    before they are updated and from ``θ_{t-1}``, so no state beyond Adam's own is needed. Since ``∇αu_0 = 0``, the first step does not
+    change the learning rate.
 
     Args:
         {params}
         {lr}
-        betas: decay of the first and second moment, each in [0, 1). Default (0.9, 0.999), under ``TuningFree`` (0.9, 0.99), where the first
-            is how far from the iterate to its average gradients are taken.
+        betas: decay rates of the first and second moment, each in [0, 1). Default (0.9, 0.999); with ``TuningFree`` (0.9, 0.99), where
+            the first is the weight of the running average in the point where gradients are evaluated.
         eps: ε >= 0, added to the denominator. Default 1e-8.
         weight_decay: decoupled weight decay λ >= 0. Default 1e-2.
         {shared}
 
     State:
-        two buffers of the parameters' size, as AdamW, also under ``TuningFree``; one more under a horizon above 1, one more where each
-        element has a learning rate, and one more where betas are adapted.
+        Two buffers of the parameters' size, as AdamW, also with ``TuningFree``; one more for a horizon above 1, one more for
+        ``scope="element"``, and one more when betas are adapted.
 
     Raises:
-        ValueError: an option is out of its range; both ``hypergrad_lr`` and ``rule`` are given; no parameters.
-        TypeError: ``rule`` is no Rule; at ``step()``, a gradient is sparse.
+        ValueError: an option is out of range; both ``hypergrad_lr`` and ``rule`` are given; ``params`` is empty.
+        TypeError: ``rule`` is not a Rule; in ``step()``, a gradient is sparse.
 
     Examples:
         >>> import torch
@@ -299,7 +307,7 @@ class AdamWHD(HypergradientOptimizer):
         True
 
     References:
-        Baydin et al., ICLR 2018, Algorithm 6, https://openreview.net/forum?id=BkrsAzWAb, with the decay of Loshchilov and Hutter,
+        Baydin et al., ICLR 2018, Algorithm 6, https://openreview.net/forum?id=BkrsAzWAb, with the weight decay of Loshchilov and Hutter,
         *Decoupled Weight Decay Regularization*, ICLR 2019, https://arxiv.org/abs/1711.05101
     """
 

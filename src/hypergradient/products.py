@@ -1,6 +1,6 @@
-"""The dot products that hypergradients are made of: g_t · ∂θ_{t-1}/∂φ, tensor by tensor, for every hyperparameter that moves.
+"""The dot products that hypergradients consist of: g_t · ∂θ_{t-1}/∂φ, tensor by tensor, for every adapted hyperparameter.
 
-All that a step takes are gathered in one place, and leave it together: for the host with one transfer, and on a device as one vector.
+All products of a step are collected first and leave together: to the host in one transfer, and on a device as one vector.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -11,23 +11,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .columns import Device, Host
 from .derivatives import LAST_STEPS
-from .dials import State
 from .direction import Direction, signed
-from .execute import Numbers
-from .factors import Group
-from .hyperparameters import known
-from .ranks import Ranks, Spec, local, placed
+from .group_lr import Group
+from .hyperparameters import known_derivatives
+from .learning_rates import State
+from .ranks import Ranks, Spec, local, placed_like
+from .runner import Coefficients
+from .scalars import Scalars
 from .setup import Setup
-from .tensors import Tensors, dot, dots, finite_zero, is_zero, real
+from .tensors import Tensors, dot, finite_zero, is_zero, list_dots, real
 
 
-class Row(NamedTuple):
-    """A tensor with a gradient: its number in the order of the param groups, and that of its group."""
+class GradientEntry(NamedTuple):
+    """A tensor with a gradient; its position in the order of the param groups, and the index of its group."""
 
-    i: int
-    g: int
+    position: int
+    group_index: int
     group: Group
     p: Tensor
     grad: Tensor
@@ -36,73 +36,73 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """Tensors of a param group that go through a step as one, since they differ in their elements alone, or in numbers on a device.
+class Bucket:
+    """Tensors of a param group that are processed together: they differ only in their elements, or on a device also in coefficients.
 
     Args:
         group: their param group.
-        g: its number.
-        rows: the tensors' own.
+        group_index: its index.
+        indices: the tensors' positions.
         params: the parameters.
         grads: their gradients.
-        states: their states, which ``split`` reads as they are then; empty for those that have none yet.
-        buffers: what a state may have of its tensor's shape, that a step reads or writes.
-        spec: over whom their sums are taken; None where they are plain tensors of which a rank has the whole.
+        states: their states, read when ``tensors`` is called; empty for tensors without one.
+        buffers: the names of all state tensors that a step reads or writes.
+        spec: over which process groups their sums are taken; None for plain tensors that each rank has whole.
     """
 
     group: Group
-    g: int
-    rows: list[int]
+    group_index: int
+    indices: list[int]
     params: list[Tensor]
     grads: list[Tensor]
     states: list[dict[str, Any]]
     buffers: tuple[str, ...]
     spec: Spec | None
 
-    def split(self) -> dict[str, list[Tensor]]:
-        """Real views of what is local: the parameters "p", the gradients "g", and those of the buffers that they have, by name."""
-        held = [name for name in self.buffers if self.states[0].get(name) is not None]  # torch.optim.SGD keeps None for one not yet used
+    def tensors(self) -> dict[str, list[Tensor]]:
+        """Real views of the local tensors: the parameters "p", the gradients "g", and the buffers that exist, by name."""
+        held = [name for name in self.buffers if self.states[0].get(name) is not None]  # torch.optim.SGD stores None for an unused buffer
         columns = {"p": self.params, "g": self.grads, **{name: [state[name] for state in self.states] for name in held}}
         if self.spec is not None:
             columns = {name: list(map(local, column)) for name, column in columns.items()}
         return {name: list(map(real, column)) for name, column in columns.items()} if self.params[0].is_complex() else columns
 
-    def number(self, name: str, numbers: Host | Device) -> Any:
-        """A number of the states: one for all, or a vector where they have each their own."""
+    def scalar(self, name: str, scalars: Scalars) -> Any:
+        """A scalar of the states: one for all, or a vector if each has its own."""
         first = self.states[0].get(name)
         if not isinstance(first, Tensor) or all(state.get(name) is first for state in self.states):
             return first
-        return numbers.vector([state[name] for state in self.states])
+        return scalars.vector([state[name] for state in self.states])
 
     @property
     def last_factor(self) -> Any:
-        """What a scheduler has made of the learning rates in the last step."""
+        """The scheduler's factor in the last step."""
         return self.group["last"].get("factor", 1.0)
 
     @property
-    def factor_of_elements(self) -> Numbers:
-        """That, for derivatives that find the learning rates of elements in the state."""
+    def element_factor(self) -> Coefficients:
+        """The same, for derivatives that read elementwise learning rates from the state."""
         return {"factor": self.last_factor} if "factor" in self.group["last"] else {}
 
     def last_lr(self, setup: Setup) -> Any:
-        """What the last step moved them by: a number, or a vector; of elements 1, whose own stand in the state."""
+        """The learning rate of the last step: a scalar or a vector; 1 for elements, whose own are in the state."""
         if setup.scope in ("group", "global"):
             return self.group["last"]["lr"]
-        lr = 1.0 if setup.elements else self.number("lr", setup.numbers)
-        return lr if setup.elements or (isinstance(self.last_factor, float) and self.last_factor == 1) else lr * self.last_factor
+        lr = 1.0 if setup.per_element else self.scalar("lr", setup.scalars)
+        return lr if setup.per_element or (isinstance(self.last_factor, float) and self.last_factor == 1) else lr * self.last_factor
 
     def last_state(self, setup: Setup) -> dict[str, Any]:
-        """The numbers of the last step that coefficients of its direction are made of: counts, and what it moved them by."""
-        return {name: self.number(name, setup.numbers) for name in setup.direction.counts} | {"lr": self.last_lr(setup)}
+        """The scalars of the last step that its direction depends on: counts, and the learning rate."""
+        return {name: self.scalar(name, setup.scalars) for name in setup.direction.counters} | {"lr": self.last_lr(setup)}
 
 
-def with_gradients(ranks: Ranks, groups: Sequence[Group], state: State, given: Mapping[Tensor, Tensor] | None) -> list[Row]:
-    """The tensors that have a gradient, in ``p.grad`` or among those that ``adapt()`` was given.
+def gradient_entries(ranks: Ranks, groups: Sequence[Group], state: State, given: Mapping[Tensor, Tensor] | None) -> list[GradientEntry]:
+    """The tensors that have a gradient, in ``p.grad`` or among those given to ``adapt()``.
 
     Raises:
         TypeError: a gradient is sparse.
     """
-    found: list[Row] = []
+    found: list[GradientEntry] = []
     i = -1
     for g, group in enumerate(groups):
         for p in group["params"]:
@@ -112,150 +112,150 @@ def with_gradients(ranks: Ranks, groups: Sequence[Group], state: State, given: M
                 continue
             if grad.layout is not torch.strided:
                 raise TypeError(
-                    f"hypergradients take dense gradients, got {grad.layout} for a parameter of shape {tuple(p.shape)}: "
+                    f"hypergradients need dense gradients, got {grad.layout} for a parameter of shape {tuple(p.shape)}: "
                     "build its layer with sparse=False"
                 )
-            spec = ranks.of(p)
-            found.append(Row(i, g, group, p, grad if spec is None else placed(grad, p), state.get(p, {}), spec))
+            spec = ranks.spec_of(p)
+            found.append(GradientEntry(i, g, group, p, grad if spec is None else placed_like(grad, p), state.get(p, {}), spec))
     return found
 
 
-def bundles(setup: Setup, rows: Iterable[Row], kept: Container[Tensor], sums: bool = True) -> list[Bundle]:
-    """The tensors in bundles: of a param group, alike in dtype, device, buffers and numbers.
+def make_buckets(setup: Setup, rows: Iterable[GradientEntry], stored: Container[Tensor], sums: bool = True) -> list[Bucket]:
+    """Group the tensors in buckets: of one param group, with the same dtype, device, buffers and coefficients.
 
     Args:
         setup: the optimizer's parts.
         rows: the tensors.
-        kept: those whose gradients are to be kept, which are not put with others.
-        sums: whether the sums of each tensor are asked for, where each has learning rates of its own.
+        stored: those whose gradients are to be stored, which are kept apart.
+        sums: whether each tensor needs its own sums if it has its own learning rate.
     """
-    buffers = (*setup.direction.buffers, "gradient", "trace", "trace_momentum", "rest", *("lr",) * setup.elements)
-    apart = sums and setup.scope in ("tensor", "element") and not setup.lists
-    marks = ("applied",) if setup.lists and not setup.elements else ("applied", *setup.direction.counts, *("late",) * setup.rule.averages)
-    found: dict[Any, Bundle] = {}
+    buffers = (*setup.direction.buffers, "gradient", "trace", "trace_momentum", "rest", *("lr",) * setup.per_element)
+    separate = sums and setup.scope in ("tensor", "element") and not setup.uses_lists
+    keys = () if setup.uses_lists and not setup.per_element else (*setup.direction.counters, *("late",) * setup.rule.averages)
+    found: dict[Any, Bucket] = {}
     for i, g, group, p, grad, state, spec in rows:
-        alike: Any = p
-        if not apart:
-            held, numbers = map(state.__contains__, buffers), map(state.get, marks)
-            alike = g, p.dtype, p.device, grad.dtype, spec, bool(kept) and p in kept, *held, *numbers
-        if alike not in found:
-            found[alike] = Bundle(group, g, [], [], [], [], buffers, spec)
-        bundle = found[alike]
-        bundle.rows.append(i)
-        bundle.params.append(p)
-        bundle.grads.append(grad)
-        bundle.states.append(state)
+        key: Any = p
+        if not separate:
+            present, values = map(state.__contains__, buffers), map(state.get, ("applied", *keys))
+            key = g, p.dtype, p.device, grad.dtype, spec, bool(stored) and p in stored, *present, *values
+        if key not in found:
+            found[key] = Bucket(group, g, [], [], [], [], buffers, spec)
+        bucket = found[key]
+        bucket.indices.append(i)
+        bucket.params.append(p)
+        bucket.grads.append(grad)
+        bucket.states.append(state)
     return list(found.values())
 
 
 class Term(NamedTuple):
-    """What some tensors, by their numbers, add to a hypergradient: g · x, and the squared norms of g, x and θ where the rule reads them.
+    """What some tensors contribute to a hypergradient: g · x, and the squared norms of g, x and θ if the rule reads them.
 
-    They are tensor by tensor, or piece by piece. ∂θ/∂φ is −w k x: the scale k is the part of a derivative that is one number, and w what
-    the tensors have moved by for each unit.
+    There is one value per tensor, or per piece. ∂θ/∂φ is −w k x: k is the scale, the scalar part of a derivative, and w what the tensors
+    moved by per unit of φ.
     """
 
-    rows: Sequence[int]
+    indices: Sequence[int]
     spec: Spec | None
     scale: Any
     parts: list[tuple[list[int], list[Any]]]
 
 
-def terms(setup: Setup, bundle: Bundle, own: bool, adapts: bool) -> Iterator[tuple[str, Term]]:
-    """What a bundle adds to the hypergradient of each hyperparameter.
+def hypergradient_terms(setup: Setup, bucket: Bucket, of_step: bool, adapts: bool) -> Iterator[tuple[str, Term]]:
+    """The contributions of a bucket to the hypergradient of each hyperparameter.
 
     Args:
         setup: the optimizer's parts.
-        bundle: the tensors.
-        own: whether the gradients are those of the step, rather than given to ``adapt()``.
-        adapts: whether hyperparameters move; otherwise the products are 0, or NaN where a gradient is not finite.
+        bucket: the tensors.
+        of_step: whether the gradients are the step's, rather than given to ``adapt()``.
+        adapts: whether hyperparameters are adapted; otherwise the products are 0, or NaN if a gradient is not finite.
     """
-    direction, group, first, tensors = setup.direction, bundle.group, bundle.states[0], bundle.split()
+    direction, group, first, tensors = setup.direction, bucket.group, bucket.states[0], bucket.tensors()
     applied = adapts and first.get("applied", False) is not False
-    moved = applied or (adapts and "trace" in tensors)
-    names = known(direction, list(setup.adapted), first, group["last"]) if applied and setup.adapted else []
-    now = direction.objective(group) if own else {}
-    last: Numbers = {}
-    if names or (moved and "trace" not in tensors):
-        of = partial(LAST_STEPS[type(direction)].numbers, direction) if names else direction.last_numbers
-        last = of(bundle.last_state(setup), group["last"]) | (bundle.factor_of_elements if setup.elements else {})
+    has_last = applied or (adapts and "trace" in tensors)
+    names = known_derivatives(direction, list(setup.other_rules), first, group["last"]) if applied and setup.other_rules else []
+    now = direction.objective_coef(group) if of_step else {}
+    last: Coefficients = {}
+    if names or (has_last and "trace" not in tensors):
+        of = partial(LAST_STEPS[type(direction)].coefficients, direction) if names else direction.last_coef
+        last = of(bucket.last_state(setup), group["last"]) | (bucket.element_factor if setup.per_element else {})
     norms = setup.norms
-    ready = "trace" in tensors or direction.stored  # no work but dot products of tensors that there are
-    light = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not moved)
-    slope = moved and setup.rule.discounts and "gradient" in tensors
-    fixed = direction, own, moved, tuple((name, norms[name]) for name in ("lr", *names)), slope
-    sized = moved and setup.rule.averages
-    parts = setup.run(meet, tensors, now | last, *fixed, sized, light=light, live=13 if names else 4)
-    first_of = 0
+    ready = "trace" in tensors or direction.stored  # only dot products of existing tensors
+    cheap = not names and not now.get("maximize") and is_zero(now.get("penalty", 0.0)) and (ready or not has_last)
+    reads_slope = has_last and setup.rule.adapts_discount and "gradient" in tensors
+    fixed = direction, of_step, has_last, tuple((name, norms[name]) for name in ("lr", *names)), reads_slope
+    reads_size = has_last and setup.rule.averages
+    parts = setup.run(dot_products, tensors, now | last, *fixed, reads_size, cheap=cheap, temporaries=13 if names else 4)
+    offset = 0
     for name in ("lr", *names):
-        count = 1 + norms[name] * (2 if moved else 1) + (sized and name == "lr")
+        count = 1 + norms[name] * (2 if has_last else 1) + (reads_size and name == "lr")
         scale = 1.0 if name == "lr" else last[f"scale of {name}"]
-        yield name, Term(bundle.rows, bundle.spec, scale, [(rows, scalars[first_of : first_of + count]) for rows, scalars in parts])
-        first_of += count
-    if slope:
-        yield "slope", Term(bundle.rows, bundle.spec, 1.0, [(rows, scalars[first_of:]) for rows, scalars in parts])
+        yield name, Term(bucket.indices, bucket.spec, scale, [(rows, products[offset : offset + count]) for rows, products in parts])
+        offset += count
+    if reads_slope:
+        yield "slope", Term(bucket.indices, bucket.spec, 1.0, [(rows, products[offset:]) for rows, products in parts])
 
 
-def meet(
+def dot_products(
     piece: Mapping[str, Any],
-    numbers: Numbers,
+    coef: Coefficients,
     direction: Direction,
-    own: bool,
-    moved: bool,
-    rules: tuple[tuple[str, bool], ...],
-    slope: bool,
-    sized: bool,
+    of_step: bool,
+    has_last: bool,
+    hyperparameters: tuple[tuple[str, bool], ...],
+    reads_slope: bool,
+    reads_size: bool,
 ) -> list[Any]:
-    """The products of a gradient with what the last step has left of one tensor, or of each of a list.
+    """The products of a gradient with what the last step left in the state, for one tensor, or for each of a list.
 
     Args:
         piece: the parameter "p", its gradient "g", its buffers.
-        numbers: coefficients of the gradient, of the last direction and of its derivatives.
-        direction: that of the optimizer.
-        own: whether "g" is the gradient of the step, rather than one that ``adapt()`` was given.
-        moved: whether there is a last direction.
-        rules: the hyperparameters, the learning rate first, each with whether norms are asked for.
-        slope: whether the product with the last gradient is asked for.
-        sized: whether that of the learning rate reads the parameters' size, too.
+        coef: coefficients of the gradient, of the last direction and of its derivatives.
+        direction: the optimizer's.
+        of_step: whether "g" is the step's gradient, rather than given to ``adapt()``.
+        has_last: whether there is a last direction.
+        hyperparameters: names, the learning rate first, each with whether norms are needed.
+        slope: whether the product with the last gradient is needed.
+        reads_size: whether the learning rate's rule reads the norm of the parameters, too.
     """
-    g = objective(piece, numbers, direction, own)
-    (_, norms), *others = rules
-    if not moved:  # no last direction: ∇αu_{t-1} = 0
+    g = minimized_gradient(piece, coef, direction, of_step)
+    (_, norms), *others = hyperparameters
+    if not has_last:  # no last direction: ∇αu_{t-1} = 0
         return [finite_zero(g), dot(g, g)] if norms else [finite_zero(g)]
-    step = LAST_STEPS[type(direction)](piece["p"], piece, numbers) if others else None
-    d = step.d if step and "trace" not in piece else last_direction(piece, numbers, direction)
+    step = LAST_STEPS[type(direction)](piece["p"], piece, coef) if others else None
+    d = step.d if step and "trace" not in piece else last_direction(piece, coef, direction)
 
     def pairs() -> Iterator[tuple[Any, Any, bool]]:
         yield g, d, norms
-        if sized:
+        if reads_size:
             yield piece["p"], piece["p"], False
         for name, reads in others:
-            # What weight decay is to minimise is the loss without the penalty that it makes.
-            loss = signed(piece["g"], numbers) if name == "weight_decay" and own else g
+            # Weight decay minimises the loss without its own penalty.
+            loss = signed(piece["g"], coef) if name == "weight_decay" and of_step else g
             assert step is not None
-            yield loss, step.by(name), reads
-        if slope:
+            yield loss, step.derivative(name), reads
+        if reads_slope:
             yield g, piece["gradient"], False
 
-    return inner(pairs())
+    return inner_products(pairs())
 
 
-def objective(piece: Mapping[str, Any], numbers: Numbers, direction: Direction, own: bool) -> Any:
-    """What is minimised along; what ``adapt()`` was given is that itself."""
-    if not own:
+def minimized_gradient(piece: Mapping[str, Any], coef: Coefficients, direction: Direction, of_step: bool) -> Any:
+    """The gradient of the minimised objective; one given to ``adapt()`` is that already."""
+    if not of_step:
         return piece["g"]
-    return direction.gradient(piece["g"], None if is_zero(numbers["penalty"]) else piece["p"], numbers)  # a pack copies what is asked for
+    return direction.gradient(piece["g"], None if is_zero(coef["penalty"]) else piece["p"], coef)  # reading "p" of a pack copies it
 
 
-def last_direction(piece: Mapping[str, Any], numbers: Numbers, direction: Direction) -> Any:
+def last_direction(piece: Mapping[str, Any], coef: Coefficients, direction: Direction) -> Any:
     """d_{t-1}, or the trace of several."""
     if "trace" in piece:
         return piece["trace"]
-    return direction.previous(None if is_zero(numbers.get("weight_decay", 0.0)) else piece["p"], piece, numbers)
+    return direction.previous(None if is_zero(coef.get("weight_decay", 0.0)) else piece["p"], piece, coef)
 
 
-def inner(pairs: Iterable[tuple[Any, Any, bool]]) -> list[Any]:
-    """g · x of each pair, and where norms are asked for also g · g and x · x; those of lists all together, others one after the other."""
+def inner_products(pairs: Iterable[tuple[Any, Any, bool]]) -> list[Any]:
+    """g · x of each pair, and if norms are needed g · g and x · x; all lists at once, single tensors one after the other."""
     found: list[Any] = []
     lists: list[tuple[Tensors, Tensors]] = []
     last, square = None, None
@@ -265,19 +265,19 @@ def inner(pairs: Iterable[tuple[Any, Any, bool]]) -> list[Any]:
             continue
         found.append(dot(g, x))
         if norms:
-            if g is not last or torch.compiler.is_compiling():  # a kernel gives each of what it is asked for once
+            if g is not last or torch.compiler.is_compiling():  # a kernel computes each output anew
                 last, square = g, dot(g, g)
             found += [square, dot(x, x)]
-        del x  # before the next is made
-    return dots(lists) if lists else found
+        del x  # free it before the next is made
+    return list_dots(lists) if lists else found
 
 
-def given_gradients(loss_or_grads: Tensor | Sequence[Tensor | None], groups: Sequence[Group]) -> dict[Tensor, Tensor]:
-    """The gradients that ``adapt()`` takes, as real views, with the sign of what is minimised.
+def adapt_gradients(loss_or_grads: Tensor | Sequence[Tensor | None], groups: Sequence[Group]) -> dict[Tensor, Tensor]:
+    """The gradients given to ``adapt()``, as real views, with the sign of the minimised objective.
 
     Raises:
-        ValueError: there is none, or not one of a parameter's shape or None for each.
-        TypeError: it is neither a tensor nor tensors.
+        ValueError: there is none, or there is not one of a parameter's shape or None for each parameter.
+        TypeError: it is neither a tensor nor a sequence of tensors.
     """
     params = [(p, group) for group in groups for p in group["params"]]
     grads: Sequence[Tensor | None]
@@ -299,5 +299,5 @@ def given_gradients(loss_or_grads: Tensor | Sequence[Tensor | None], groups: Seq
         raise ValueError(f"adapt() takes a gradient or None for each of {len(params)} parameters, in their shapes, got shapes {shapes}")
     if all(g is None for g in grads):
         raise ValueError("adapt() got no gradient: the loss depends on no parameter of this optimizer")
-    kept = {p: (g, group) for (p, group), g in zip(params, grads, strict=True) if g is not None}
-    return {p: signed(real(g), {"maximize": False, **group}) for p, (g, group) in kept.items()}
+    with_group = {p: (g, group) for (p, group), g in zip(params, grads, strict=True) if g is not None}
+    return {p: signed(real(g), {"maximize": False, **group}) for p, (g, group) in with_group.items()}

@@ -1,8 +1,7 @@
-"""Parameters that lie on several ranks: what a rank holds of each, and over whom its share of a sum is added up.
+"""Sharded parameters: the local part on each rank, and the process groups over which a sum is reduced.
 
-A DTensor says so itself: each dimension of its mesh along which it is not replicated is one to sum over. Of plain tensors that are shards,
-as FSDP1 and ZeroRedundancyOptimizer have them, ``process_group`` says it. Nothing else of the library knows of ranks, but that it works on
-what is local.
+A DTensor has this information: sums are taken over each mesh dimension along which it is not replicated. For plain tensors that are shards,
+as under FSDP1 and ZeroRedundancyOptimizer, ``process_group`` says it. Apart from ``local``, no other module deals with ranks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,15 +11,15 @@ import torch
 from torch import Tensor
 
 Spec = tuple[Any, ...]
-"""The process groups that a sum over a tensor's elements is to be taken over, one after the other."""
+"""The process groups over which a tensor's sum is reduced, one after the other."""
 
 
 @final
 class Ranks:
-    """How the parameters of an optimizer are spread.
+    """How the parameters of an optimizer are sharded.
 
     Args:
-        group: whom plain tensors are spread over; None where each rank has the whole of them.
+        group: the process group of plain tensors that are shards; None if each rank has them whole.
     """
 
     def __init__(self, group: Any) -> None:
@@ -30,13 +29,13 @@ class Ranks:
         self._known: dict[Tensor, Spec] = {}
 
     def __deepcopy__(self, memo: Any) -> "Ranks":
-        return Ranks(self.group)  # a process group cannot be copied; the parameters are looked at anew
+        return Ranks(self.group)  # a process group cannot be copied; the parameters are inspected again
 
-    def look(self, params: Iterable[Tensor]) -> None:
-        """See how parameters lie, which all ranks see in one order.
+    def inspect(self, params: Iterable[Tensor]) -> None:
+        """Find out how parameters are sharded; all ranks see them in the same order.
 
         Raises:
-            ValueError: shards of FSDP1 without a process group, which each rank would move by a learning rate of its own.
+            ValueError: FSDP1 shards without a process group, for which each rank would compute its own learning rate.
         """
         specs: dict[Spec, None] = {}
         for p in params:
@@ -47,56 +46,56 @@ class Ranks:
                 self._known[p] = (self.group,)
             elif getattr(p, "_fsdp_flattened", False):
                 raise ValueError(
-                    "these parameters are shards of FSDP1, whose sums each rank would take for itself: give process_group=..., that of the "
-                    "ranks that they lie on, such as torch.distributed.group.WORLD; or use FSDP2 (fully_shard), which needs nothing"
+                    "these parameters are shards of FSDP1, and each rank would adapt to its own alone: give process_group=..., the "
+                    "ranks that hold the shards, such as torch.distributed.group.WORLD; or use FSDP2 (fully_shard), which needs no option"
                 )
-            specs[self.of(p) or ()] = None
+            specs[self.spec_of(p) or ()] = None
             self.device = p.device
         self.specs = list(specs) or [(self.group,) if self.group is not None else ()]
 
-    def of(self, p: Tensor) -> Spec | None:
-        """Over whom sums of a parameter are taken; None where it is a plain tensor that a rank has the whole of."""
+    def spec_of(self, p: Tensor) -> Spec | None:
+        """The process groups to sum a parameter over; None for a plain tensor that each rank has whole."""
         return self._known.get(p) if self._known else None
 
     @property
-    def many(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether any sum is taken over ranks."""
         return any(self.specs)
 
-    def alone(self) -> bool:
-        """Whether there are other ranks, and parameters of which each has the whole."""
+    def is_replicated(self) -> bool:
+        """Whether there are other ranks, and parameters that each of them has whole."""
         distributed = torch.distributed
         return () in self.specs and distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
-    def add_up(self, sums: Tensor, spec: Spec) -> Tensor:
-        """Sums over ranks: one collective for each process group."""
+    def all_reduce(self, sums: Tensor, spec: Spec) -> Tensor:
+        """Sums over ranks: one collective per process group."""
         for group in spec:
             torch.distributed.all_reduce(sums, group=group)
         return sums
 
-    def total(self, rows: Tensor, params: Sequence[Tensor]) -> Tensor:
-        """The sum of a row a parameter, over all ranks."""
+    def sum_rows(self, rows: Tensor, params: Sequence[Tensor]) -> Tensor:
+        """The sum over all parameters on all ranks, from one row per parameter."""
         found = torch.zeros_like(rows[:0].sum(0))
         for spec in self.specs:
-            own = [i for i, p in enumerate(params) if (self.of(p) or ()) == spec]
-            found += self.add_up(rows[own].sum(0), spec)
+            own = [i for i, p in enumerate(params) if (self.spec_of(p) or ()) == spec]
+            found += self.all_reduce(rows[own].sum(0), spec)
         return found
 
-    def agree(self, ok: Any) -> Any:
-        """Whether all ranks find that a step can be made."""
+    def all_agree(self, ok: Any) -> Any:
+        """Whether all ranks find that the step can be taken."""
         bad = torch.as_tensor(ok, device=self.device).logical_not().double()
         for spec in self.specs:
-            bad = self.add_up(bad, spec)
+            bad = self.all_reduce(bad, spec)
         return bad == 0
 
 
 def local(x: Any) -> Any:
-    """What this rank holds of a tensor."""
+    """The local part of a tensor."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 
-def placed(grad: Any, p: Any) -> Any:
-    """What this rank holds of a gradient, placed as its parameter is: that of a replicated one may be a sum yet to be taken."""
+def placed_like(grad: Any, p: Any) -> Any:
+    """The local part of a gradient, placed like its parameter: the gradient of a replicated parameter may be a sum yet to be reduced."""
     if hasattr(grad, "placements") and grad.placements != p.placements:
         grad = grad.redistribute(placements=p.placements)
     return local(grad)

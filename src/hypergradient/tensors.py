@@ -1,11 +1,10 @@
-"""Arithmetic over tensors: real views, lists of tensors that are worked on as one, dot products.
+"""Arithmetic over tensors: real views, lists of tensors that are processed as one, dot products.
 
-The optimizers see every tensor through ``real``, so a complex number is two real ones and a dot product is the real inner
-product. Dot products accumulate in float32 or wider, whatever the dtype of the parameters.
+The optimizers see every tensor through ``real``, so a complex number is two real ones and a dot product is the real inner product. Dot
+products accumulate in float32 or wider, whatever the dtype of the parameters.
 
-Equations are written in the methods of a tensor and in the functions here, and hold for one tensor and for ``Tensors``, a list of them
-that go through every operation together. A coefficient is a number; a 0-dim tensor, where only the device knows it; or, for a list,
-one of those for each of its tensors.
+Equations are written with tensor methods and the functions here, and hold for one tensor and for ``Tensors``, a list that goes through
+every operation together. A coefficient is a float; a 0-dim tensor, if only the device knows it; or, for a list, one of those per tensor.
 """
 
 import math
@@ -20,7 +19,7 @@ from .ranks import local
 
 @final
 class Tensors(list[Tensor]):
-    """Real tensors that go through an operation together: each method is one call of ``torch._foreach_*``, which is one launch or a few."""
+    """Real tensors that go through an operation together: each method is one call of ``torch._foreach_*``, one or a few kernel launches."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -46,7 +45,7 @@ class Tensors(list[Tensor]):
         return self
 
     def add_(self, a: Any) -> "Tensors":
-        torch._foreach_add_(self, [a] * len(self) if isinstance(a, Tensor) and a.is_meta else a)  # meta would ask for its value
+        torch._foreach_add_(self, [a] * len(self) if isinstance(a, Tensor) and a.is_meta else a)  # meta has no value to read
         return self
 
     def sub_(self, a: Any) -> "Tensors":
@@ -71,26 +70,26 @@ class Tensors(list[Tensor]):
 
 @final
 class Norms(list[Tensor]):
-    """The norms of a list's tensors, which are yet to be squared: all that a step takes of them together."""
+    """The norms of a list's tensors, to be squared later, all of a step together."""
 
 
-Some = Tensor | Tensors
+TensorOrList = Tensor | Tensors
 """One tensor, or a list of them."""
 
 
 def real(x: Tensor) -> Tensor:
-    """A view of ``x`` without complex numbers: ``[..., 2]`` for a complex tensor, ``x`` itself for a real one."""
+    """A real view of ``x``: ``[..., 2]`` for a complex tensor, ``x`` itself for a real one."""
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
-def wide(device: torch.device) -> torch.dtype:
-    """The widest dtype of numbers that a device has."""
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating-point dtype that a device has."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def make_buffer(state: dict[str, Any], key: str, like: Tensor, value: Any = 0.0, dtype: torch.dtype | None = None) -> None:
-    """Fill ``state[key]`` with a tensor of one value, shaped as ``like``, where there is none."""
-    if state.get(key) is None:  # torch.optim.SGD's checkpoints hold None for a buffer not yet used
+    """Fill ``state[key]`` with a constant tensor shaped like ``like``, if there is none."""
+    if state.get(key) is None:  # torch.optim.SGD's checkpoints have None for an unused buffer
         state[key] = torch.zeros_like(like, memory_format=torch.preserve_format, dtype=dtype)
         if isinstance(value, Tensor) or value:
             there = local(real(state[key]))
@@ -98,7 +97,7 @@ def make_buffer(state: dict[str, Any], key: str, like: Tensor, value: Any = 0.0,
 
 
 def add_scaled(y: Any, a: Any, x: Any, *, out: Any = None) -> Any:
-    """y + a x, as a new tensor or in ``out``, which may be y. ``a`` may be a tensor that broadcasts: one number a run, or an element."""
+    """y + a x, as a new tensor or in ``out``, which may be y. A tensor ``a`` broadcasts: one coefficient per run, or per element."""
     if isinstance(y, Tensors):
         if isinstance(a, float) and (out is None or out is y):
             if out is None:
@@ -107,7 +106,7 @@ def add_scaled(y: Any, a: Any, x: Any, *, out: Any = None) -> Any:
             return y
         step = x.mul(a)
         return y.add_(step) if out is y else step.add_(y) if out is None else out.copy_(step.add_(y))
-    if out is not None and torch.compiler.is_compiling():  # torch 2.6 would compile for this size alone
+    if out is not None and torch.compiler.is_compiling():  # torch 2.6 would specialize on the size
         return out.copy_(add_scaled(y, a, x))
     return torch.addcmul(y, x, a, out=out) if isinstance(a, Tensor) else torch.add(y, x, alpha=a, out=out)
 
@@ -132,60 +131,60 @@ def add_quotient(y: Any, a: Any, x: Any, z: Any) -> Any:
     return y + a * (x / z) if isinstance(a, Tensor) else torch.addcdiv(y, x, z, value=a)
 
 
-def mix(y: Any, a: Any, x: Any) -> Any:
-    """y + a (x − y) in place of y, elementwise, with a < 1/2 or of little rounding."""
-    if torch.compiler.is_compiling():  # which makes two cases of lerp, above 1/2 and below, for each element
+def lerp(y: Any, a: Any, x: Any) -> Any:
+    """y + a (x − y), in place of y; for a < 1/2, or where rounding does not matter."""
+    if torch.compiler.is_compiling():  # compiled, torch's lerp branches at 1/2 for each element
         return y.add_((x - y) * a)
     return y.lerp_(x, a)
 
 
-def replace(y: Any, x: Any, numbers: dict[str, Any]) -> Any:
-    """x in place of y; where the device alone knows whether a step "goes", and it does not, y stays, to the bit. Then x may not be y."""
-    return add_scaled(y.mul_(numbers["stays"]), numbers["goes"], x, out=y) if "goes" in numbers else y.copy_(x)
+def assign_if_taken(y: Any, x: Any, coef: dict[str, Any]) -> Any:
+    """Assign x to y, elementwise; if only the device knows that the step is skipped, y keeps its value, to the bit. Then x may not be y."""
+    return add_scaled(y.mul_(coef["skipped"]), coef["taken"], x, out=y) if "taken" in coef else y.copy_(x)
 
 
-def only(x: Any, goes: Any) -> Any:
-    """x, or 0 where it does not go; also where x is not finite, which no product with 0 would remove.
+def zero_if_skipped(x: Any, taken: Any) -> Any:
+    """x, or 0 if the step is skipped, even where x is not finite, which no product with 0.0 would remove.
 
     Args:
         x: a tensor or a list.
-        goes: 1 or 0: a tensor, of the integers that have as many bits as x for a list; or a list of them.
+        taken: 1 or 0: a tensor, for a list of the integer dtype with as many bits as x; or a list of them.
     """
-    if isinstance(x, Tensors):  # 0 times any bits is 0
-        bits = integers(x.dtype)
-        return Tensors(y.view(x.dtype) for y in torch._foreach_mul([y.view(bits) for y in x], goes))
-    return torch.where(goes > 0, x, 0.0)
+    if isinstance(x, Tensors):  # as integers, 0 times any bits is 0
+        bits = int_dtype(x.dtype)
+        return Tensors(y.view(x.dtype) for y in torch._foreach_mul([y.view(bits) for y in x], taken))
+    return torch.where(taken > 0, x, 0.0)
 
 
-def integers(dtype: torch.dtype) -> torch.dtype:
-    """Those with as many bits."""
+def int_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The integer dtype with as many bits."""
     return {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
 
 
 def is_zero(a: Any) -> bool:
-    """Whether ``a`` is the number 0; a tensor of numbers is taken to hold others."""
+    """Whether ``a`` is the number 0; a tensor is assumed not to be."""
     return not isinstance(a, Tensor) and a == 0
 
 
 def dot(x: Any, y: Any) -> Any:
     """Inner product of two real tensors of one shape, as a 0-dim tensor of float32 or wider; of lists, tensor by tensor.
 
-    Of a list with itself it gives ``Norms``.
+    The product of a list with itself is given as ``Norms``.
     """
     if isinstance(x, Tensors):
         if x is y:
             return Norms(torch._foreach_norm(x))
-        return signed_sums(x.mul(y))
+        return list_sums(x.mul(y))
     if x.dtype != y.dtype or x.dtype not in (torch.float32, torch.float64):
         dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
         x, y = x.to(dtype), y.to(dtype)
-    if torch.compiler.is_compiling():  # which makes one kernel of a sum and what it is of
+    if torch.compiler.is_compiling():  # which fuses product and sum
         return (x * y).sum()
     return torch.dot(x, y) if x.dim() == y.dim() == 1 else torch.dot(x.reshape(-1), y.reshape(-1))
 
 
-def dots(pairs: Sequence[tuple[Tensors, Tensors]]) -> list[Any]:
-    """The inner products of pairs of lists, one of each once, and all together, which makes a few launches of them."""
+def list_dots(pairs: Sequence[tuple[Tensors, Tensors]]) -> list[Any]:
+    """The inner products of pairs of lists, each computed once and all together, in a few kernel launches."""
     found: dict[tuple[int, int], Any] = {}
     count = len(pairs[0][0])
     for same in (True, False):
@@ -194,38 +193,38 @@ def dots(pairs: Sequence[tuple[Tensors, Tensors]]) -> list[Any]:
         if same:
             flat = torch._foreach_norm([z for x, _ in own.values() for z in x]) if own else ()
         else:
-            flat = signed_sums(Tensors(z for x, y in own.values() for z in x.mul(y)))
+            flat = list_sums(Tensors(z for x, y in own.values() for z in x.mul(y)))
         kind = Norms if same else Tensors
         found |= {key: kind(flat[i * count : (i + 1) * count]) for i, key in enumerate(own)}
     return [found[id(x), id(y)] for x, y in pairs]
 
 
-def signed_sums(q: Tensors) -> Tensors:
-    """Σ q of each tensor, which is lost. No torch._foreach_* sums what has a sign, so Σ q = Σ |q| − 2 Σ |min(q, 0)|."""
+def list_sums(q: Tensors) -> Tensors:
+    """Σ q of each tensor, overwriting q. No torch._foreach_* sums signed values, so Σ q = Σ |q| − 2 Σ |min(q, 0)|."""
     whole = torch._foreach_norm(q, 1)
     torch._foreach_clamp_max_(q, 0)
-    return Tensors(torch._foreach_add(whole, torch._foreach_norm(q, 1), alpha=-2))  # rounds as any sum of as many terms may
+    return Tensors(torch._foreach_add(whole, torch._foreach_norm(q, 1), alpha=-2))  # with the rounding of any sum of as many terms
 
 
-def sums_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Σ x of each tensor, in float32 or wider; on an accelerator a few launches for all that are small."""
+def tensor_sums(tensors: Sequence[Tensor]) -> Tensor:
+    """Σ x of each tensor, in float32 or wider; on an accelerator a few kernel launches for all small ones."""
     small = [x for x in tensors if x.device.type != "cpu" and x.numel() < 1 << 20]
-    wide = Tensors(x.float() if x.dtype.itemsize < 4 else x for x in small)
-    sums = iter(signed_sums(wide.mul(1.0)) if small else ())
+    widened = Tensors(x.float() if x.dtype.itemsize < 4 else x for x in small)
+    sums = iter(list_sums(widened.mul(1.0)) if small else ())
     left = {id(x) for x in small}
     return torch.stack([next(sums) if id(x) in left else x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in tensors])
 
 
 def finite_zero(x: Any) -> Any:
-    """0 where every element of ``x`` is finite, NaN otherwise: what a dot product with zeros would say."""
+    """0 if every element of ``x`` is finite, else NaN: the dot product with zeros."""
     if isinstance(x, Tensors):
         return Tensors(torch._foreach_norm(x, math.inf)).mul_(0.0)
     wider = torch.promote_types(x.dtype, torch.float32)
-    return sum(end.to(wider) * 0 for end in torch.aminmax(x)) if x.numel() else x.sum(dtype=wider)
+    return sum(extreme.to(wider) * 0 for extreme in torch.aminmax(x)) if x.numel() else x.sum(dtype=wider)
 
 
-def dense(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors of one shape lie in memory one like the other, and without gaps."""
+def is_dense(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors of one shape have the same memory layout, without gaps."""
     first = tensors[0]
     if any(x.stride() != first.stride() for x in tensors):
         return False
@@ -237,11 +236,11 @@ def dense(tensors: Sequence[Tensor]) -> bool:
     return True
 
 
-def changed(*tensors: Tensor) -> None:
-    """Count a change of tensors that a kernel has made, which does not count it, so that autograd refuses to go back through it."""
+def bump_version(*tensors: Tensor) -> None:
+    """Increment the versions of tensors that a kernel has written without doing so, so that autograd refuses to use them."""
     torch.autograd.graph.increment_version(tensors)
 
 
-def copy_all(to: Iterable[Tensor], of: Iterable[Tensor]) -> None:
+def copy_tensors(to: Iterable[Tensor], of: Iterable[Tensor]) -> None:
     """Copy tensors, one to one, with one call."""
     torch._foreach_copy_(list(to), list(of))

@@ -1,48 +1,49 @@
-"""The tuning-free rule: a learning rate found from a safe start, on the hypergradient of its logarithm over the last fifth of the run."""
+"""The tuning-free rule: from a safe start, the learning rate follows the hypergradient of its logarithm over the last fifth of the run."""
 
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from . import host
-from .rules import Memory, Move, Rule
+from . import float_ops
+from .rules import Memory, Rule, RuleUpdate
 
 
 @final
 @dataclass(frozen=True)
 class TuningFree(Rule):
-    """No learning rate to choose: log α climbs by its hypergradient until that turns, and then moves by powers of the time.
+    """No learning rate to choose: log α climbs along its hypergradient until that changes sign, then changes as a power of time.
 
-    Three sequences of parameters are at work. The iterate ζ steps along d, which has no momentum; θ̄ averages it over the last
-    ``max(10, t/5)`` steps; and gradients are taken between both, at θ = (1 − b) ζ + b θ̄ with momentum b, without a buffer (average.py).
-    The derivative of the loss by log α, over the last steps, is g_t · ∂ζ/∂log α = −g_t · w_{t-1}, where w is the way from ζ to θ̄. So one
-    buffer serves three times: for the hypergradient, for momentum, and for the average that is evaluated (``opt.eval()``). The rule sees
-    the cosine c of gradient and way, which no scale of loss or parameters changes, and how long the way is:
+    Three sequences of parameters are involved. The iterate ζ takes steps along d, which has no momentum. θ̄ is the average of ζ over the
+    last ``max(10, t/5)`` steps. Gradients are evaluated between the two, at ``θ = (1 − b) ζ + b θ̄`` with momentum b, which needs no buffer
+    (average.py). The derivative of the loss by log α, over those steps, is ``g_t · ∂ζ/∂log α = −g_t · w_{t-1}``, where w is the
+    displacement from ζ to θ̄. So one buffer serves three purposes: hypergradient, momentum, and the average that is evaluated
+    (``opt.eval()``). The rule sees the cosine c of gradient and displacement, which is invariant to the scale of loss and parameters, and
+    the length of w:
 
         c_t = g_t · w_{t-1} / (‖g_t‖ ‖w_{t-1}‖),    m ← 0.9 m + 0.1 c,    v ← 0.99 v + 0.01 c²,    s = m̂ / √v̂
         r_t = (f − ‖w_{t-1}‖) / (f + ‖w_{t-1}‖),    f = 0.25 (1 + ‖θ_{t-1}‖)
 
-        climbing:      log α += min(0.15, 0.7/√t) (s + min(0, r))    until m < 0 after step 10, or r < 0 and ‖g_t‖
-                                                                     is three times the usual: α is halved
-        from then on:  log α += β q / max(10, t),    q = s + r in [−1, 1], twice that where it is negative
+        climb:        log α += min(0.15, 0.7/√t) (s + min(0, r))    until m < 0 after step 10, or r < 0 and ‖g_t‖
+                                                                    is three times its usual value; then α is halved
+        afterwards:   log α += β q / max(10, t),    q = s + r clipped to [−1, 1], doubled where it is negative
 
-    s, the signal over its noise, tells too small a learning rate from others, but hardly a good one from one ten times too large, since
-    gradients are taken near the average. The room r does: where the signal is weak, α stands still when the iterate is a quarter of the
-    parameters' size from its average. Where the gradient is less than a hundredth of the largest usual one, α rises by as much less: there
-    is nothing left to learn, and what comes next may be another task. So, but for the returns below, α falls no faster than t^(−2β), and
-    rises no faster than t^β.
+    s, the signal-to-noise ratio of the cosine, tells a learning rate that is too small, but hardly distinguishes a good one from one that
+    is ten times too large, since gradients are evaluated near the average. The room r does: where the signal is weak, α is stationary when
+    the iterate is a quarter of the parameters' norm away from its average. Where the gradient is below a hundredth of its largest usual
+    value, α rises by proportionally less: there is nothing left to learn, and what comes next may be another task. Apart from the returns
+    below, α thus falls no faster than ``t^(−2β)`` and rises no faster than ``t^β``.
 
-    A step is shortened where its gradient is more than 1.5 times the usual, the root mean square of the last hundred. A gradient that
-    points back to the average and is suddenly large (four times the usual, during the climb and for 50 steps after it; later in two steps
-    one after the other, which one odd minibatch is not) takes θ back to θ̄, and halves α; so does a mean cosine below −0.9, which only a
-    loss that runs away has. Of gradients that are not finite the first is passed over; with the second in succession θ goes back to θ̄, and
-    α is halved, once, until one is finite again.
+    A step is shortened where its gradient exceeds 1.5 times the usual one (the root mean square of the last hundred). A gradient with
+    negative cosine that is suddenly large (four times the usual; during the climb and 50 steps after it once, later in two consecutive
+    steps, which a single odd minibatch is not) returns θ to θ̄ and halves α. So does a mean cosine below −0.9, which only a diverging loss
+    has. If a gradient is not finite, the step is skipped; from the second in succession on, θ returns to θ̄ and α is halved, once, until a
+    gradient is finite again.
 
-    The first step moves the iterate by 1e-2 (1 + ‖θ_0‖). With an lr it is taken with that, where it moves it by more, up to
-    0.03 (1 + ‖θ_0‖): a larger first step may do damage that nothing undoes, such as dead ReLUs.
+    The first step moves the iterate by ``1e-2 (1 + ‖θ_0‖)``. If lr is given, the first step uses it, as long as it moves the iterate by at
+    least that and at most ``0.03 (1 + ‖θ_0‖)``: a larger first step can do damage that nothing undoes, such as dead ReLUs.
 
     Args:
-        beta: β ≥ 0, the power of the time that the learning rate rises by at most after the climb; it falls by twice that at most. 0 keeps
+        beta: β >= 0, the power of time with which the learning rate can rise after the climb; it can fall with twice that power. 0 keeps
             what the climb found. Default 1.
 
     Raises:
@@ -62,9 +63,9 @@ class TuningFree(Rule):
         True
 
     References:
-        docs/tuning-free.md, where the parts are measured. The signal g · (θ̄ − θ) with the average from the start is that of D-Adaptation
-        (Defazio and Mishchenko 2023), the safe start that of DoG (Ivgi, Hinder, Carmon 2023), gradients between iterate and average those
-        of Schedule-Free (Defazio et al. 2024).
+        docs/tuning-free.md measures each part. The signal g · (θ̄ − θ), with the average since the start, is that of D-Adaptation (Defazio
+        and Mishchenko 2023); the safe start is that of DoG (Ivgi, Hinder, Carmon 2023); gradients between iterate and average are those of
+        Schedule-Free (Defazio et al. 2024).
     """
 
     beta: float = 1.0
@@ -72,30 +73,30 @@ class TuningFree(Rule):
     reads_norms = True
     averages = True
 
-    #: Share of the run, and steps at least, that the average looks over.
-    SHARE: ClassVar = 0.2
-    SHORTEST: ClassVar = 10.0
+    #: The average looks over this share of the run, and over this many steps at least.
+    AVERAGE_FRACTION: ClassVar = 0.2
+    MIN_WINDOW: ClassVar = 10.0
 
-    #: Of the first step, over 1 + ‖θ_0‖: where no lr is given, and at most.
-    FIRST: ClassVar = (1e-2, 0.03)
+    #: The length of the first step over 1 + ‖θ_0‖: without lr, and at most.
+    FIRST_STEP: ClassVar = (1e-2, 0.03)
 
-    #: The largest step of log α in the climb; and how far the iterate is from its average, over the size of the parameters, where a signal
-    #: of 0 leaves α as it is.
-    CLIMB: ClassVar = 0.15
+    #: The largest step of log α in the climb; and the distance of the iterate to its average, over the norm of the parameters, at which a
+    #: signal of 0 does not change α.
+    MAX_CLIMB: ClassVar = 0.15
     FAR: ClassVar = 0.25
 
-    #: How many times the usual gradient ends the climb of an iterate that is so far; below what part of the largest usual one α rises less.
-    LARGE: ClassVar = 3.0
-    FADED: ClassVar = 0.01
+    #: The multiple of the usual gradient that ends the climb at that distance; the fraction of the largest one below which α rises less.
+    LARGE_GRADIENT: ClassVar = 3.0
+    SMALL_GRADIENT: ClassVar = 0.01
 
-    #: How many times the usual gradient is suddenly large, and how many times it a gradient is of which a whole step is taken.
-    SUDDEN: ClassVar = 4.0
-    SPIKE: ClassVar = 1.5
+    #: The multiple of the usual gradient that counts as suddenly large; and the one above which a step is shortened.
+    SUDDEN_GRADIENT: ClassVar = 4.0
+    SHORTENED_FROM: ClassVar = 1.5
 
-    def fresh(self) -> Memory:
+    def initial_memory(self) -> Memory:
         return dict.fromkeys(("steps", "signals", "signal", "power", "sudden", "turned", "lost", "most"), 0.0) | {"usual": math.inf}
 
-    def move(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = host) -> Move:
+    def update(self, memory: Memory, alpha: Any, beta: Any, h: Any, g_norm: Any, d_norm: Any, xp: Any = float_ops) -> RuleUpdate:
         steps, turned, usual = memory["steps"], memory["turned"], memory["usual"]
         started, bound = steps > 0, g_norm * d_norm
         known = (h - h) + bound < math.inf
@@ -105,26 +106,26 @@ class TuningFree(Rule):
         climbs = turned == 0
         root = xp.sqrt(usual)
         times = g_norm / root  # 0 before the first
-        sudden = (cosine < 0) & (times > self.SUDDEN)
+        sudden = (cosine < 0) & (times > self.SUDDEN_GRADIENT)
         soon = climbs | (steps - turned < 50)
         away = moved & ((sudden & xp.logical_or(soon, memory["sudden"])) | (m < -0.9))
         far = self.FAR * (1 + memory["size"])
-        turns = away | (moved & climbs & (((m < 0) & (steps > 10)) | ((d_norm > far) & (times > self.LARGE))))
+        turns = away | (moved & climbs & (((m < 0) & (steps > 10)) | ((d_norm > far) & (times > self.LARGE_GRADIENT))))
         lost = xp.logical_not(known)
         back = away | (lost & (memory["lost"] > 0))
 
-        change = self._change(s, (far - d_norm) / (far + d_norm), steps, climbs, beta, xp)  # none where nothing has moved yet, or again
+        change = self._change(s, (far - d_norm) / (far + d_norm), steps, climbs, beta, xp)  # applied only where a step was taken before
         most = xp.maximum(memory["most"], xp.masked_fill(root, root == math.inf, 0.0))
-        change = xp.minimum(change, change * xp.clamp(xp.div(g_norm, self.FADED * most), max=1.0))
+        change = xp.minimum(change, change * xp.clamp(xp.div(g_norm, self.SMALL_GRADIENT * most), max=1.0))
         factor = xp.masked_fill(xp.exp(xp.masked_fill(change, xp.logical_not(moved), 0.0)), turns | (lost & (memory["lost"] == 1)), 0.5)
-        factor = factor * (1 + (known & (memory["lost"] == 2)))  # what a run of gradients that were not finite took
+        factor = factor * (1 + (known & (memory["lost"] == 2)))  # restores what a run of non-finite gradients halved
 
         grown = xp.where(usual < math.inf, xp.lerp(usual, g_norm**2, xp.clamp(1 / (steps + 1), min=0.01)), g_norm**2)
         seen = steps + known
         new = {
             "steps": seen,
             "signals": signals,
-            # What the signal was before is forgotten at the end of the climb, and at a return.
+            # The signal starts anew at the end of the climb and at a return.
             "signal": xp.where(moved, xp.masked_fill(m, turns, 0.0), memory["signal"]),
             "power": xp.where(moved, v, memory["power"]),
             "usual": xp.where(back | lost | (g_norm == 0), usual, grown),
@@ -133,19 +134,19 @@ class TuningFree(Rule):
             "sudden": xp.where(moved, sudden, memory["sudden"]),
             "turned": xp.where(turns & climbs, steps, turned),
         }
-        part = xp.masked_fill(xp.clamp(self.SPIKE / xp.clamp(times, min=1e-30), max=1.0), lost, 1.0)
-        return Move(alpha * factor, new, self._window(seen, xp), back, part)
+        part = xp.masked_fill(xp.clamp(self.SHORTENED_FROM / xp.clamp(times, min=1e-30), max=1.0), lost, 1.0)
+        return RuleUpdate(alpha * factor, new, self._window(seen, xp), back, part)
 
     def summary(self, memory: Memory) -> dict[str, float]:
         return {
             "signal": memory["signal"],
             "noise": math.sqrt(memory["power"]),
-            "horizon": self._window(memory["steps"], host),
+            "horizon": self._window(memory["steps"], float_ops),
             "climbing": float(memory["turned"] == 0),
         }
 
     def _signal(self, memory: Memory, cosine: Any, moved: Any, xp: Any) -> tuple[Any, Any, Any, Any]:
-        """How many cosines there were, the means of them and of their squares, and s, the signal over its noise."""
+        """The number of cosines so far, their mean and mean square, and s, the signal-to-noise ratio."""
         signals = memory["signals"] + moved
         m = xp.lerp(memory["signal"], cosine, 0.1)
         v = xp.lerp(memory["power"], cosine**2, 0.01)
@@ -153,24 +154,24 @@ class TuningFree(Rule):
         return signals, m, v, m / (1 - 0.9**count) / (xp.sqrt(v / (1 - 0.99**count)) + 1e-8)
 
     def _change(self, s: Any, room: Any, steps: Any, climbs: Any, beta: Any, xp: Any) -> Any:
-        """What log α moves by at a signal s, with room from 1, the iterate is close to its average, to -1, it is far."""
-        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.CLIMB) * (s + xp.clamp(room, max=0.0))
+        """The change of log α for a signal s and a room between 1 (the iterate is close to its average) and -1 (it is far)."""
+        climb = xp.clamp(0.7 / xp.sqrt(xp.clamp(steps, min=1.0)), max=self.MAX_CLIMB) * (s + xp.clamp(room, max=0.0))
         q = xp.clamp(s + room, -1.0, 1.0)
         return xp.where(climbs, climb, beta * (q + xp.clamp(q, max=0.0)) / xp.clamp(steps, min=10.0))
 
     def _window(self, steps: Any, xp: Any) -> Any:
-        """How many steps the average looks over."""
-        return xp.clamp(self.SHARE * steps, min=self.SHORTEST)
+        """Over how many steps the average looks."""
+        return xp.clamp(self.AVERAGE_FRACTION * steps, min=self.MIN_WINDOW)
 
 
 def safe_start(xp: Any, alpha: Any, begins: Any, gg: Any, pp: Any, dd: Any) -> tuple[Any, Any]:
-    """The learning rate of a first step: one that moves a scope by 1e-2 (1 + ‖θ_0‖) to 0.03 (1 + ‖θ_0‖), where it ``begins``.
+    """The learning rate of a first step, which moves the tensors of a scope by 1e-2 (1 + ‖θ_0‖) to 0.03 (1 + ‖θ_0‖).
 
     Args:
-        xp: the functions of such numbers.
-        alpha: the one that is given; 0 where none is.
-        begins: whether this is the first step.
-        gg: ‖g_1‖²; without a gradient weight decay may give a direction yet, as torch's distributed checkpoint primes state by such a step.
+        xp: the functions to compute with: torch, or ``float_ops`` for floats.
+        alpha: the given learning rate; 0 if none is given.
+        begins: whether this is the first step; other learning rates are returned unchanged.
+        gg: ‖g_1‖². If it is 0, weight decay may still give a direction, as when torch's distributed checkpoint primes the state by a step.
         pp: ‖θ_0‖².
         dd: ‖d_1‖².
 
@@ -179,5 +180,5 @@ def safe_start(xp: Any, alpha: Any, begins: Any, gg: Any, pp: Any, dd: Any) -> t
     """
     still = xp.logical_not((gg > 0) & (dd > 0) & (dd < math.inf))
     whole = xp.masked_fill(xp.div(1 + xp.sqrt(pp), xp.sqrt(dd)), still, 0.0)
-    low, high = (share * whole for share in TuningFree.FIRST)
+    low, high = (share * whole for share in TuningFree.FIRST_STEP)
     return xp.where(begins & xp.logical_not(still), xp.clamp(alpha, low, high), alpha), begins & still

@@ -1,4 +1,4 @@
-"""Nothing is fetched, what the trainers' packages deprecate among themselves is not ours to mend, and each test has Accelerate afresh."""
+"""Nothing is downloaded, deprecations within the trainers' packages are ignored, and each test has a fresh Accelerate state."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What real gloo processes find: each run on several ranks beside the same run in one process with the whole batch."""
+"""Results of real gloo processes: each run on several ranks against the same run in one process with the whole batch."""
 
 import gc
 import json
@@ -161,7 +161,7 @@ def compare(name: str, spread: str) -> dict[str, float]:
         opt = OPTIMIZERS[name](model.parameters(), **options)
         found = train(model, opt, rank, over, lost=lost, end=STEPS if lost is None else 12)
         result[f"apart {lost}"] = apart(found)
-        result["edited"] += len(opt.edits.places)
+        result["edited"] += len(opt.edits.copies)
         if lost is None:
             result["off"] = float(((torch.tensor(found) - expected) / expected).abs().max())
         else:
@@ -267,7 +267,7 @@ def clamped(rank: int, world: int) -> dict[str, float]:
                     p.clamp_(-0.0625, 0.0625)
     with opt.averaged():
         outside = max(float(p.detach().full_tensor().abs().max()) for p in model.parameters() if p.dim() > 1)
-    return {"apart": apart(alphas), "outside": outside, "edited": float(len(opt.edits.places)), "alpha": alphas[-1]}
+    return {"apart": apart(alphas), "outside": outside, "edited": float(len(opt.edits.copies)), "alpha": alphas[-1]}
 
 
 def work(rank: int, world: int, store: str, job: str, names: list[str], spread: str, out: str) -> None:

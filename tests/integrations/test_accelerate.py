@@ -1,4 +1,4 @@
-"""Accelerate's own loop: how one reaches the optimizer through its wrapper, and its checkpoints."""
+"""Accelerate: how to reach the optimizer through its wrapper, and its checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from tiny import BATCHES, Tiny, X, Y, equal, refreshed
 from torch import nn
 
 from hypergradient import SGDHD, AdamWHD
-from hypergradient.integrations import averaged, put_iterate, readings
+from hypergradient.integrations import averaged, metrics, use_iterate
 
 
 def prepared(make: Any, **options: Any) -> tuple[Accelerator, nn.Module, Any, Any]:
@@ -53,7 +53,7 @@ def test_saved_as_the_average_and_resumed(tmp_path: Path, make: Any, options: di
 
     accelerator, resumed, opt, schedule = prepared(make, **options)
     accelerator.load_state(str(tmp_path))
-    put_iterate(opt, resumed)
+    use_iterate(opt, resumed)
     train(accelerator, resumed, opt, schedule, 20)
     assert equal(model, resumed)
 
@@ -66,4 +66,4 @@ def test_its_own_modes_reach_ours() -> None:
     assert not torch.equal(model.net[0].weight, before)
     opt.train()
     assert torch.equal(model.net[0].weight, before)
-    assert readings(opt)["alpha"] == opt.param_groups[0]["alpha"] == opt.optimizer.param_groups[0]["alpha"]
+    assert metrics(opt)["alpha"] == opt.param_groups[0]["alpha"] == opt.optimizer.param_groups[0]["alpha"]

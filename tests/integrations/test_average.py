@@ -1,4 +1,4 @@
-"""The average in a model's parameters, with batch norm's statistics of it, and back to the bit."""
+"""The average swapped in with its batch norm statistics, and the iterate restored bit for bit."""
 
 import copy
 from itertools import pairwise
@@ -10,7 +10,7 @@ from tiny import BATCHES, Tiny, X, Y, equal, refreshed
 from torch import nn
 
 from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient
-from hypergradient.integrations import averaged, put_average, put_iterate, readings
+from hypergradient.integrations import averaged, metrics, use_average, use_iterate
 
 
 class Wrapper:
@@ -69,14 +69,14 @@ def test_there_and_back(run: tuple[Tiny, Any], batches: Any) -> None:
 def test_saved_there_and_resumed(run: tuple[Tiny, Any]) -> None:
     model, opt = run
     own = opt.optimizer.optimizer if isinstance(opt, Wrapper) else opt
-    put_average(opt, model, BATCHES)
+    use_average(opt, model, BATCHES)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     resumed = Tiny()
     its = type(own)(torch.optim.NAdam(resumed.parameters())) if isinstance(own, Hypergradient) else type(own)(resumed.parameters())
     its.load_state_dict(copy.deepcopy(own.state_dict()))
     resumed.load_state_dict(weights)
-    put_iterate(its, resumed)
-    put_iterate(opt, model)
+    use_iterate(its, resumed)
+    use_iterate(opt, model)
     if isinstance(own, SGDHD):
         its.param_groups[0]["momentum"] = 0.9
     train(model, own)
@@ -115,13 +115,13 @@ READINGS = {
 
 
 @pytest.mark.parametrize(("make", "names"), READINGS.values(), ids=READINGS)
-def test_readings(make: Any, names: set[str]) -> None:
+def test_metrics(make: Any, names: set[str]) -> None:
     torch.manual_seed(0)
     model = Tiny()
     optimizers = make(model)
     for opt in optimizers if isinstance(optimizers, list) else [optimizers]:
         train(model, opt, 5)
-    found = readings(optimizers)
+    found = metrics(optimizers)
     assert names <= found.keys()
     assert all(isinstance(value, float) for value in found.values())
     assert all(found[name] > 0 for name in names if "alpha" in name)
@@ -133,10 +133,10 @@ def test_readings(make: Any, names: set[str]) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        pytest.param(lambda opt, _: put_average(torch.optim.Adam([torch.ones(1)])), TypeError, "such as AdamWHD.*got Adam", id="torch's"),
-        pytest.param(lambda opt, _: readings(3), TypeError, "got int", id="none"),
-        pytest.param(lambda opt, _: put_average(opt, None, BATCHES), ValueError, "give model too", id="batches alone"),
-        pytest.param(lambda opt, m: (put_average(opt, m, BATCHES), put_iterate(opt)), ValueError, "the model too", id="back without model"),
+        pytest.param(lambda opt, _: use_average(torch.optim.Adam([torch.ones(1)])), TypeError, "such as AdamWHD.*got Adam", id="torch's"),
+        pytest.param(lambda opt, _: metrics(3), TypeError, "got int", id="none"),
+        pytest.param(lambda opt, _: use_average(opt, None, BATCHES), ValueError, "give model too", id="batches alone"),
+        pytest.param(lambda opt, m: (use_average(opt, m, BATCHES), use_iterate(opt)), ValueError, "the model too", id="back without model"),
     ],
 )
 def test_errors(call: Any, error: type[Exception], match: str) -> None:

@@ -30,7 +30,7 @@ from benchmarks import (
 from cyclopts.exceptions import CycloptsError
 
 import hypergradient
-from hypergradient.lab.compare.runs import RUNS, Job, attempt
+from hypergradient.lab.compare.runs import RUNS, Job, run_job
 
 ROOT = Path(__file__).parents[2] / "docs"
 TINY: Any = {"28 million in 40 tensors": ([(10, 7)] * 3, "28 M in 40"), "1,000 tensors of 1,000": ([(10,)] * 4, "1,000 of 1,000")}
@@ -136,7 +136,7 @@ def small_flat(docs: Path, patch: pytest.MonkeyPatch) -> None:
 
 def small_compare(docs: Path, patch: pytest.MonkeyPatch) -> None:
     jobs = [("constant", 1e-2), ("cosine", 1e-2), ("ours", None), ("given", 1e-3)]
-    lines = [json.dumps(attempt(Job("cancer", "adam", method, lr, 1), None).as_dict()) for method, lr in jobs]
+    lines = [json.dumps(run_job(Job("cancer", "adam", method, lr, 1), None).as_dict()) for method, lr in jobs]
     (docs / RUNS).write_text("\n".join([*lines, ""]))
     compare.main(docs, output=docs / "results")
     compare.main(docs, output=docs / "results", methods=True)

@@ -206,10 +206,10 @@ def test_starts_a_cluster_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "grid.toml").write_text('optimizer = "SGDHD(lr=[0.1, 0.01], hypergrad_lr=1e-3)"\nepochs = 2\n')
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert [run["status"] for run in json.loads(result.stdout)["runs"]] == ["finished"] * 2
-    assert result.stderr == "2 runs on digits, 0 of them there already, into runs/sweep\n"
+    assert result.stderr == "2 runs on digits, 0 already finished; output: runs/sweep\n"
 
 
 def test_no_cluster_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match=r"no Ray cluster at 127.0.0.1:9 .*: leave --address out"):
+    with pytest.raises(LabError, match=r"no Ray cluster at 127.0.0.1:9 .*: leave out --address"):
         sweep(GRID, load("digits"), tmp_path, engine="ray", address="127.0.0.1:9")
     assert list(tmp_path.iterdir()) == []

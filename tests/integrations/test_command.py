@@ -84,7 +84,7 @@ for i in range(20):
     said = [Path(f"{i}.{j}.txt").read_text().splitlines() for j in range(2)]
     in_use = [len(lines) == 1 and bool(re.search("is in use by process [0-9]+", lines[0])) for lines in said]
     worked += 0 in codes
-    told += sum(in_use) == 1 if 2 in codes else all("of them there already" in lines[0] for lines in said)
+    told += sum(in_use) == 1 if 2 in codes else all("already finished" in lines[0] for lines in said)
     silent += not any("Traceback" in line for lines in said for line in lines)
 print(worked, told, silent)
 """

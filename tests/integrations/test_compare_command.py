@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from hypergradient.lab.cli import compare as room
-from hypergradient.lab.cli.compare import start
+from hypergradient.lab.cli.compare import prepare_folder
 from hypergradient.lab.compare import plots, table
 from hypergradient.lab.compare.plan import peers_of
-from hypergradient.lab.compare.runs import RUNS, Job, Result, results_of
+from hypergradient.lab.compare.runs import RUNS, Job, Result, read_results
 from hypergradient.lab.errors import LabError
 from hypergradient.lab.runs.data import Data
 from hypergradient.lab.runs.store import Folder
@@ -43,20 +43,20 @@ def test_command_writes_tables_figures_and_report(compared: Path) -> None:
     for name in ("compare-rho", "compare-lr", "compare-alpha"):
         assert {file.suffix for file in compared.glob(f"{name}.*")} == {".png", ".pdf", ".svg"}
     page = (compared / "report.html").read_text()
-    assert all(text in page for text in ("No learning rate to choose", "Logistic regression", "Prodigy+Schedule-Free", "judged on"))
+    assert all(text in page for text in ("Training without a learning rate", "Logistic regression", "Prodigy+Schedule-Free", "held-out"))
 
 
 def test_second_start_makes_what_a_kill_took(compared: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    before, file = results_of(Folder(compared)), compared / "runs.jsonl"
+    before, file = read_results(Folder(compared)), compared / "runs.jsonl"
     lost = [x for x in before if x.job.method in ("prodigy-plus", "dadapt-adam", "ours-cosine") or x is before[-1]]
     lines = file.read_text().splitlines(keepends=True)
     kept = "".join(line for line, x in zip(lines, before, strict=True) if x not in lost)
     file.write_text(kept + lines[0][:40])  # torn
     assert call(monkeypatch, "compare", "--quick", "--workload", "cancer", "--processes", "1", "--output", str(compared)) == 0
     told = [line.split(" ")[0] for line in capfd.readouterr().err.splitlines()]
-    assert told == ["1", "Results:"]  # and nothing that a peer prints
+    assert told == ["Workloads:", "Results:"]  # and nothing that a peer prints
     assert file.read_text().startswith(kept)
-    after = results_of(Folder(compared))[len(before) - len(lost) :]
+    after = read_results(Folder(compared))[len(before) - len(lost) :]
     key = {x.job: (x.train, x.valid, x.alpha) for x in lost}
     assert {x.job: (x.train, x.valid, x.alpha) for x in after} == key
 
@@ -64,15 +64,15 @@ def test_second_start_makes_what_a_kill_took(compared: Path, monkeypatch: pytest
 def test_runs_that_somebody_has_put_there_are_gone_on_from(tmp_path: Path) -> None:
     found = Result(Job("cancer", "adam", "constant", 1e-3, 1), 0.5, 0.6)
     Folder(tmp_path).append_json("runs.jsonl", found.as_dict())
-    assert start(Folder(tmp_path), {}) == {found.job: found}
-    assert results_of(Folder(tmp_path)) == [found]
+    assert prepare_folder(Folder(tmp_path), {}) == {found.job: found}
+    assert read_results(Folder(tmp_path)) == [found]
 
 
-@pytest.mark.parametrize("judged", [(False,), (True,), (False, True), ()], ids=str)
-def test_figure_of_rho_says_which_set_is_which(judged: tuple[bool, ...]) -> None:
-    figure = plots.rho([row for row in table.rows(made()) if row.judged in judged])
+@pytest.mark.parametrize("held_out", [(False,), (True,), (False, True), ()], ids=str)
+def test_figure_of_rho_says_which_set_is_which(held_out: tuple[bool, ...]) -> None:
+    figure = plots.rho([row for row in table.rows(made()) if row.held_out in held_out])
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [*(table.SETS[own] for own in judged), "median"]
+    assert [text.get_text() for text in legend.get_texts()] == [*(table.SETS[own] for own in held_out), "median"]
 
 
 @pytest.fixture
@@ -114,12 +114,12 @@ def test_results_are_of_their_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for more in (0, own, own, own):  # on the same data, on others, on those again, and on the first again
         assert call(monkeypatch, *command) == 0
         assert len((tmp_path / RUNS).read_text().splitlines()) == len(lines) + more
-        assert {x.digest for x in results_of(Folder(tmp_path)) if x.job.workload == "images-1000"} == {digests[len(loaded) - 1]}
+        assert {x.digest for x in read_results(Folder(tmp_path)) if x.job.workload == "images-1000"} == {digests[len(loaded) - 1]}
     assert loaded == ["mine"] * 5
     (tmp_path / RUNS).write_text("".join(json.dumps(line | {"digest": None}) + "\n" for line in lines))
     assert call(monkeypatch, *command) == 0
     assert loaded == ["mine"] * 5  # nor need the data be there
-    assert capfd.readouterr().err.splitlines()[-1].startswith(f"2 workloads, {len(lines)} runs were there, none to make")
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"Workloads: 2; runs finished: {len(lines)}, left: none; output: ")
 
 
 def test_no_data_is_loaded_that_no_workload_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faked: list[Fakes]) -> None:
@@ -138,9 +138,9 @@ def test_a_folder_is_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 class Slow(Fakes):
     """As Fakes, with time to be killed."""
 
-    def get(self, timeout: float) -> list[Result]:
+    def collect(self, timeout: float) -> list[Result]:
         time.sleep(0.01)
-        return super().get(timeout)
+        return super().collect(timeout)
 
 
 def test_killed_at_random_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faked: list[Fakes]) -> None:
@@ -161,18 +161,18 @@ def test_killed_at_random_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.M
     run(tmp_path / "whole")
     kill_often(cut, tmp_path / "killed", 6)
     run(tmp_path / "killed")
-    whole, killed = ({x.job: x for x in results_of(Folder(tmp_path / name))} for name in ("whole", "killed"))
+    whole, killed = ({x.job: x for x in read_results(Folder(tmp_path / name))} for name in ("whole", "killed"))
     assert whole == killed
     assert len(killed) > 50
 
 
 def test_folder_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"runs\.jsonl is missing, as in comparisons of earlier versions"):
-        results_of(Folder(tmp_path))
+        read_results(Folder(tmp_path))
 
 
-LISTS = "must be one or more, with commas, each once, of"
-PLACES = "--data must be mnist=DATA and cifar10=DATA, each once, with a comma between, got "
+LISTS = "takes comma-separated names, each once, from"
+PLACES = "--data takes mnist=DATA,cifar10=DATA (or one of the two), got "
 WRONG = {
     "tree Digits , digits, ,digits digits,digits digits;raw": ("--workload=", f"--workload {LISTS} digits, mnist"),
     "tree , image,image image,,ids": ("--family=", f"--family {LISTS} image, sequence"),
@@ -182,21 +182,21 @@ WRONG = {
 }
 BAD = [
     *((option + value, message) for values, (option, message) in WRONG.items() for value in ("", *values.split(" "))),
-    ("--workload digits --judged", "leave no workload: leave one of them out"),
-    ("--workload mnist --family games", "leave no workload: leave one of them out"),
-    ("--workload mnist --made", "leave no workload: leave one of them out"),
-    ("--judged --made", "--made"),
-    ("--methods --judged", "and --judged takes the others: leave one of them out"),
-    ("--methods --workload mnist", "leave no workload: leave one of them out"),
-    ("--workload mnist --data mnist=/no/such/folder", "--data /no/such/folder: there is no such folder"),
+    ("--workload digits --held-out", "select no workload: leave out one of them"),
+    ("--workload mnist --family games", "select no workload: leave out one of them"),
+    ("--workload mnist --development", "select no workload: leave out one of them"),
+    ("--held-out --development", "--development"),
+    ("--methods --held-out", "--held-out selects the others: leave out one of the two"),
+    ("--methods --workload mnist", "select no workload: leave out one of them"),
+    ("--workload mnist --data mnist=/no/such/folder", "--data /no/such/folder: no such folder"),
     ("--workload mnist --data mnist=file.txt", "--data file.txt is a file"),
-    ("--workload mnist --data mnist=digits", "--data mnist=digits: must be images of shape (1, 28, 28) in 10 classes, got (1, 8, 8)"),
-    ("--workload cifar --data cifar10=text", "--data cifar10=text: must be images of shape (3, 32, 32) in 10 classes, got (64,)"),
+    ("--workload mnist --data mnist=digits", "--data mnist=digits: images must have shape (1, 28, 28) and 10 classes, got (1, 8, 8)"),
+    ("--workload cifar --data cifar10=text", "--data cifar10=text: images must have shape (3, 32, 32) and 10 classes, got (64,)"),
     ("--quick --output=", "--output"),
-    ("--quick --output file.txt", "--output file.txt is a file: give a folder"),
+    ("--quick --output file.txt", "--output file.txt is a file: choose a folder"),
     ("--quick --output file.txt/run", "file.txt/run"),
-    ("--quick --output heat", "heat holds an experiment of hypergradient heatmap: choose another --output"),
-    ("--quick --output run", "run holds a run: choose another --output"),
+    ("--quick --output heat", "heat contains an experiment of hypergradient heatmap: choose another --output"),
+    ("--quick --output run", "run contains a training run: choose another --output"),
     ("--quick --output newer", "was written by a newer hypergradient (format 99"),
     ("--quick --output damaged", "damaged/runs.jsonl cannot be read (line 2: "),
     ("--quick --output list", "experiment.json cannot be read"),
@@ -278,14 +278,14 @@ def test_a_damaged_line_is_named(tmp_path: Path, spoilt: Any) -> None:
     whole = next(made()).as_dict()
     line = spoilt if isinstance(spoilt, str) else json.dumps({key: x for key, x in (whole | spoilt).items() if x is not ...})
     (tmp_path / RUNS).write_text(f"{json.dumps(whole)}\n{line}\n{json.dumps(whole)}\n")
-    with pytest.raises(LabError, match=r"runs\.jsonl cannot be read \(line 2: .*\): remove that line, its run is made again") as error:
-        results_of(Folder(tmp_path))
+    with pytest.raises(LabError, match=r"runs\.jsonl cannot be read \(line 2: .*\): remove that line, its run is repeated") as error:
+        read_results(Folder(tmp_path))
     assert len(str(error.value)) < 600
     (tmp_path / RUNS).write_bytes(json.dumps(whole).encode() + b"\n" + b"\xff" + line.encode())  # torn is what has no end
-    assert results_of(Folder(tmp_path)) == [next(made())]
+    assert read_results(Folder(tmp_path)) == [next(made())]
 
 
 def test_what_is_no_text_is_damage(tmp_path: Path) -> None:
     (tmp_path / RUNS).write_bytes(json.dumps(next(made()).as_dict()).encode().replace(b"quadratic", b"qua\xffratic") + b"\n")
     with pytest.raises(LabError, match=r"\(line 1: "):
-        results_of(Folder(tmp_path))
+        read_results(Folder(tmp_path))

@@ -1,4 +1,4 @@
-"""Lightning's own Trainer with our callback: what it validates, saves, logs, and goes on from."""
+"""Lightning's own Trainer with our callback: what it validates, saves, logs, and resumes from."""
 
 import csv
 from pathlib import Path

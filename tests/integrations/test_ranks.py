@@ -1,4 +1,4 @@
-"""Learning rates on several ranks are those of one process with the whole batch, and the same on every rank to the bit."""
+"""Learning rates on several ranks equal those of one process with the whole batch, and are the same on every rank, bit for bit."""
 
 from pathlib import Path
 

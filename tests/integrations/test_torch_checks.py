@@ -1,4 +1,4 @@
-"""torch's own checks of an optimizer (its test_optim.py, which is not installed with it), written anew over OptimizerInfo rows of ours.
+"""torch's own checks of an optimizer (its test_optim.py, which is not installed with it), rewritten over our OptimizerInfo rows.
 
 Those that do not hold are in NOT_HELD, and in docs/optimizers.md with their reason.
 """

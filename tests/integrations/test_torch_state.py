@@ -1,4 +1,4 @@
-"""torch's own checks of an optimizer, over OptimizerInfo rows of ours: its state, checkpoints and copies."""
+"""torch's own checks of an optimizer over our OptimizerInfo rows: its state, checkpoints and copies."""
 
 import copy
 import io

@@ -105,9 +105,9 @@ def test_a_disk_that_is_full_later(name: str, tmp_path: Path, capfd: pytest.Capt
     loggers.write(saved(made(3)))
     request.getfixturevalue("full")
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**9, resource.RLIM_INFINITY))  # so that W&B's log cannot be written, either
-    with pytest.raises(LabError, match=r"^--log wandb cannot write to .*: make room"):
+    with pytest.raises(LabError, match=r"^--log wandb cannot write to .*: free some space"):
         loggers.write(saved(made(30)))
-    with pytest.raises(LabError, match=r"^--log wandb cannot write to .*: make room"):
+    with pytest.raises(LabError, match=r"^--log wandb cannot write to .*: free some space"):
         loggers.close()
     assert capfd.readouterr() == ("", "")
 

@@ -1,4 +1,4 @@
-"""A model and data that are made on the spot, and what is asked of them in several trainers."""
+"""A model and data generated on the spot, and the checks that all trainers share."""
 
 from typing import Any
 

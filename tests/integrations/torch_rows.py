@@ -1,4 +1,4 @@
-"""OptimizerInfo rows of ours, and what torch's own checks of an optimizer are made with; test_torch_checks.py has the checks."""
+"""Our OptimizerInfo rows, and the problems for torch's own checks of an optimizer; test_torch_checks.py has the checks."""
 
 import copy
 from collections.abc import Callable, Iterable

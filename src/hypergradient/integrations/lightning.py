@@ -1,4 +1,4 @@
-"""The average and what the rule sees, in Lightning's Trainer."""
+"""The running average and the values to log, in Lightning's Trainer."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -9,24 +9,24 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ..optimizer import HypergradientOptimizer
-from .average import averaged, put_average, put_iterate, readings
+from .average import averaged, metrics, use_average, use_iterate
 
 
 @final
 class HypergradientCallback(Callback):
-    """Validates and saves the running average, and logs the learning rate that was applied and what the rule sees.
+    """Validates and saves the running average, and logs the applied learning rate and what the rule sees.
 
-    The average comes into the parameters for validation, at the end of an epoch and of ``fit``, and goes before the next training batch.
-    A checkpoint has the average as its ``state_dict``, and all that a resumed run needs in ``optimizer_states``: that goes on as if it had
-    never stopped.
+    The average is swapped into the parameters for validation, at the end of each epoch and of ``fit``, and swapped out before the next
+    training batch. A checkpoint has the average as its ``state_dict`` and everything that resuming needs in ``optimizer_states``: a resumed
+    run equals one that was never interrupted.
 
     Args:
-        batches: some fifty training batches, a DataLoader or list, from which batch norm gets the average's statistics; the module is
-            called with the first entry of each. Default: batch norm keeps the iterates'.
+        batches: some fifty training batches, a DataLoader or list, from which batch norm's statistics are computed for the average; the
+            module is called with the first entry of each. Default: batch norm keeps the statistics of the iterates.
 
     Raises:
         TypeError: at the start of ``fit``, no optimizer of the module is of this library.
-        ValueError: a ModelCheckpoint saves weights alone in the middle of an epoch, of which Lightning tells no callback.
+        ValueError: a ModelCheckpoint saves weights alone in the middle of an epoch, which Lightning reports to no callback.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -46,7 +46,7 @@ class HypergradientCallback(Callback):
                     if value:
                         raise ValueError(
                             f"ModelCheckpoint(save_weights_only=True, {name}={value!r}) would save the iterate instead of its average: "
-                            "let it save after validation or epochs, or leave save_weights_only out"
+                            "save after validation or at the end of epochs, or leave save_weights_only out"
                         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,14 +56,14 @@ class HypergradientCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         for optimizer in ours_of(trainer):
-            put_iterate(optimizer, pl_module)
+            use_iterate(optimizer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         every: int = getattr(trainer, "log_every_n_steps", 0)
         if not every or trainer.global_step < self.logged + every:
             return
         self.logged = trainer.global_step
-        found = readings(ours_of(trainer))
+        found = metrics(ours_of(trainer))
         trainer.callback_metrics.update(found)  # type: ignore[arg-type]  # as LearningRateMonitor does
         for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step)
@@ -71,17 +71,17 @@ class HypergradientCallback(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Outside fit the parameters may have been loaded since: they are what is to be validated.
         if trainer.state.fn == TrainerFn.FITTING:
-            self._put_average(trainer, pl_module)
+            self._use_average(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._put_average(trainer, pl_module)
+        self._use_average(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._put_average(trainer, pl_module)
+        self._use_average(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._put_average(trainer, pl_module)
+            self._use_average(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         optimizers = ours_of(trainer)
@@ -97,9 +97,9 @@ class HypergradientCallback(Callback):
                     {**state, "state": {p: dict(own) for p, own in state["state"].items()}} for state in states
                 ]
 
-    def _put_average(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _use_average(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer, batches in self._with_batches(ours_of(trainer)):
-            put_average(optimizer, pl_module, batches)
+            use_average(optimizer, pl_module, batches)
 
     def _with_batches(self, optimizers: list[HypergradientOptimizer]) -> list[tuple[HypergradientOptimizer, Iterable[Any] | None]]:
         """Those that have an average; batch norm is refreshed with the last, when all parameters are theirs."""

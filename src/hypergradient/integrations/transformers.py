@@ -1,25 +1,25 @@
-"""The average and what the rule sees, in transformers' Trainer."""
+"""The running average and the values to log, in the Trainer of transformers."""
 
 from collections.abc import Iterable
 from typing import Any, final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .average import ours, put_average, put_iterate, readings
+from .average import metrics, unwrap, use_average, use_iterate
 
 
 @final
 class HypergradientCallback(TrainerCallback):
-    """Evaluates and saves the running average, and logs the learning rate that was applied and what the rule sees.
+    """Evaluates and saves the running average, and logs the applied learning rate and what the rule sees.
 
-    The average comes into the parameters for evaluation, for a checkpoint and at the end of an epoch and of ``train()``, and goes before
-    the next training step. A checkpoint's model is the average, and its optimizer.pt has all that a resumed run needs: that goes on as if
-    it had never stopped. What is logged stands in ``state.log_history``, and in the logs of callbacks after this one: to have it in
-    TensorBoard, ``report_to="none", callbacks=[HypergradientCallback(), TensorBoardCallback()]``.
+    The average is swapped into the parameters for evaluation, for checkpoints, and at the end of each epoch and of ``train()``, and swapped
+    out before the next training step. The model in a checkpoint is the average, and optimizer.pt has everything that resuming needs: a
+    resumed run equals one that was never interrupted. Values are logged to ``state.log_history``, and to callbacks after this one; to have
+    them in TensorBoard, use ``report_to="none", callbacks=[HypergradientCallback(), TensorBoardCallback()]``.
 
     Args:
-        batches: some fifty training batches, a list of what the model takes as keywords, from which batch norm gets the average's
-            statistics. Default: batch norm keeps the iterates'.
+        batches: some fifty training batches, a list of what the model takes as keyword arguments, from which batch norm's statistics are
+            computed for the average. Default: batch norm keeps the statistics of the iterates.
 
     Raises:
         TypeError: at the start of ``train()``, the optimizer is not of this library.
@@ -35,22 +35,22 @@ class HypergradientCallback(TrainerCallback):
         self.batches = batches
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        ours(kwargs["optimizer"])
+        unwrap(kwargs["optimizer"])
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        put_iterate(kwargs["optimizer"], kwargs["model"])
+        use_iterate(kwargs["optimizer"], kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_evaluate or control.should_save:
-            put_average(kwargs["optimizer"], kwargs["model"], self.batches)
+            use_average(kwargs["optimizer"], kwargs["model"], self.batches)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # Always: the last one is the end of the run, after which the best model may be loaded, and an average put in then would spoil it.
-        put_average(kwargs["optimizer"], kwargs["model"], self.batches)
+        # Unconditional: after the last epoch the best model may be loaded, which a later swap would overwrite.
+        use_average(kwargs["optimizer"], kwargs["model"], self.batches)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
         if "loss" in logs:
-            found = readings(kwargs["optimizer"])
+            found = metrics(kwargs["optimizer"])
             logs.update(found)
             state.log_history[-1].update(found)

@@ -1,4 +1,4 @@
-"""The lab: the paper's experiments as commands. Installed with ``pip install hypergradient[lab]``; the library never imports it."""
+"""The lab: the paper's experiments as commands. Install it with ``pip install 'hypergradient[lab]'``; the library never imports it."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ NEEDED = (
 
 
 def main() -> None:
-    """The command ``hypergradient``, or a line that says what is missing."""
+    """Run the command ``hypergradient``, or name the packages that are missing."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         print(f"hypergradient: the lab needs {', '.join(missing)}: pip install 'hypergradient[lab]'", file=sys.stderr)
@@ -20,7 +20,7 @@ def main() -> None:
         from .cli.app import run
 
         run()
-    except BrokenPipeError:  # whoever reads what is printed has had enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os._exit(1)
     except KeyboardInterrupt:
         print("hypergradient: stopped", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the user can mend."""
+"""Errors that the user can fix, and how they are printed."""
 
 import sys
 
@@ -6,30 +6,30 @@ from pydantic import ValidationError
 
 
 class LabError(Exception):
-    """Something the user can mend: one line that names the value, what is allowed, and the mend."""
+    """An error that the user can fix: one line with the wrong value, what is allowed, and how to fix it."""
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in one short line, for messages that quote it."""
+    """The first line of an exception's message, shortened, to be quoted in another message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
 
 
 def shortened(source: str) -> str:
-    """What was given, as far as a message has room for it."""
+    """A value cut to 100 characters, for use in a message."""
     return source if len(source) <= 100 else f"{source[:100]}..."
 
 
-def complain(message: str) -> int:
-    """One line on stderr; returns the exit status of an error that the user can mend."""
+def report_error(message: str) -> int:
+    """Print one line to stderr and return exit status 2."""
     words = (word if len(word) <= 200 else f"{word[:100]}..." for word in message.split())
     line = "".join(character if character.isprintable() else "?" for character in " ".join(words))
     print(f"hypergradient: {line}", file=sys.stderr)
     return 2
 
 
-def told(error: ValidationError, name: str = "") -> str:
-    """What pydantic refuses, as a line: the first of its errors, with the option, what is allowed, and what was given."""
+def validation_message(error: ValidationError, name: str = "") -> str:
+    """The first of pydantic's errors as one line: the option, what is allowed, and the value given."""
     first = error.errors(include_url=False)[0]
     option = "".join(f"--{str(place).replace('_', '-')}" for place in first["loc"][:1]) or name
     return f"{option}: {first['msg'][0].lower()}{first['msg'][1:]}, got {str(first['input'])[:100]!r}"

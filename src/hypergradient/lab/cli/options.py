@@ -1,4 +1,4 @@
-"""Options that commands share, each with its type, its range and its words."""
+"""Options shared by several commands, with their types, ranges and help texts."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,25 +13,25 @@ from ..runs.config import Count, Device, Hidden, Text, number
 from ..sweeps.sweep import Engine
 
 
-def folder_of(path: Path) -> Path:
+def output_folder(path: Path) -> Path:
     if path == Path():
-        raise LabError("--output names no folder: give one, such as runs/mine")
+        raise LabError("--output is empty: give a folder, such as runs/mine")
     try:
         path.exists()
     except OSError as error:
-        raise LabError(f"--output {path} cannot be a folder ({first_line(error)}): give another") from None
+        raise LabError(f"--output {path} cannot be used as a folder ({first_line(error)}): choose another") from None
     return path
 
 
-def named(log: str | None) -> str | None:
-    """The loggers that are named, with commas."""
+def logger_names(log: str | None) -> str | None:
+    """The value of ``--log``, once its names are checked."""
     if log is not None and not check([log]):
-        raise LabError(f"--log {log} names none: leave it out, or give {', '.join(NAMES)}")
+        raise LabError(f"--log {log} names no logger: choose from {', '.join(NAMES)}, or leave it out")
     return log
 
 
-Output = Annotated[Path, AfterValidator(folder_of)]
-Log = Annotated[str | None, AfterValidator(named)]
+Output = Annotated[Path, AfterValidator(output_folder)]
+Log = Annotated[str | None, AfterValidator(logger_names)]
 Flag = Annotated[bool, Parameter(show_default=False)]
 Json = Annotated[bool, Parameter(name="--json", show_default=False)]
 Seeds = Annotated[int, Field(ge=1, le=10_000), Parameter(converter=number)]
@@ -40,14 +40,14 @@ Seeds = Annotated[int, Field(ge=1, le=10_000), Parameter(converter=number)]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Making:
-    """How runs are made.
+    """How the runs are executed.
 
     Args:
-        engine: auto; batched, runs that differ only in numbers as one program; sequential; or ray.
-        address: Of a Ray cluster, or auto. Default: one is started here.
-        log: Loggers, with commas: tensorboard, wandb (offline), mlflow (file store), trackio.
-        yes: Make more than 10,000 runs without being asked.
-        as_json: Print the summary as JSON, for machines, and nothing else on stdout.
+        engine: auto; batched: train runs that differ only in hyperparameters as one program; sequential; or ray.
+        address: Address of a Ray cluster, or auto. Default: start one on this machine.
+        log: Loggers, comma-separated: tensorboard, wandb (offline), mlflow (file store), trackio.
+        yes: Start even if there are more than 10,000 runs.
+        as_json: Print the results as JSON to stdout, and nothing else there.
     """
 
     engine: Engine = "auto"
@@ -60,13 +60,13 @@ class Making:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Training:
-    """What all runs of an experiment have in common.
+    """Training options common to all runs of an experiment.
 
     Args:
-        batch_size: Images a step.
-        limit: Train and validate on the first so many images. Default: all.
-        device: Where torch computes: cpu, cuda, cuda:1, mps.
-        hidden: Width of mlp's two hidden layers.
+        batch_size: Minibatch size.
+        limit: Use only the first N training and the first N validation images. Default: all.
+        device: Torch device: cpu, cuda, cuda:1, mps.
+        hidden: Width of the two hidden layers of mlp.
     """
 
     batch_size: Count = 128
@@ -75,7 +75,7 @@ class Training:
     hidden: Hidden = 1000
 
 
-#: Their defaults.
+#: The default values.
 MAKING, TRAINING = Making(), Training()
 
 Level = Literal["additive", "multiplicative", "both"]

@@ -1,19 +1,19 @@
-"""``hypergradient report``, and the report that every command ends with."""
+"""``hypergradient report``, and the report that every experiment writes at its end."""
 
 from pathlib import Path
 
 
 def report(folder: Path, /) -> None:
-    """Write the report of an experiment again: one page, DIR/report.html, that needs no network.
+    """Rebuild FOLDER/report.html, a self-contained HTML page.
 
     Args:
-        folder: Of an experiment or a run, finished or not.
+        folder: The output folder of an experiment or a run, finished or not.
     """
     print(write_report(folder))
 
 
 def write_report(folder: Path) -> Path:
-    """The page of what a folder holds."""
-    from ..pages.report import write  # which draws, and takes a second to import
+    """Write the report of a folder and return its path."""
+    from ..pages.report import write  # imported late: it takes a second
 
     return write(folder)

@@ -1,4 +1,4 @@
-"""``hypergradient runs``: the runs in a folder, all or some of them, beside each other, or removed."""
+"""``hypergradient runs``: list, filter, compare and delete the runs in a folder."""
 
 import json
 import math
@@ -19,20 +19,20 @@ from ..errors import LabError, shortened
 from ..runs.config import flat
 from ..runs.store import Folder
 from ..sweeps.index import Entry, entries
+from .console import differing, note
 from .options import Flag, Json
-from .talk import note, varied
 
-#: Rows of a table at most.
+#: The most rows that a table shows.
 ROWS = 40
 
-#: What a table of runs shows at its ends, and the format of its numbers.
+#: The first and the last columns of the table, with the format of its numbers.
 FIRST = ("name", "status", "model", "optimizer")
 LAST = {"iterations": ",", "alpha": ".3g", "train_loss": ".4f", "valid_loss": ".4f", "valid_accuracy": ".2%", "seconds": ",.1f"}
 
 CONDITION = re.compile(r"([\w-]+)\s*(<=|>=|!=|==?|<|>)\s*(.*)", re.DOTALL)
 ORDER: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
-#: A run as a line: its name, options, and how it ended.
+#: A run as a table row: its name, options and results.
 Row = dict[str, Any]
 
 
@@ -46,35 +46,35 @@ def runs(
     yes: Flag = False,
     as_json: Json = False,
 ) -> None:
-    """List the runs in a folder, compare them, or delete some.
+    """List, filter, compare or delete the runs in a folder.
 
     Args:
-        folder: The --output of an experiment, or a folder of runs.
-        where: Those of one kind alone: optimizer=SGD-HD, lr<0.01, status!=finished, limit=none; again for both of two.
-        compare: Two or more of them beside each other: NAME,NAME. The beginning of a name will do.
-        delete: Remove them, with --yes.
-        yes: Do so.
-        as_json: Print all of them as JSON, for machines.
+        folder: The output folder of an experiment, or a folder of runs.
+        where: Keep only matching runs: optimizer=SGD-HD, 'lr<0.01', status!=finished, limit=none. Repeat it to combine conditions.
+        compare: Show runs side by side: NAME,NAME. A unique prefix of a name is enough.
+        delete: Delete the matching runs (needs --yes).
+        yes: Confirm --delete.
+        as_json: Print all matching runs as JSON.
 
     Raises:
-        LabError: the folder holds no such runs, or another process works in it.
+        LabError: there are no such runs, or another process is using the folder.
     """
     if yes and not delete:
-        raise LabError("--yes has no meaning without --delete: leave it out")
+        raise LabError("--yes only confirms --delete: leave it out")
     if delete and compare:
-        raise LabError("--delete and --compare do not go together: leave one of them out")
-    tests = [condition(text) for text in where]
+        raise LabError("--delete and --compare cannot be combined: leave out one of them")
+    conditions = [condition(text) for text in where]
     if delete:
-        remove(folder, tests, yes)
+        delete_runs(folder, conditions, yes)
         return
-    found = chosen(folder, tests)
-    rows = [row_of(entry) for entry in named(compare, found)] if compare else sorted(map(row_of, found.values()), key=rank)
+    found = select_runs(folder, conditions)
+    rows = [row_of(entry) for entry in select_by_name(compare, found)] if compare else sorted(map(row_of, found.values()), key=sort_key)
     if as_json:
         print(json.dumps({"runs": [{name: finite(value) for name, value in row.items()} for row in rows]}, indent=2))
     elif compare:
-        show(side_by_side(rows))
+        print_table(side_by_side(rows))
     else:
-        show(table_of(rows))
+        print_table(table_of(rows))
         note(f"{len(rows):,} runs in {folder}")
 
 
@@ -82,22 +82,22 @@ Condition = tuple[str, str, str]
 
 
 def condition(text: str) -> Condition:
-    """What stands in ``--where``: a name, how it is compared, and with what.
+    """Parse a condition of ``--where``: name, comparison, value.
 
     Raises:
-        LabError: it is no such thing.
+        LabError: it is malformed.
     """
     match = CONDITION.fullmatch(text.strip())
     if match is None:
-        raise LabError(f"--where takes NAME=VALUE, or with !=, <, <=, > or >=, such as 'lr<0.01', got {shortened(text)!r}")
+        raise LabError(f"--where takes NAME=VALUE (or !=, <, <=, >, >=), such as 'lr<0.01', got {shortened(text)!r}")
     name, sign, value = match.groups()
     if sign in ORDER and number(value) is None:
-        raise LabError(f"--where {shortened(text)}: only numbers have an order, got {shortened(value)!r}: use = or !=")
+        raise LabError(f"--where {shortened(text)}: {sign} needs a number, got {shortened(value)!r}: use = or != for texts")
     return name.replace("-", "_"), sign, value
 
 
-def holds(row: Row, test: Condition) -> bool:
-    """Whether a run is of the kind; numbers are compared as such, and what a run has not is none."""
+def matches(row: Row, test: Condition) -> bool:
+    """Whether a run meets a condition. Numbers compare as numbers; an option that a run lacks equals none."""
     name, sign, value = test
     own, wanted = row.get(name), number(value)
     if sign in ORDER:
@@ -113,64 +113,64 @@ def number(value: object) -> float | None:
     return None
 
 
-def chosen(folder: Path, tests: Sequence[Condition]) -> dict[str, Entry]:
-    """The runs of a kind.
+def select_runs(folder: Path, conditions: Sequence[Condition]) -> dict[str, Entry]:
+    """The runs that meet all conditions.
 
     Raises:
-        LabError: there are none, or they have no such option.
+        LabError: there are none, or no run has such an option.
     """
     found = entries(folder)
     if not found:
-        raise LabError(f"{folder} holds no runs: give the --output of an experiment, or a folder of runs")
-    if not tests:
+        raise LabError(f"{folder} contains no runs: give the output folder of an experiment, or a folder of runs")
+    if not conditions:
         return found
     rows = {name: row_of(entry) for name, entry in found.items()}
     known = set().union(*rows.values())
-    for name, _, _ in tests:
+    for name, _, _ in conditions:
         if name not in known:
-            raise LabError(f"--where: the runs in {folder} have no {shortened(name)}; they have {', '.join(sorted(known))}")
-    found = {name: found[name] for name, row in rows.items() if all(holds(row, test) for test in tests)}
+            raise LabError(f"--where: the runs in {folder} have no option {shortened(name)}; they have {', '.join(sorted(known))}")
+    found = {name: found[name] for name, row in rows.items() if all(matches(row, test) for test in conditions)}
     if not found:
-        raise LabError(f"none of the {len(rows):,} runs in {folder} is of this kind: leave out a --where")
+        raise LabError(f"none of the {len(rows):,} runs in {folder} matches: leave out a --where")
     return found
 
 
-def named(names: str, found: Mapping[str, Entry]) -> list[Entry]:
-    """The runs of these names, or beginnings of names."""
+def select_by_name(names: str, found: Mapping[str, Entry]) -> list[Entry]:
+    """The runs with these names, or with unique prefixes of names."""
     picked = {}
     for name in filter(None, map(str.strip, names.split(","))):
         fits = [name] if name in found else [full for full in found if full.startswith(name)]
         if len(fits) != 1:
-            raise LabError(f"--compare {shortened(name)}: that is {len(fits)} runs: give one of {shortened(', '.join(found))}")
+            raise LabError(f"--compare: {shortened(name)!r} matches {len(fits)} runs: choose from {shortened(', '.join(found))}")
         picked[fits[0]] = found[fits[0]]
     if len(picked) < 2:
-        raise LabError(f"--compare takes two runs or more, NAME,NAME, got {shortened(names)!r}")
+        raise LabError(f"--compare takes two or more names, NAME,NAME, got {shortened(names)!r}")
     return [*picked.values()]
 
 
 def row_of(entry: Entry) -> Row:
-    """A run as a line; its iterations are those that it made."""
+    """A run as a table row; ``iterations`` is the number that it ran, ``cap`` the option."""
     options, versions = flat(entry.config), entry.about.get("versions")
     own = {name: value for name, value in options.items() if name != "iterations"} | {"cap": options.get("iterations")}
-    ending = {**dict.fromkeys(LAST), "status": "under way", **(entry.summary or {})}
+    ending = {**dict.fromkeys(LAST), "status": "unfinished", **(entry.summary or {})}
     return {"name": entry.name, **ending, **own, **(versions if isinstance(versions, dict) else {})}
 
 
-def rank(row: Row) -> list[float]:
-    """The lowest losses come first."""
+def sort_key(row: Row) -> list[float]:
+    """Sorts by loss, lowest first."""
     losses = [number(row[name]) for name in ("valid_loss", "train_loss")]
     return [math.inf if loss is None or math.isnan(loss) else loss for loss in losses]
 
 
 def finite(value: object) -> object:
-    """JSON has no NaN."""
+    """A value for JSON, with null for NaN and infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """A line a run, with the options that they differ in."""
+    """One row per run, with the options in which the runs differ."""
     passed = {*FIRST, *LAST, "data_digest", "source_digest"}
-    options = [name for name in varied(rows) if name not in passed]
+    options = [name for name in differing(rows) if name not in passed]
     table = Table(box=box.SIMPLE_HEAD)
     for name in (*FIRST, *options, *LAST):
         table.add_column(name.replace("_", " "), no_wrap=True, justify="right" if name in LAST else "left")
@@ -182,8 +182,8 @@ def table_of(rows: Sequence[Row]) -> Table:
 
 
 def side_by_side(rows: Sequence[Row]) -> Table:
-    """A column a run; a star marks the lines in which they differ."""
-    table, differ = Table(box=box.SIMPLE_HEAD), varied(rows)
+    """One column per run; a star marks the rows in which the runs differ."""
+    table, differ = Table(box=box.SIMPLE_HEAD), differing(rows)
     table.add_column("")
     table.add_column("name", no_wrap=True)
     for row in rows:
@@ -194,15 +194,15 @@ def side_by_side(rows: Sequence[Row]) -> Table:
 
 
 def cell(value: object, form: str = "g") -> str:
-    """A value as a table has room for it, without what a terminal would obey."""
+    """A value as a table shows it: shortened, without control characters."""
     with suppress(ValueError, OverflowError):
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return format(value, form) if isinstance(value, float) or form == "," else str(value)
     return "-" if value is None else "".join(letter if letter.isprintable() else "?" for letter in shortened(str(value)))
 
 
-def show(table: Table) -> None:
-    """Print a table, on a terminal as wide as that, elsewhere as wide as it needs."""
+def print_table(table: Table) -> None:
+    """Print a table, fitted to a terminal's width, elsewhere at full width."""
     console = Console(markup=False, highlight=False, emoji=False)
     if not sys.stdout.isatty():
         console.width = 10_000
@@ -210,22 +210,22 @@ def show(table: Table) -> None:
     console.print(table)
 
 
-def remove(folder: Path, tests: Sequence[Condition], yes: bool) -> None:
-    """Delete what was written of runs, and their folders where nothing else lies in them."""
+def delete_runs(folder: Path, conditions: Sequence[Condition], yes: bool) -> None:
+    """Delete the files of runs, and their folders where nothing else is left in them."""
     if not yes:
-        raise LabError(f"--delete removes {len(chosen(folder, tests)):,} runs from {folder}: add --yes to do so")
+        raise LabError(f"--delete would delete {len(select_runs(folder, conditions)):,} runs in {folder}: add --yes to confirm")
     with Folder(folder).lock():
-        paths = [entry.path for entry in chosen(folder, tests).values()]
+        paths = [entry.path for entry in select_runs(folder, conditions).values()]
         for path in paths:
             if not path.resolve().is_relative_to(folder.resolve()):
-                raise LabError(f"{path} is a link to elsewhere: remove it by hand")
-        left = sum(removed(path) for path in paths)
-        entries(folder)  # so that the index forgets them
-    note(f"{len(paths):,} runs deleted from {folder}" + f"; {left:,} of their folders hold other files too, and were left" * (left > 0))
+                raise LabError(f"{path} is a link out of this folder: remove it by hand")
+        left = sum(delete_run(path) for path in paths)
+        entries(folder)  # updates the index
+    note(f"Deleted {len(paths):,} runs in {folder}" + f"; {left:,} of their folders contain other files and were kept" * (left > 0))
 
 
-def removed(path: Path) -> bool:
-    """Delete what was written of a run; whether its folder holds something else too."""
+def delete_run(path: Path) -> bool:
+    """Delete a run's files; return whether its folder contains anything else."""
     with Folder(path).lock():
         Folder(path).clear()
         (path / "report.html").unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Without a learning rate, on every workload, beside tuned baselines and beside others who promise that."""
+"""The benchmark of ``hypergradient compare``: the tuning-free optimizers against tuned baselines and tuning-free peers."""

@@ -1,4 +1,4 @@
-"""Which runs are made: learning rates by bracketing, ours and the others without any; and in what order, so that no process waits."""
+"""Which runs a comparison needs (tuned learning rates by bracketing, tuning-free methods as they are), and scheduling them."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -6,35 +6,36 @@ from contextlib import suppress
 from threading import Event
 
 from ..runs.engine import StoppedError
+from ..runs.peers import PEER_CLASSES
 from ..workloads import WORKLOADS
-from .methods import FIELD, FIELD_GIVEN, OTHERS
+from .methods import PUBLISHED, PUBLISHED_LRS
 from .runs import OURS, TUNED, Job, Result
 from .workers import Workers
 
-#: The learning rates that are tuned among, from 1e-6 to 100, three a decade; and where on it the search begins: at 1e-3, at 0.046.
+#: The grid for tuning, from 1e-6 to 100, three learning rates per decade; and the index at which a search starts: at 1e-3, at 0.046.
 GRID = tuple(10 ** (i / 3) for i in range(-18, 7))
 GUESS = {"adam": 9, "adamw": 9, "sgdn": 14}
 
-#: Those that are given to ours, and with --quick.
-GIVEN = tuple(10.0**power for power in range(-6, 0))
-QUICK_GIVEN = (1e-6, 1e-1)
+#: The initial learning rates from which HD also runs, in full and with --quick.
+START_LRS = tuple(10.0**power for power in range(-6, 0))
+QUICK_START_LRS = (1e-6, 1e-1)
 
-#: The peers whose steps are those of SGD.
+#: The peers based on SGD.
 SGD_LIKE = ("dadapt-sgd", "dog", "dowg")
 
-#: Asks for runs, is sent their results when all are there, and asks for more.
+#: A generator that yields the jobs it needs, is sent their results once all are there, and yields more.
 Plan = Generator[list[Job], Mapping[Job, Result], None]
 
 
 def peers_of(workload: str, base: str) -> list[str]:
-    """The peers that run beside a base: each once on a workload, those like SGD beside SGD where it is there, the others never."""
+    """The peers compared with a base. Each runs once per workload: those based on SGD with SGD if the workload has it, others never."""
     bases = WORKLOADS[workload].bases
     alike, others = "sgdn" if "sgdn" in bases else bases[0], next((name for name in bases if name != "sgdn"), None)
-    return [name for name in OTHERS if base == (alike if name in SGD_LIKE else others)]
+    return [name for name in PEER_CLASSES if base == (alike if name in SGD_LIKE else others)]
 
 
 def bracket(job: Callable[[float], Job], guess: int) -> Generator[list[Job], Mapping[Job, Result], list[int]]:
-    """Where on GRID training and validation loss are lowest: learning rates about a guess, and on, until both places have neighbours."""
+    """The indices on GRID of the lowest training and validation loss: search outwards from a guess until both have worse neighbours."""
     found: dict[int, Result] = {}
     wanted = [i for i in (guess - 1, guess, guess + 1) if 0 <= i < len(GRID)]
     while wanted:
@@ -46,8 +47,8 @@ def bracket(job: Callable[[float], Job], guess: int) -> Generator[list[Job], Map
     return best
 
 
-def tuned(workload: str, base: str, seeds: int) -> Plan:
-    """The baselines: for each method a bracket with seed 1, then its winners with the other seeds."""
+def tuned_plan(workload: str, base: str, seeds: int) -> Plan:
+    """The baselines: bracket with seed 1, then run the best learning rates with the other seeds."""
     guess, winners = GUESS[base], []
     for method in TUNED:
         best = yield from bracket(lambda lr, method=method: Job(workload, base, method, lr, 1), guess)  # type: ignore[misc]
@@ -56,31 +57,31 @@ def tuned(workload: str, base: str, seeds: int) -> Plan:
     yield [Job(workload, base, method, lr, seed) for method, lr in winners for seed in range(2, seeds + 1)]
 
 
-def untuned(workload: str, base: str, seeds: int, given: Iterable[float]) -> Plan:
-    """Ours and the peers without a learning rate, and ours from given ones with seed 1."""
+def untuned_plan(workload: str, base: str, seeds: int, given: Iterable[float]) -> Plan:
+    """HD and the peers without a learning rate, and HD from given initial ones with seed 1."""
     methods = [*OURS, *peers_of(workload, base)]
     jobs = [Job(workload, base, method, None, seed) for method in methods for seed in range(1, seeds + 1)]
     yield jobs + [Job(workload, base, "given", lr, 1) for lr in given]
 
 
-def field(workload: str, base: str, seeds: int) -> Plan:
-    """The methods of the field from where they start, and ours; all from given learning rates too, with seed 1."""
-    starts = {"ours": None} | {name: method.lr for name, method in FIELD.items() if base in method.bases}
+def published_plan(workload: str, base: str, seeds: int) -> Plan:
+    """The published methods from their own initial learning rate, and HD; with seed 1 all of them from PUBLISHED_LRS too."""
+    starts = {"ours": None} | {name: method.lr for name, method in PUBLISHED.items() if base in method.bases}
     jobs = [Job(workload, base, name, lr, seed) for name, lr in starts.items() for seed in range(1, seeds + 1)]
-    jobs += [Job(workload, base, "given" if name == "ours" else name, lr, 1) for name in starts for lr in FIELD_GIVEN]
+    jobs += [Job(workload, base, "given" if name == "ours" else name, lr, 1) for name in starts for lr in PUBLISHED_LRS]
     yield [*dict.fromkeys(jobs)]
 
 
 def plans(workloads: Iterable[str], seeds: int, quick: bool = False, methods: bool = False) -> Iterator[Plan]:
-    """All of some workloads; with the methods of the field instead of the others."""
+    """All plans for some workloads, with the peers or, for ``methods``, with the published methods."""
     for name in workloads:
         for base in WORKLOADS[name].bases:
-            yield tuned(name, base, seeds)
-            yield field(name, base, seeds) if methods else untuned(name, base, seeds, QUICK_GIVEN if quick else GIVEN)
+            yield tuned_plan(name, base, seeds)
+            yield published_plan(name, base, seeds) if methods else untuned_plan(name, base, seeds, QUICK_START_LRS if quick else START_LRS)
 
 
 def advance(plan: Plan, known: Mapping[Job, Result], answer: Mapping[Job, Result] | None = None) -> list[Job] | None:
-    """What a plan waits for when it has been sent all that is known; None where it has ended."""
+    """Send a plan all known results; return the jobs it still waits for, or None if it has ended."""
     with suppress(StopIteration):
         wanted = plan.send(answer)  # type: ignore[arg-type]
         while all(job in known for job in wanted):
@@ -89,12 +90,12 @@ def advance(plan: Plan, known: Mapping[Job, Result], answer: Mapping[Job, Result
     return None
 
 
-def drive(
+def run_plans(
     plans: Iterable[Plan], known: dict[Job, Result], workers: Workers, done: Callable[[Result, int], None], stopped: Event | None = None
 ) -> None:
-    """Make the runs that plans ask for. What comes of a run goes to ``known``, and to ``done`` with the number of plans that have ended.
+    """Run the jobs that plans ask for. Results go to ``known``, and to ``done`` with the number of plans that have ended.
 
-    A plan is begun when there is work for fewer runs than could begin; what plans ask for later, brackets do, comes first.
+    A new plan starts when the queue has fewer jobs than there are free workers; later requests of started plans take precedence.
 
     Raises:
         StoppedError: ``stopped`` was set.
@@ -115,11 +116,11 @@ def drive(
         while len(queue) < workers.free and (plan := next(left, None)):
             ended += ask(plan)
         while queue and workers.free:
-            workers.put(queue.popleft())
+            workers.submit(queue.popleft())
             running += 1
         if not running:
             return
-        for result in workers.get(0.5):
+        for result in workers.collect(0.5):
             known[result.job] = result
             running -= 1
             for plan, wanted in [*waiting]:

@@ -1,4 +1,4 @@
-"""The figures of ``compare`` for papers: ρ of each method, final loss over the learning rate, α over time."""
+"""The static figures of ``compare``: ρ of each method, final loss over the learning rate, α over time."""
 
 import math
 import statistics
@@ -13,10 +13,10 @@ from ..experiments import plots
 from ..workloads import WORKLOADS
 from .table import BASES, LOSSES, SETS, TITLES, OverLr, Row
 
-#: ρ beyond these ends lies at the edge of the figures.
+#: ρ outside this range is drawn at the edge of the figure.
 ENDS = (0.05, 20.0)
 
-#: How the methods of ``over_lr`` are drawn: a line, or marks alone.
+#: How the methods of ``over_lr`` are drawn: as lines, or as marks only.
 STYLES: dict[str, dict[str, Any]] = {
     "constant": {"linestyle": plots.DASHED},
     "cosine": {"linestyle": plots.DOTTED},
@@ -24,26 +24,26 @@ STYLES: dict[str, dict[str, Any]] = {
     "given": {"linestyle": "none", "marker": "o", "markersize": 4},
 }
 
-#: The sets of workloads: colour, and how far above or below the method's place.
-LOOKS = {False: ("#999999", -0.15), True: ("#0072B2", 0.15)}
+#: The two sets of workloads (False: development, True: held-out): colour and vertical offset.
+SET_STYLES = {False: ("#999999", -0.15), True: ("#0072B2", 0.15)}
 
-#: Workloads side by side.
+#: Number of workloads side by side.
 COLUMNS = 6
 
 
-def inside(value: float) -> float:
+def clipped(value: float) -> float:
     return min(max(value, ENDS[0]), ENDS[1])
 
 
 def ranked(table: Sequence[Row]) -> list[str]:
-    """The methods but for the tuned constant, the one with the highest median validation ρ first."""
+    """The methods except the tuned constant baseline, by median validation ρ, highest first."""
     names = [method for method in dict.fromkeys(row.method for row in table) if method != "constant"]
     return sorted(names, key=lambda method: -statistics.median(row.rho_valid for row in table if row.method == method))
 
 
 def rho(table: Sequence[Row]) -> Figure:
-    """Methods from top to bottom by their median on validation; each workload and base a dot, medians of a set as bars."""
-    methods, sets = ranked(table), [judged for judged in LOOKS if any(row.judged == judged for row in table)]
+    """Methods from top to bottom by median validation ρ; a dot for each workload and base, bars for the medians of the sets."""
+    methods, sets = ranked(table), [held_out for held_out in SET_STYLES if any(row.held_out == held_out for row in table)]
     figure = Figure(figsize=(12, 0.4 * len(methods) + 1.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, title, name in zip(axes, ("training loss", "validation loss"), ("rho_train", "rho_valid"), strict=True):
@@ -52,24 +52,24 @@ def rho(table: Sequence[Row]) -> Figure:
         axis.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        for judged in sets:
-            colour, above = LOOKS[judged] if len(sets) > 1 else (LOOKS[judged][0], 0.0)
+        for held_out in sets:
+            colour, above = SET_STYLES[held_out] if len(sets) > 1 else (SET_STYLES[held_out][0], 0.0)
             for y, method in enumerate(methods):
-                own = [inside(getattr(row, name)) for row in table if row.method == method and row.judged == judged]
+                own = [clipped(getattr(row, name)) for row in table if row.method == method and row.held_out == held_out]
                 if own:
                     axis.plot(own, [y + above] * len(own), "o", color=colour, markersize=4, alpha=0.5, clip_on=False)
                     axis.plot([statistics.median(own)] * 2, [y + above - 0.18, y + above + 0.18], color=colour, linewidth=3)
     axes[0].set_yticks(range(len(methods)), [TITLES[method] for method in methods])
     for text in axes[0].get_yticklabels():
         text.set_fontweight("bold" if text.get_text().startswith("HD,") else "normal")
-    handles = {SETS[judged]: Line2D([], [], color=LOOKS[judged][0], marker="o", linestyle="none") for judged in sets}
+    handles = {SETS[held_out]: Line2D([], [], color=SET_STYLES[held_out][0], marker="o", linestyle="none") for held_out in sets}
     handles["median"] = Line2D([], [], color="black", marker="|", linestyle="none", markersize=12, markeredgewidth=3)
     figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=3)
     return figure
 
 
 def loss_over_lr(works: Mapping[str, Sequence[OverLr]]) -> Figure:
-    """Final training loss above final validation loss of each workload, over the learning rate."""
+    """Final training and validation loss of each workload over the learning rate."""
     figure, places = grid([*works], 2)
     for curves, place in zip(works.values(), places, strict=True):
         for axis, name, label in zip(place, LOSSES, ("training", "validation"), strict=True):
@@ -86,7 +86,7 @@ def loss_over_lr(works: Mapping[str, Sequence[OverLr]]) -> Figure:
 
 
 def alpha_over_time(works: Mapping[str, Sequence[tuple[str, list[int], list[float]]]]) -> Figure:
-    """A panel a workload: the learning rates of the runs without lr, a line a seed."""
+    """α over time of the tuning-free runs: a panel per workload, a line per seed."""
     figure, places = grid([*works], 1)
     for (axis,), runs in zip(places, works.values(), strict=True):
         for base, steps, alpha in runs:
@@ -98,7 +98,7 @@ def alpha_over_time(works: Mapping[str, Sequence[tuple[str, list[int], list[floa
 
 
 def grid(works: Sequence[str], panels: int) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with so many panels for each workload, one below the other, COLUMNS workloads side by side; the panels of each."""
+    """A figure with ``panels`` axes below each other per workload, COLUMNS workloads side by side; returns the axes by workload."""
     columns = max(1, min(COLUMNS, len(works)))
     blocks = max(1, math.ceil(len(works) / columns))
     figure = Figure(figsize=(2.8 * columns + 0.6, 2.2 * panels * blocks + 0.6), layout="constrained")

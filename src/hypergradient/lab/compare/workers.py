@@ -1,4 +1,4 @@
-"""Processes that do one job at a time; one that dies costs its job alone."""
+"""A pool of processes that run one job at a time; if one dies, only its job fails."""
 
 import logging
 import os
@@ -17,39 +17,39 @@ import torch
 
 from ..runs.engine import flush_denormals
 from ..workloads import WORKLOADS
-from .runs import Job, Result, attempt
+from .runs import Job, Result, run_job
 
 READY = "ready"
 
 
 def prepare() -> None:
-    """Let this process compute as all that runs are made in: on one thread, and without denormals."""
+    """Configure torch as in all worker processes: one thread, denormals flushed."""
     torch.set_num_threads(1)
     flush_denormals()
 
 
-def serve(link: Connection, do: Callable[..., Any]) -> None:
-    """A process: does what it is sent until the other end is closed. What is printed meanwhile is for nobody."""
+def serve(link: Connection, function: Callable[..., Any]) -> None:
+    """The main loop of a worker process: run jobs until the other end closes. Its output is discarded."""
     prepare()
     warnings.simplefilter("ignore")
     logging.disable()
     with suppress(EOFError, BrokenPipeError), Path(os.devnull).open("w") as sys.stdout:
         link.send(READY)
         while True:
-            link.send(do(*link.recv()))
+            link.send(function(*link.recv()))
 
 
 class Workers:
-    """So many processes at most, each begun when there is work for it.
+    """A pool of at most ``max_workers`` processes, each started when there is work for it.
 
     Args:
-        most: how many.
-        files: the data of workloads by name, as ``runs.stored`` reads it.
-        do: what is done, given a job and its file; a function of a module.
+        max_workers: the largest number of processes.
+        files: the data files of workloads, by name, as read by ``runs.load_data_file``.
+        function: called with a job and its data file; must be importable.
     """
 
-    def __init__(self, most: int, files: Mapping[str, Path], do: Callable[[Job, Path | None], Result] = attempt) -> None:
-        self.most, self.files, self.do = most, files, do
+    def __init__(self, max_workers: int, files: Mapping[str, Path], function: Callable[[Job, Path | None], Result] = run_job) -> None:
+        self.max_workers, self.files, self.function = max_workers, files, function
         self.busy: dict[Connection, Job] = {}
         self.idle: list[Connection] = []
         self.processes: dict[Connection, BaseProcess] = {}
@@ -57,20 +57,20 @@ class Workers:
 
     @property
     def free(self) -> int:
-        return self.most - len(self.busy)
+        return self.max_workers - len(self.busy)
 
-    def put(self, job: Job) -> None:
-        """Let a free process begin a job."""
+    def submit(self, job: Job) -> None:
+        """Start a job on a free process."""
         link = self.idle.pop() if self.idle else self._begin()
         self.busy[link] = job
-        with suppress(BrokenPipeError):  # it has died, which get tells
+        with suppress(BrokenPipeError):  # it has died, which collect reports
             link.send((job, self.files.get(WORKLOADS[job.workload].data or "")))
 
-    def get(self, timeout: float) -> list[Result]:
-        """What came of the jobs that have ended, after so many seconds at most; an error where its process died.
+    def collect(self, timeout: float) -> list[Result]:
+        """The results of finished jobs, waiting at most ``timeout`` seconds; an error for a job whose process died.
 
         Raises:
-            RuntimeError: a process could not begin.
+            RuntimeError: a process could not start.
         """
         ended = []
         for link in wait([*self.busy], timeout):
@@ -89,7 +89,7 @@ class Workers:
         return ended
 
     def close(self) -> None:
-        """End all processes, whatever they do."""
+        """Terminate all processes."""
         for link, process in self.processes.items():
             process.terminate()
             process.join()
@@ -98,8 +98,8 @@ class Workers:
     def _begin(self) -> Connection:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, self.do), daemon=True)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is for the command alone
+        process = context.Process(target=serve, args=(theirs, self.function), daemon=True)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: only the command handles Ctrl-C
         process.start()
         signal.signal(signal.SIGINT, before)
         theirs.close()
@@ -111,5 +111,5 @@ class Workers:
         process.join()
         link.close()
         if link not in self.ready:
-            raise RuntimeError(f"a process of the comparison ended before it began, with exit status {process.exitcode}")
-        return f"the process ended with exit status {process.exitcode}"
+            raise RuntimeError(f"a worker process could not start (exit status {process.exitcode})")
+        return f"the process died with exit status {process.exitcode}"

@@ -1,4 +1,4 @@
-"""The poster's heat maps: iterations until the minibatch training loss first reaches a threshold, over α_0 × β."""
+"""The poster's heat maps: iterations until a minibatch's training loss first reaches a threshold, over α_0 × β."""
 
 import math
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ def grid(base: Config, seeds: int) -> list[Config]:
     """The runs: each baseline over α_0, each -HD optimizer over α_0 × β, for the seeds from 1.
 
     Args:
-        base: everything but optimizer and seed.
-        seeds: how many.
+        base: all options except optimizer and seed.
+        seeds: number of seeds.
     """
     return [
         replace(base, optimizer=call, seed=seed)
@@ -33,13 +33,13 @@ def grid(base: Config, seeds: int) -> list[Config]:
 
 def say(configs: Sequence[Config], summaries: Sequence[Summary]) -> str:
     found = sum(summary.status == "reached" for summary in summaries)
-    return f"{found} of {len(summaries)} runs reached {configs[0].threshold:g}."
+    return f"{found} of {len(summaries)} runs reached a training loss of {configs[0].threshold:g}."
 
 
 def write(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:
-    """The table and the figure; returns the files.
+    """Write the table and the figure; returns the files.
 
-    heatmap.csv has a row a run; beta is empty for a baseline, iterations where the threshold was not reached.
+    heatmap.csv has a row per run; beta is empty for a baseline, iterations if the threshold was not reached.
     """
     from . import plots
 
@@ -58,12 +58,12 @@ def write(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary
     return [plots.table(folder, "heatmap", rows), *plots.save(plots.maps(maps(runs)), folder, "heatmap")]
 
 
-def took(run: Run) -> float:
+def iterations_needed(run: Run) -> float:
     return run.final("iterations", "reached")
 
 
 def maps(runs: Sequence[Run]) -> Maps:
-    """Baselines above their hypergradient versions: a red line goes round the cells where those need more iterations than the baseline."""
+    """Baselines above their hypergradient versions; a red outline marks cells that need more iterations than their baseline."""
     rows: tuple[list[Panel], list[Panel]] = [], []
     for family in FAMILIES:
         adapting, plain = ([run for run in runs if run.call.title == title] for title in (f"{family}-HD", family))
@@ -71,8 +71,8 @@ def maps(runs: Sequence[Run]) -> Maps:
         if not lrs:
             continue
         betas = sorted({run.beta for run in adapting if run.beta is not None})
-        above = panel(family, lrs, [None], plain, took)
-        below = panel(f"{family}-HD", lrs, betas, [run for run in adapting if run.beta is not None], took)
+        above = panel(family, lrs, [None], plain, iterations_needed)
+        below = panel(f"{family}-HD", lrs, betas, [run for run in adapting if run.beta is not None], iterations_needed)
         below.worse.update(cell for cell, x in below.cells.items() if x > above.cells.get((cell[0], None), math.inf))
         for own, found in zip(rows, (above, below), strict=True):
             own.append(found)

@@ -1,4 +1,4 @@
-"""What heat maps over α_0 × β show, on paper and on pages."""
+"""The data of heat maps over α_0 × β, for figures and for the report."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +13,8 @@ Cell = tuple[float, float | None]
 class Panel:
     """A heat map.
 
-    runs: of each cell. cells: the median of their seeds; infinite where half of them or more came to nothing, missing before one has ended.
-    worse: the cells that a red line goes round.
+    runs: the runs of each cell. cells: the median over their seeds; infinite if half of them or more failed, missing if none has ended.
+    worse: the cells with a red outline.
     """
 
     title: str
@@ -25,11 +25,11 @@ class Panel:
     worse: set[Cell] = field(default_factory=set)
 
     def rows(self) -> list[list[float | None]]:
-        """The cells, β upwards."""
+        """The cells by rows of increasing β."""
         return [[self.cells.get((lr, beta)) for lr in self.lrs] for beta in self.betas]
 
     def outline(self) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
-        """The sides of the cells that are worse, but for those between two of them: from where to where, x and y."""
+        """The outline of the cells that are worse, as sides between x coordinates and between y coordinates."""
         places = {(x, y) for x, lr in enumerate(self.lrs) for y, beta in enumerate(self.betas) if (lr, beta) in self.worse}
         for x, y in sorted(places):
             for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
@@ -40,10 +40,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Maps:
-    """Heat maps on one logarithmic scale of colours.
+    """Heat maps on one logarithmic colour scale.
 
-    rows: of panels, from top to bottom, each with its name, if any. beyond: what stands in a cell that is infinite, and what that means.
-    number: a value as a cell shows it.
+    rows: rows of panels from top to bottom, each with its name, if any. beyond: the text of an infinite cell, and its meaning. number:
+    formats a cell's value.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Maps:
 
 
 def panel(title: str, lrs: Sequence[float], betas: Sequence[float | None], runs: Sequence[Run], value: Callable[[Run], float]) -> Panel:
-    """The heat map of runs, of which those without β stand at every β."""
+    """The heat map of runs; runs without β appear at every β."""
     places = ((run, beta) for run in runs for beta in (betas if run.beta is None else [run.beta]))
     found = grouped(((run.lr, beta), run) for run, beta in places if run.lr is not None)
     return Panel(title, lrs, betas, found, medians((cell, value(run)) for cell, own in found.items() for run in own if run.summary))
@@ -70,7 +70,7 @@ def reached(values: Sequence[float], lowest: float = 0.0) -> list[float]:
 
 
 def tick(value: float | None, power: str) -> str:
-    """A value at an axis: powers of ten as such, nothing for the β of a baseline."""
+    """The label of a tick: powers of ten as such, nothing for the β of a baseline."""
     if value is None or math.isnan(value):
         return ""
     found = math.log10(value) if value > 0 else math.inf

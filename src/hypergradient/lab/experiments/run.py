@@ -1,6 +1,6 @@
-"""A run as figures and tables see it: options as data, where it lies, how it ended.
+"""A run as figures and tables use it: options, folder and results.
 
-What the stored files hold may come from strangers. Options are taken as data: none is imported, and none has to be valid here.
+Stored files may come from anywhere: options are plain data here; nothing is imported, and values need not be valid.
 """
 
 import math
@@ -14,18 +14,18 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..errors import LabError, first_line
-from ..runs.calls import Call, read
+from ..runs.calls import Call, parse
 from ..runs.config import MODELS, Config, flat
 from ..runs.engine import Summary
 from ..runs.store import Folder, digest
 from ..sweeps.sweep import folder_of
 
-#: How options are named, those that every hover text gives, and those that follow from others.
-NAMES = {"lr": "α₀", "hypergrad_lr": "β", "epochs": "planned epochs", "iterations": "iterations at most"}
+#: The titles of options; those in every hover text; and those that follow from others.
+NAMES = {"lr": "α₀", "hypergrad_lr": "β", "epochs": "planned epochs", "iterations": "max iterations"}
 TELLING = {"model", "optimizer", "rule", "lr", "hypergrad_lr", "seed"}
 HIDDEN = {"data_digest", "source_digest", "nesterov"}
 
-#: Columns of a run's history that are empty where they do not move, with their titles; earlier versions had them not.
+#: Columns of a run's history that are empty if not adapted, with their titles; earlier versions lack them.
 MOVING = {
     "signal": "Signal",
     "noise": "Noise",
@@ -45,7 +45,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Run:
-    """Options as the columns of a table, and the optimizer's call; the folder, None where it has not begun; how it ended, or nothing."""
+    """Options as table columns, the optimizer's call, the folder (None before it starts), and the results (empty until it ends)."""
 
     options: Mapping[str, Any]
     call: Call
@@ -58,14 +58,14 @@ class Run:
 
     @property
     def tuning_free(self) -> bool:
-        """Whether its learning rate follows the tuning-free rule."""
+        """Whether the tuning-free rule adapts its learning rate."""
         rule = self.call.options.get("rule", Call("TuningFree"))
         own = isinstance(rule, Call) and rule.name == "TuningFree" and not self.call.options.keys() & {"hypergrad_lr", "adapt"}
         return own and self.call.title.endswith("-HD")
 
     @property
     def without_lr(self) -> bool:
-        """Whether it was given no learning rate, and finds one."""
+        """Whether it is tuning-free and has no initial learning rate."""
         return self.tuning_free and "lr" not in self.call.options
 
     @property
@@ -77,58 +77,58 @@ class Run:
 
     @property
     def status(self) -> str:
-        return str(self.summary.get("status", "under way" if self.path else "not begun"))[:100]
+        return str(self.summary.get("status", "unfinished" if self.path else "not started"))[:100]
 
     def final(self, name: str, *statuses: str) -> float:
-        """What a run came to that ended so; infinite for others."""
+        """A final value of the run if its status is among ``statuses``; else infinity."""
         found = finite(self.summary.get(name))
         return found if found is not None and self.status in statuses else math.inf
 
     def told(self, name: str) -> str:
-        """An option and its value, not escaped yet."""
+        """An option with its value, as text, not yet escaped."""
         value = shown(name, self.options.get(name))
         return value if name in ("model", "optimizer") else f"{named(name)} = {value}"
 
     def describe(self, names: Iterable[str]) -> list[str]:
-        """The options of these names that the run has."""
+        """Those of the named options that the run has, as text."""
         chosen = {*names}
         return [self.told(name) for name, value in self.options.items() if name in chosen and value not in (None, "")]
 
 
 def run_of(options: Mapping[str, Any], path: Path | None = None, summary: Mapping[str, Any] | None = None) -> Run:
-    """The run of options as they are stored."""
+    """The run of stored options."""
     try:
-        call = read(str(options.get("optimizer")))
-    except LabError:  # of a stranger's file
+        call = parse(str(options.get("optimizer")))
+    except LabError:  # a file may hold anything
         call = Call(str(options.get("optimizer")))
     return Run(flat(options), call, path, summary or {})
 
 
 def runs_of(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Run]:
-    """The runs of an experiment that has ended."""
+    """The runs of a finished experiment."""
     pairs = zip(configs, summaries, strict=True)
     return [run_of(config.as_dict(), folder_of(folder.path, config).path, summary.as_dict()) for config, summary in pairs]
 
 
 def columns(path: Path, table: str, names: Sequence[str]) -> dict[str, Array]:
-    """Columns of a run's table; empty where it has not been written yet.
+    """Columns of a run's table; empty if it has not been written yet.
 
     Raises:
-        LabError: it cannot be read, or is not what the run ended with.
+        LabError: it cannot be read, or does not match its digest in status.json.
     """
     file, digests = path / f"{table}.parquet", (Folder(path).read_json("status.json") or {}).get("digests")
     try:
         with pq.ParquetFile(file) as parquet:
             found = parquet.read()
         if digests and digests[table] != digest(found):
-            raise ValueError("it is not what was written")
+            raise ValueError("its content does not match its digest")
         missing = np.full(len(found), math.nan)
         passed = MOVING.keys() - {*found.column_names}
         return {name: missing if name in passed else found[name].cast("float64").to_numpy() for name in names}
     except FileNotFoundError:
         return {name: np.empty(0) for name in names}
     except Exception as error:
-        raise LabError(f"{file} cannot be read ({first_line(error)}): remove its folder, and run it again") from None
+        raise LabError(f"{file} cannot be read ({first_line(error)}): remove its folder and run it again") from None
 
 
 def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
@@ -139,7 +139,7 @@ def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
 
 
 def medians(pairs: Iterable[tuple[Key, float]]) -> dict[Key, float]:
-    """The median of the values of each key, the upper one of two: infinite where half of them or more are."""
+    """The (upper) median of the values of each key: infinite if half of them or more are."""
     return {key: sorted(values)[len(values) // 2] for key, values in grouped(pairs).items()}
 
 
@@ -153,7 +153,7 @@ def finite(value: object) -> float | None:
 
 
 def shown(name: str, value: object) -> str:
-    """An option's value as people read it, not escaped yet. Of a data set's path the last part alone."""
+    """An option's value as text, not yet escaped; of a data set's path only the last part."""
     if name == "data":
         value = re.split(r"[\\/]", str(value).rstrip("\\/"))[-1]
     text = "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
@@ -171,7 +171,7 @@ def varied(runs: Sequence[Run]) -> list[str]:
 
 
 def subject(runs: Sequence[Run]) -> str:
-    """The models, and what they were trained on."""
+    """The models and the data sets they were trained on."""
     models: dict[str, dict[str, None]] = {}
     for run in runs:
         models.setdefault(shown("data", run.options.get("data")), {})[run.told("model")] = None

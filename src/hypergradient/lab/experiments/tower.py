@@ -1,4 +1,4 @@
-"""Towers of adaptation: the final training loss over α_0 × β, for each height, and how far taller towers make both matter less."""
+"""Towers of hypergradients: the final training loss over α_0 × β for each height, and whether taller towers make both matter less."""
 
 import itertools
 import math
@@ -25,15 +25,15 @@ HEIGHTS, HIGHEST = (0, 1, 2, 3, 4), 100
 LRS = {"SGD": tuple(10.0**k for k in range(-5, 1)), "Adam": tuple(10.0**k for k in range(-6, 0))}
 BETAS = {"SGD": tuple(10.0**k for k in range(-6, -1)), "Adam": tuple(10.0**k for k in range(-9, -4))}
 
-#: The rules of the levels above the first, and their β where it is not given: None for that of the first.
+#: The rules of the levels above the first, and their default β: None for that of the first level.
 LEVELS = {"additive": None, "multiplicative": 0.02}
 
-#: A loss within this factor of the best without adaptation counts as close, and one beyond the other over the lowest has the last colour.
+#: A loss within the first factor of the best without adaptation counts as close; the second is the range of the colour scale.
 CLOSE, SHOWN = 1.1, 50.0
 
 
 def values(name: str, text: str | None, default: Sequence[float], kind: Callable[[str], float], lowest: float) -> list[Any]:
-    """The numbers of an option ``--name A,B``, in order, each once."""
+    """Parse an option ``--name A,B`` to sorted numbers without duplicates."""
     if text is None:
         return [*default]
     try:
@@ -41,13 +41,13 @@ def values(name: str, text: str | None, default: Sequence[float], kind: Callable
     except ValueError:
         found = []
     if not found or not all(lowest <= value < math.inf for value in found):
-        kinds = "whole numbers >= 0" if kind is int else "numbers > 0"
-        raise LabError(f"--{name} takes {kinds} with commas, such as {','.join(f'{value:g}' for value in default)}, got {text!r}")
+        kinds = "integers >= 0" if kind is int else "numbers > 0"
+        raise LabError(f"--{name} takes comma-separated {kinds}, such as {','.join(f'{value:g}' for value in default)}; got {text!r}")
     return found
 
 
 def level_lrs(text: str | None) -> dict[str, float]:
-    """β of the levels above the first, by rule: of ``NUMBER`` for both, or ``RULE=NUMBER`` with commas."""
+    """Parse β of the levels above the first, by rule: ``NUMBER`` for both, or comma-separated ``RULE=NUMBER``."""
     if text is None:
         return {}
     try:
@@ -64,20 +64,20 @@ def level_lrs(text: str | None) -> dict[str, float]:
 def grid(
     base: Config, optimizer: str, heights: str | None, lrs: str | None, betas: str | None, level: str, level_lr: str | None, seeds: int = 1
 ) -> list[Config]:
-    """The runs: height 0 over α_0, height 1 over α_0 × β, those above for each rule of the levels too, for the seeds from 1.
+    """The runs: height 0 over α_0, height 1 over α_0 × β, greater heights also for each rule of the levels; for each seed.
 
     Args:
-        base: everything but optimizer and seed.
+        base: all options except optimizer and seed.
         optimizer: SGD-HD, SGDN-HD or Adam-HD.
-        heights: with commas, as the next two; None takes HEIGHTS.
-        lrs: None takes those of LRS.
-        betas: None takes those of BETAS.
+        heights: comma-separated, as the next two; default HEIGHTS.
+        lrs: default: those of LRS.
+        betas: default: those of BETAS.
         level: ``additive``, ``multiplicative``, or ``both``.
-        level_lr: of the levels above the first, as ``level_lrs`` reads it.
-        seeds: how many.
+        level_lr: β of the levels above the first, as parsed by ``level_lrs``.
+        seeds: number of seeds.
 
     Raises:
-        LabError: one of them is out of its range.
+        LabError: an option is malformed or out of range.
     """
     if optimizer not in BETA:
         raise LabError(f"--optimizer must be one of {', '.join(BETA)}, got {shortened(optimizer)!r}")
@@ -94,7 +94,7 @@ def grid(
 
 
 def tower_of(optimizer: str, height: int, lr: float, first: float, level: str, above: float | None) -> str:
-    """The call of a tower: levels above the first adapt β, the β of that, and so on; the topmost stays."""
+    """The call of a tower: the levels above the first adapt β, the β of that, and so on; the topmost is constant."""
     if height == 0:
         return paper(optimizer.removesuffix("-HD"), lr)
     if height == 1:
@@ -106,7 +106,7 @@ def tower_of(optimizer: str, height: int, lr: float, first: float, level: str, a
 
 
 def levels_of(call: Call) -> tuple[int, str, float | None]:
-    """Height, rule and β of the levels above the first: height 0 does not adapt, and below height 2 there are none."""
+    """Height, and rule and β of the levels above the first. Height 0 does not adapt; below height 2 there are no such levels."""
     found, above, name = call.options.get("rule"), [], ""
     while isinstance(found, Call) and found.args:
         if found.name == "Adapted":
@@ -119,7 +119,7 @@ def levels_of(call: Call) -> tuple[int, str, float | None]:
 
 @dataclass(frozen=True)
 class Towers:
-    """The heat maps of each rule and height, over the same α_0 × β: heights 0 and 1 are those of every rule, height 0 of every β."""
+    """The heat maps of each rule and height, over the same α_0 × β. Heights 0 and 1 are the same for all rules, height 0 for all β."""
 
     levels: list[str]
     heights: list[int]
@@ -128,7 +128,7 @@ class Towers:
     panels: dict[tuple[str, int], Panel]
 
     def losses(self, *heights: int) -> list[float]:
-        """The finite losses of these heights; of all where none of them is there."""
+        """The finite losses of these heights; of all heights if none of them is there."""
         chosen = set(heights) & {*self.heights} or {*self.heights}
         return reached([x for (_, height), own in self.panels.items() if height in chosen for x in own.cells.values()], -1)
 
@@ -141,12 +141,12 @@ class Towers:
         return "height 0" if 0 in self.heights else "all"
 
     def close(self, level: str, height: int) -> int:
-        """In how many cells the loss is within CLOSE times the best."""
+        """The number of cells whose loss is within CLOSE times the best."""
         return sum(x <= CLOSE * self.best and math.isfinite(x) for x in self.panels[level, height].cells.values())
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The losses that the colours go between: up to the worst of height 0."""
+        """The range of the colour scale: up to the worst loss of height 0."""
         low = min(reached(self.losses()), default=0.1)
         return low, min(max([1.01 * low, *self.losses(0)]), SHOWN * low)
 
@@ -156,7 +156,7 @@ class Towers:
 
 
 def towers(runs: Sequence[Run]) -> Towers:
-    """The runs by rule and height, but for those that are no towers."""
+    """The runs by rule and height, without those that are not towers."""
     kinds = {id(run): levels_of(run.call) for run in runs}
     runs = [run for run in runs if run.lr is not None and (run.beta is not None or not run.call.adapts)]
     levels = [level for level in LEVELS if any(kinds[id(run)][1] == level for run in runs)] or [""]
@@ -171,7 +171,7 @@ def towers(runs: Sequence[Run]) -> Towers:
 
 
 def write(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary]) -> list[Path]:
-    """The table and the two figures; returns the files. tower.csv has a row a run; what a run does not have is empty."""
+    """Write the table and the two figures; returns the files. tower.csv has a row per run; missing values are empty."""
     from . import plots
 
     runs = runs_of(folder, configs, summaries)
@@ -189,7 +189,7 @@ def write(folder: Folder, configs: Sequence[Config], summaries: Sequence[Summary
 
 
 def say(configs: Sequence[Config], summaries: Sequence[Summary]) -> Table:
-    """For each rule and height how many cells are close to the best, and how the others are."""
+    """A table: for each rule and height, how many cells are close to the best, the worst finite loss, and diverged cells."""
     found = towers([run_of(config.as_dict(), None, summary.as_dict()) for config, summary in zip(configs, summaries, strict=True)])
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("levels", "height"):
@@ -203,40 +203,42 @@ def say(configs: Sequence[Config], summaries: Sequence[Summary]) -> Table:
     return table
 
 
-def named(height: int, runs: Sequence[Run]) -> str:
-    """A height, with the name that the paper gives it."""
+def height_title(height: int, runs: Sequence[Run]) -> str:
+    """The title of a height, with the paper's name for it."""
     return f"height {height}" + (f" ({runs[0].call.family}{'-HD' * height})" if height < 2 else "")
 
 
-def titled(runs: Sequence[Run]) -> str:
+def figure_title(runs: Sequence[Run]) -> str:
     seeds = len({repr(run.options.get("seed")) for run in runs})
     return subject(runs) + (f", median of {seeds} seeds" if seeds > 1 else "")
 
 
 def maps(runs: Sequence[Run]) -> Maps:
-    """Heat maps, a row a rule of the levels above the first, a column a height."""
+    """Heat maps: a row for each rule of the levels above the first, a column for each height."""
     found = towers(runs)
-    titles = {key: f"{named(key[1], runs)}: {found.close(*key)}/{len(own.lrs) * len(own.betas)}" for key, own in found.panels.items()}
+    titles = {
+        key: f"{height_title(key[1], runs)}: {found.close(*key)}/{len(own.lrs) * len(own.betas)}" for key, own in found.panels.items()
+    }
     panels = {key: replace(own, title=titles[key]) for key, own in found.panels.items()}
     rows = [(f"{level} levels" if level else "", [panels[level, height] for height in found.heights]) for level in found.levels]
-    title = f"{titled(runs)}; behind the heights: cells within {CLOSE:g} × {found.best:.3g}, the best of {found.of}"
-    return Maps(title, rows, found.ends, "training loss of the last epoch", ("–", "diverged"), digits)
+    title = f"{figure_title(runs)}; after each height: cells within {CLOSE:g} × {found.best:.3g}, the best of {found.of}"
+    return Maps(title, rows, found.ends, "training loss of the last epoch", ("–", "diverged"), cell_text)
 
 
-def digits(x: float) -> str:
-    """What a cell has room for."""
+def cell_text(x: float) -> str:
+    """A loss as short as a cell needs."""
     text = f"{x:.2f}" if 0.01 <= x < 9.995 else f"{x:.2g}" if x < 0.01 else f"{x:.0f}"
     return text if len(text) < 5 else "≫" if x > 1 else f"{x:.0e}"
 
 
 def lines(runs: Sequence[Run]) -> Chart:
-    """The loss over α_0 at the middle β, a panel a rule, a line a height."""
+    """The loss over α_0 at the middle β: a panel per rule, a line per height."""
     found, drawn = towers(runs), []
     colours = ranked(found.heights, 0.9)
     for height in found.heights:
         own = {level: found.panels[level, height].cells for level in found.levels}
         values = {level: np.array([cells.get((lr, found.middle), math.nan) for lr in found.lrs]) for level, cells in own.items()}
-        chip = Chip(named(height, runs), colours[height], "solid" if height else "dash")
+        chip = Chip(height_title(height, runs), colours[height], "solid" if height else "dash")
         drawn.append(Line([chip.label], [chip], {"learning rate": np.array(found.lrs)} | values))
     panels = {level: f"{level} levels above the first".strip().capitalize() if level else "" for level in found.levels}
     at = "" if math.isnan(found.middle) else f", at β = {found.middle:g}"

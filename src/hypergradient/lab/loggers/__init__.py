@@ -1,6 +1,6 @@
-"""Loggers by their own libraries, behind ``--log tensorboard,wandb,mlflow,trackio``.
+"""Loggers for ``--log tensorboard,wandb,mlflow,trackio``, each through its own package.
 
-Each writes to a folder of its name, and none asks a network.
+Each writes to a folder of its name; none needs a network.
 """
 
 import io
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LabError, first_line
-from ..runs.engine import Saved
+from ..runs.engine import Snapshot
 from .base import Log
 
-#: A module here and a package each.
+#: Each is a module here, and the name of its package.
 NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
 
-# Without these W&B and MLflow would tell their makers, and MLflow refuse files; they are read when the packages are imported.
+# Disable telemetry, and enable MLflow's file store; the packages read these when they are imported.
 os.environ |= {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}
 
 
 class Loggers:
-    """The loggers of ``names``, each under ``root/NAME``; to be used by the one process that writes the store, as a context.
+    """The loggers ``names``, each under ``root/NAME``; a context manager for the process that writes the store.
 
     Raises:
-        LabError: as ``check`` does; and from then on where one of them cannot write.
+        LabError: as ``check`` does, and later if one of them cannot write.
     """
 
     def __init__(self, names: Sequence[str], root: Path) -> None:
@@ -36,22 +36,22 @@ class Loggers:
         self.kinds: dict[str, type[Log]] = {}
         self.logs: dict[tuple[str, str], Log] = {}
         for name in check(names):
-            with self.guarded(name):
+            with self.silenced(name):
                 self.kinds[name] = import_module(f".{name}", __name__).Run
 
     def __enter__(self) -> "Loggers":
         return self
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
-        """Close what is open; an error that is on its way is not replaced by another."""
+        """Close all loggers, without replacing an exception already raised."""
         with suppress(*([LabError] if kind else [])):
             self.close()
 
-    def write(self, saved: Saved) -> None:
-        """Log what is new of a run; to be called each time that it is saved."""
+    def write(self, saved: Snapshot) -> None:
+        """Log what is new in a run; call it whenever the run is saved."""
         for name, kind in self.kinds.items():
             key = name, saved.config.name
-            with self.guarded(name):
+            with self.silenced(name):
                 if key not in self.logs:
                     self.logs[key] = kind(self.root / name, saved.config)
                 self.logs[key].write(saved)
@@ -59,40 +59,40 @@ class Loggers:
                     del self.logs[key]
 
     def close(self) -> None:
-        """Close the runs that have not ended, and leave no process behind."""
+        """Close unfinished runs, and stop the loggers' processes."""
         with ExitStack() as stack:
             for name, kind in self.kinds.items():
-                stack.enter_context(self.guarded(name))
-                stack.callback(kind.leave)
+                stack.enter_context(self.silenced(name))
+                stack.callback(kind.shut_down)
             for (name, _), log in self.logs.items():
-                stack.enter_context(self.guarded(name))
+                stack.enter_context(self.silenced(name))
                 stack.callback(log.end, None)
             self.logs = {}
 
     @contextmanager
-    def guarded(self, name: str) -> Iterator[None]:
-        """Let a package say nothing itself; what it raises is told in a line."""
-        said = io.StringIO()
+    def silenced(self, name: str) -> Iterator[None]:
+        """Silence a package, and turn its exceptions into a one-line error."""
+        output = io.StringIO()
         try:
-            with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings(action="ignore"):
+            with redirect_stdout(output), redirect_stderr(output), warnings.catch_warnings(action="ignore"):
                 yield
         except LabError:
             raise
         except Exception as error:
             folder = self.root / name
-            raise LabError(f"--log {name} cannot write to {folder} ({first_line(error)}): make room, or leave {name} out") from None
+            raise LabError(f"--log {name} cannot write to {folder} ({first_line(error)}): free some space, or leave out {name}") from None
 
 
 def check(names: Sequence[str]) -> list[str]:
-    """The names of the loggers, each once; several can stand in one text, with commas between.
+    """The names of the loggers, without duplicates; a string may contain several, comma-separated.
 
     Raises:
-        LabError: there is no such logger, or its package is not installed.
+        LabError: a logger is unknown, or its package is not installed.
     """
     found = list(dict.fromkeys(name.strip() for name in ",".join(names).split(",") if name.strip()))
     for name in found:
         if name not in NAMES:
-            raise LabError(f"--log takes {', '.join(NAMES)}, with commas between, got {name[:100]!r}")
-        if getattr(find_spec(name), "origin", None) is None:  # a folder of that name alone would be found, too
+            raise LabError(f"--log takes comma-separated names from {', '.join(NAMES)}; got {name[:100]!r}")
+        if getattr(find_spec(name), "origin", None) is None:  # find_spec also finds a mere folder of that name
             raise LabError(f"--log {name} needs the package {name}: pip install 'hypergradient[loggers]'")
     return found

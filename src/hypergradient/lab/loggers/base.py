@@ -1,32 +1,32 @@
-"""What every logger is: one run's history, as one package keeps it."""
+"""The base class of loggers: one run's history, in one package's format."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 from ..runs.config import Config, flat
-from ..runs.engine import Saved
+from ..runs.engine import Snapshot
 
-#: What the packages call all runs of the lab together.
+#: The project name under which the packages file the lab's runs.
 PROJECT = "hypergradient"
 
 
 class Log(ABC):
     """One run in a package's files.
 
-    It takes the place of what earlier processes wrote of that run: so the log is whole, and holds nothing twice, however often the run was
+    It replaces what earlier processes wrote about the run, so the log is complete and free of duplicates however often the run was
     stopped.
 
     Args:
-        folder: the package's own, absolute.
-        config: of the run.
+        folder: the package's folder, absolute.
+        config: the run's configuration.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.written = {"iteration": 0, "epoch": 0}
 
-    def write(self, saved: Saved) -> None:
-        """Add what is new in the run's history, and its summary where it has ended."""
+    def write(self, saved: Snapshot) -> None:
+        """Log what is new in the run's history, and the summary of a finished run."""
         for table, columns in (("iteration", saved.history.iterations), ("epoch", saved.history.epochs)):
             self.add(table, rows(table, columns, self.written[table]))
             self.written[table] = len(columns[table])
@@ -35,19 +35,19 @@ class Log(ABC):
 
     @abstractmethod
     def add(self, table: str, rows: list[tuple[int, dict[str, float]]]) -> None:
-        """Write rows of a table, "iteration" or "epoch": the number that counts, and the values by their names."""
+        """Write rows of the table "iteration" or "epoch": the step, and the values by name."""
 
     @abstractmethod
     def end(self, summary: dict[str, Any] | None) -> None:
-        """Write how the run ended, None where it was stopped, and close what is open."""
+        """Write the summary (None for a stopped run) and close the log."""
 
     @staticmethod  # noqa: B027
-    def leave() -> None:
-        """End what the package has left running, now that no run is open."""
+    def shut_down() -> None:
+        """Stop what the package leaves running, once no run is open."""
 
 
 def rows(table: str, columns: dict[str, list], since: int) -> list[tuple[int, dict[str, float]]]:
-    """The rows of a table from the one numbered ``since``, without columns that count and values that are null."""
+    """The rows of a table from index ``since``, without step columns and null values."""
     names = [name for name in columns if name not in ("iteration", "epoch")]
     values = zip(*(columns[name][since:] for name in (table, *names)), strict=True)
     titles = [f"{table}/{name}" for name in names]
@@ -55,7 +55,7 @@ def rows(table: str, columns: dict[str, list], since: int) -> list[tuple[int, di
 
 
 def label(config: Config) -> str:
-    """A name that tells a run's options, can be a folder's, and is no other run's."""
+    """A unique, readable name of a run, valid as a folder name."""
     call = config.call
     options = [config.model.replace(":", "."), call.title]
     if isinstance(lr := call.options.get("lr"), int | float):
@@ -66,6 +66,6 @@ def label(config: Config) -> str:
 
 
 def options(config: Config) -> dict[str, Any]:
-    """The configuration as columns of a table of runs, the optimizer's own options among them, and its call."""
+    """The configuration as flat options, with the optimizer's arguments and its call."""
     found = {**flat(config.as_dict()), "call": config.optimizer}
     return {name: value for name, value in found.items() if value is not None}

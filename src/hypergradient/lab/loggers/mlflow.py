@@ -1,4 +1,4 @@
-"""MLflow's store of files: ``MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri OUTPUT/mlflow``, with the whole of MLflow."""
+"""MLflow's file store. View it with ``MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri OUTPUT/mlflow`` (needs full MLflow)."""
 
 import shutil
 import time
@@ -11,7 +11,7 @@ from mlflow.entities import Metric, Param, RunTag
 from ..runs.config import Config
 from .base import PROJECT, Log, label, options
 
-#: The tag that holds a run's name; MLflow chooses ids itself.
+#: The tag with a run's name; MLflow chooses ids itself.
 TAG = "hypergradient.run"
 
 
@@ -20,7 +20,7 @@ class Run(Log):
 
     def __init__(self, folder: Path, config: Config) -> None:
         super().__init__(folder, config)
-        for tag in folder.glob(f"*/*/tags/{TAG}"):  # MLflow would read every value of every run to find this one, and keep what is deleted
+        for tag in folder.glob(f"*/*/tags/{TAG}"):  # MLflow's search reads every value of every run, and its delete keeps the files
             if tag.read_text() == config.name:
                 shutil.rmtree(tag.parents[1])
         self.client = MlflowClient(folder.as_uri())

@@ -1,4 +1,4 @@
-"""Event files: ``tensorboard --logdir OUTPUT/tensorboard``."""
+"""TensorBoard event files. View them with ``tensorboard --logdir OUTPUT/tensorboard``."""
 
 import json
 import time
@@ -14,9 +14,9 @@ from .base import Log, label
 
 
 class Run(Log):
-    """One event file, in a folder named by the run's options.
+    """One event file, in a folder named after the run's options.
 
-    It is written by this thread: torch's SummaryWriter has one of its own, whose errors cannot be told in a line.
+    It is written in this thread: torch's SummaryWriter has a thread of its own, whose errors cannot be caught.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:

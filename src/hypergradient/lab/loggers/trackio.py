@@ -1,4 +1,4 @@
-"""trackio, local: ``TRACKIO_DIR=OUTPUT/trackio trackio show``."""
+"""trackio, locally. View it with ``TRACKIO_DIR=OUTPUT/trackio trackio show``."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from .base import PROJECT, Log, label, options
 class Run(Log):
     """One run in trackio's database.
 
-    It is written there by this thread: ``trackio.init`` starts one of its own, whose errors are warnings, and asks who is logged in.
+    It is written in this thread: ``trackio.init`` starts a thread of its own, whose errors are warnings, and checks for a login.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -37,5 +37,5 @@ class Run(Log):
             self.add("summary", [(summary["iterations"], numbers)])
 
     def enter(self) -> None:
-        """Let trackio write to this folder: it knows one a process, named when it is imported."""
+        """Point trackio at this folder: it has one per process, set at import."""
         sqlite_storage.TRACKIO_DIR = utils.TRACKIO_DIR = self.folder  # type: ignore[attr-defined]

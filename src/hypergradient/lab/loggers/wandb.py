@@ -1,4 +1,4 @@
-"""Weights & Biases, offline: ``wandb sync OUTPUT/wandb/offline-run-*`` sends the runs there."""
+"""Weights & Biases, offline. Upload with ``wandb sync OUTPUT/wandb/offline-run-*``."""
 
 import os
 import shutil
@@ -12,16 +12,16 @@ from .base import PROJECT, Log, label, options
 
 
 class Run(Log):
-    """One run, with an axis for each of its tables."""
+    """One run, with a step axis for each of its tables."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         super().__init__(folder, config)
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)  # where it cannot be written, W&B would write to a temporary one
+        folder.mkdir(parents=True, exist_ok=True)  # if it cannot be written, W&B falls back to a temporary folder
         self.check_room()
         for old in folder.glob(f"offline-run-*-{config.name}"):
             shutil.rmtree(old)
-        os.environ["WANDB_CACHE_DIR"] = str(folder / "cache")  # for the log of its process
+        os.environ["WANDB_CACHE_DIR"] = str(folder / "cache")  # where its process writes a log
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -58,11 +58,11 @@ class Run(Log):
         self.check_room()
 
     @staticmethod
-    def leave() -> None:
+    def shut_down() -> None:
         wandb.teardown()
 
     def check_room(self) -> None:
-        """Raise OSError where nothing can be written: W&B's process, which writes the run, tells nobody."""
+        """Raise OSError on a full disk: W&B writes in a process of its own, which does not report errors."""
         probe = self.folder / "probe"
         try:
             probe.write_bytes(bytes(2**16))

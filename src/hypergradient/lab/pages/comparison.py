@@ -1,4 +1,4 @@
-"""The page of a comparison: ρ of each method, and for each workload final losses over the learning rate; tables of both."""
+"""The page of a comparison: ρ of each method, final losses over the learning rate of each workload, and tables."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,12 +13,12 @@ from ..workloads import WORKLOADS
 from .figures import chart, legend
 from .tables import cell
 
-#: The dashes of the methods of ``table.over_lr`` that are lines; "given" is marks.
+#: The line styles of methods in ``table.over_lr``; "given" is drawn as marks.
 LINES = {"constant": "dash", "cosine": "dot", "ours": "solid"}
 
 
 def charts_of(results: Sequence[Result], rows: Sequence[Row]) -> list[Chart]:
-    """ρ, then final losses of each workload."""
+    """The chart of ρ, then one of final losses for each workload."""
     bases = {base: Chip(title, COLOURS[base], "solid") for base, title in BASES.items()}
     kinds = {method: Chip(METHODS[method], "", dash) for method, dash in LINES.items()}
     panels = {"rho_train": "ρ, training loss", "rho_valid": "ρ, validation loss"}
@@ -36,29 +36,29 @@ def charts_of(results: Sequence[Result], rows: Sequence[Row]) -> list[Chart]:
 
 
 def rho_dots(rows: Sequence[Row]) -> list[Line]:
-    """A dot for each method of each pair of workload and base, coloured by the set that the workload is of."""
+    """A dot for each method and pair of workload and base, coloured by set (development or held-out)."""
     methods = plots.ranked(rows)[::-1]
     dots = []
     for pair in dict.fromkeys(row.pair for row in rows):
         own = {row.method: row for row in rows if row.pair == pair}
         named = [method for method in methods if method in own]
-        judged = WORKLOADS[pair[0]].judged
+        held_out = WORKLOADS[pair[0]].held_out
         values: dict[str, Any] = {"method": [METHODS[method] for method in named]}
-        values |= {name: [plots.inside(getattr(own[method], name)) for method in named] for name in ("rho_train", "rho_valid")}
-        told = f"{WORKLOADS[pair[0]].title}, {BASES[pair[1]]}, {SETS[judged].lower()}"
-        dots.append(Line([told], [Chip(SETS[judged], plots.LOOKS[judged][0], "mark")], values, marks=True))
+        values |= {name: [plots.clipped(getattr(own[method], name)) for method in named] for name in ("rho_train", "rho_valid")}
+        label = f"{WORKLOADS[pair[0]].title}, {BASES[pair[1]]}, {SETS[held_out].lower()}"
+        dots.append(Line([label], [Chip(SETS[held_out], plots.SET_STYLES[held_out][0], "mark")], values, marks=True))
     return dots
 
 
 def contents(results: Sequence[Result]) -> dict[str, Any]:
-    """What the page shows."""
+    """The contents of the page."""
     rows = table.rows(results)
-    lines = verdict.standings(results, verdict.of_field(rows))
+    lines = verdict.summarize(results, verdict.published_rows(rows))
     drawn, failed = charts_of(results, rows), sum(x.failed for x in results)
     dots, kinds = legend(drawn[:1]), legend(drawn[1:])
     return {
         "subject": f"{len(dict.fromkeys(row.workload for row in rows))} workloads",
-        "state": f"{len(results):,} runs have ended, {failed or 'none'} diverged or failed",
+        "state": f"Runs finished: {len(results):,}, of which {failed or 'none'} diverged or failed",
         "verdict": verdict.verdict(lines) if lines else "",
         "figures": [chart(own) for own in drawn],
         "legend": kinds | {"rows": dots["rows"] + kinds["rows"]},
@@ -68,7 +68,7 @@ def contents(results: Sequence[Result]) -> dict[str, Any]:
         }
         if lines
         else None,
-        "read_standings": verdict.READ,
+        "read_standings": verdict.EXPLANATION,
         "named": "Methods",
         "table": methods(rows),
         "facts": {"Seeds": ", ".join(map(str, sorted({x.job.seed for x in results})))},
@@ -76,14 +76,14 @@ def contents(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def methods(rows: Sequence[Row]) -> dict[str, Any]:
-    """A line a workload, base and method."""
+    """One row per workload, base and method."""
     heads = [("workload", True), ("set", True), ("method", True)]
     heads += [(name, False) for name in ("training", "validation", "ρ training", "ρ validation", "ρ_cos training", "ρ_cos validation")]
-    heads += [(name, False) for name in ("worst ρ training, lr given", "worst ρ validation, lr given", "bytes")] + [("failed", True)]
+    heads += [(name, False) for name in ("worst ρ training, lr set", "worst ρ validation, lr set", "bytes")] + [("failed", True)]
     forms = [".4g", ".4g", *[".3g"] * 6, ".1f"]
     lines = []
     for row in rows:
-        texts = [WORKLOADS[row.workload].title, SETS[row.judged].lower(), table.title_of(row.method, row.base)]
+        texts = [WORKLOADS[row.workload].title, SETS[row.held_out].lower(), table.title_of(row.method, row.base)]
         numbers = [cell(x, form) for x, form in zip([*asdict(row).values()][3:12], forms, strict=True)]
-        lines.append([*(cell(text) for text in texts), *numbers, cell(table.reason(row) or None)])
+        lines.append([*(cell(text) for text in texts), *numbers, cell(table.why_failed(row) or None)])
     return {"heads": heads, "rows": lines, "more": 0}

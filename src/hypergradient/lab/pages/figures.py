@@ -1,4 +1,4 @@
-"""What the report's page draws, as plain data for its script: charts and heat maps; and the legend that hides and shows runs."""
+"""What the report draws, as plain data for its script: charts and heat maps; and the legend, which hides and shows runs."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,10 +12,10 @@ from ..experiments.charts import VIRIDIS, Chart, Chip, Line, ticks
 from ..experiments.maps import Cell, Maps, Panel, tick
 from ..experiments.run import TELLING, Run
 
-#: What is drawn at most: iterations of a run, evenly spread over a logarithmic axis, and runs.
+#: The most iterations drawn per run, evenly spaced on a logarithmic axis, and the most runs.
 POINTS, RUNS = 300, 200
 
-#: Labels of a row of the legend at most, and runs that the hover text of a cell tells of.
+#: The most labels in a row of the legend, and the most runs in the hover text of a cell.
 CHIPS, HOVERED = 24, 12
 
 #: How powers of ten are written.
@@ -29,7 +29,7 @@ Legend = dict[str, Any]
 
 
 def figures_of(kind: str, runs: Sequence[Run]) -> tuple[Figures, Legend]:
-    """What the page draws of an experiment, and its legend."""
+    """The figures of an experiment's page, and its legend."""
     if kind in MAPS and not any(run.summary and run.lr is not None for run in runs):
         return [], legend([])
     if kind in MAPS:
@@ -52,7 +52,7 @@ def chart(found: Chart) -> dict[str, Any]:
 
 
 def crossed(found: Chart) -> dict[str, Any]:
-    """A chart over learning rates, with those that each line is infinite at in each panel."""
+    """A chart with the places where its lines are infinite, for crosses."""
     drawn = chart(found)
     for own, run in zip(found.lines, drawn["runs"], strict=True):
         run["diverged"] = {name: plain(own.values[found.x][np.isposinf(own.values[name])]) for name in found.panels}
@@ -60,7 +60,7 @@ def crossed(found: Chart) -> dict[str, Any]:
 
 
 def line(found: Line) -> dict[str, Any]:
-    """A line or marks, as the page's script takes them."""
+    """A line or marks, as data for the page's script."""
     look = {"colour": found.chips[0].colour or "currentColor", "dash": found.chips[-1].dash, "marks": found.marks, "level": found.level}
     told = {"text": "<br>".join(escape(text, quote=False) for text in found.told), "labels": [chip.label for chip in found.chips]}
     values = {name: plain(column) for name, column in found.values.items()}
@@ -68,13 +68,13 @@ def line(found: Line) -> dict[str, Any]:
 
 
 def plain(values: Iterable[Any]) -> list[Any]:
-    """Five digits are more than a figure shows; JSON has no NaN."""
+    """Values rounded to five digits, with null for NaN and infinity, which JSON lacks."""
     found = values.tolist() if isinstance(values, np.ndarray) else [*values]
     return [x if isinstance(x, str) else float(f"{x:.5g}") if math.isfinite(x) else None for x in found]
 
 
 def legend(drawn: Sequence[Chart]) -> Legend:
-    """The rows of labels, so many of each, and how many more there are."""
+    """The rows of labels, at most CHIPS each, and how many more there are."""
     rows: dict[int, dict[str, Chip]] = {}
     for found in drawn:
         for own in found.lines:
@@ -85,7 +85,7 @@ def legend(drawn: Sequence[Chart]) -> Legend:
 
 
 def scale(found: Maps) -> dict[str, Any]:
-    """What the colours of heat maps mean."""
+    """The colour scale of heat maps."""
     low, high = map(found.number, found.ends)
     ramp = ", ".join(reversed(VIRIDIS))
     worse = any(panel.worse for panel in found.panels)
@@ -93,7 +93,7 @@ def scale(found: Maps) -> dict[str, Any]:
 
 
 def map_figures(found: Maps) -> Figures:
-    """A figure for each column of heat maps, whose panels lie one below the other."""
+    """A figure for each column of heat maps, with panels below each other."""
     columns = zip(*([(name, panel) for panel in own] for name, own in found.rows), strict=True)
     return [
         {
@@ -108,7 +108,7 @@ def map_figures(found: Maps) -> Figures:
 
 
 def map_panel(found: Maps, name: str, panel: Panel) -> dict[str, Any]:
-    """The cells, β upwards, None before a run has ended; as colours, as texts and as hover texts; and the red line."""
+    """A panel: cells by increasing β, None if no run has ended, as colours, texts and hover texts; and the red outline."""
     rows = panel.rows()
     sides = [*panel.outline()]
     return {
@@ -122,7 +122,7 @@ def map_panel(found: Maps, name: str, panel: Panel) -> dict[str, Any]:
 
 
 def hover(panel: Panel, cell: Cell) -> str:
-    """The runs of a cell: what they have in common, then how each ended."""
+    """The hover text of a cell: common options, then the results of each run."""
     runs = panel.runs.get(cell, [])
     lines = runs[0].describe(TELLING - {"seed"}) if runs else []
     for run in runs[:HOVERED]:

@@ -1,6 +1,6 @@
-"""The report of an experiment or a run: one HTML page that needs no network, made from what the folder holds.
+"""The report of an experiment or a run: one self-contained HTML page, made from the files in its folder.
 
-Whatever becomes text on the page or in a figure is escaped. The page forbids itself every request, and every script without its nonce.
+All text on the page and in figures is escaped. The page's security policy forbids every request, and every script without its nonce.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from .figures import MAPS, POINTS, RUNS, figures_of
 from .stored import read
 from .tables import runs_table
 
-#: Seeds that are told at most.
+#: The most seeds that are listed.
 SEEDS = 50
 
 HEADINGS = {
     "demo": "Any learning rate, or none",
     "tuning": "Six optimizers from one learning rate",
     "sensitivity": "Sensitivity to the initial learning rate",
-    "heatmap": "Iterations until the loss is reached",
-    "tower": "Levels of adaptation",
-    "sweep": "A sweep",
-    "compare": "No learning rate to choose",
-    "train": "A training run",
+    "heatmap": "Iterations to reach the loss",
+    "tower": "Towers of hypergradients",
+    "sweep": "Sweep",
+    "compare": "Training without a learning rate",
+    "train": "Training run",
 }
 
 
@@ -40,17 +40,17 @@ def write(root: Path) -> Path:
     """Write ``root/report.html`` and return its path.
 
     Args:
-        root: the folder of an experiment or of a run, finished or not.
+        root: the output folder of an experiment or a run, finished or not.
 
     Raises:
-        LabError: the folder holds neither, a file in it is damaged or was written by a newer version, or the page cannot be written.
+        LabError: the folder contains neither, a file is damaged or was written by a newer version, or the page cannot be written.
     """
     about = Folder(root).read_json("experiment.json") or {}
     if about.get("experiment") == "compare":
-        from ..compare.runs import results_of
+        from ..compare.runs import read_results
         from .comparison import contents
 
-        page = filled("compare", about, contents(results_of(Folder(root))))
+        page = filled("compare", about, contents(read_results(Folder(root))))
     else:
         kind, about, runs = read(root)
         page = filled(kind, about, contents_of(kind, root, runs))
@@ -59,29 +59,28 @@ def write(root: Path) -> Path:
 
 
 def contents_of(kind: str, root: Path, runs: Sequence[Run]) -> dict[str, Any]:
-    """What the page of an experiment or a run shows."""
+    """The contents of the page of an experiment or a run."""
     figures, legend = figures_of(kind, runs)
     ended, diverged = sum(bool(run.summary) for run in runs), sum(run.status == "diverged" for run in runs)
-    plural = " has" if len(runs) == 1 else "s have"
     seeds = list(dict.fromkeys(shown("seed", run.options.get("seed")) for run in runs))
-    told = ", ".join(seeds[:SEEDS]) + f" and {len(seeds) - SEEDS:,} more" * (len(seeds) > SEEDS)
+    listed_seeds = ", ".join(seeds[:SEEDS]) + f" and {len(seeds) - SEEDS:,} more" * (len(seeds) > SEEDS)
     alike = runs[0].describe({*runs[0].options} - {*varied(runs)} - HIDDEN)
     return {
         "subject": subject(runs)[:1000],
-        "state": f"{ended:,} of {len(runs):,} run{plural} ended, {diverged or 'none'} diverged",
+        "state": f"Runs finished: {ended:,} of {len(runs):,}, of which {diverged or 'none'} diverged",
         "verdict": flat.verdict(runs) if kind == "demo" else "",
         "legend": legend,
         "figures": figures,
         "named": "Runs",
         "table": runs_table(root, runs),
-        "facts": {"Seeds": told, "All runs": ", ".join(alike)},
+        "facts": {"Seeds": listed_seeds, "All runs": ", ".join(alike)},
         "points": POINTS,
         "drawn": RUNS if len(runs) > RUNS and kind not in MAPS else None,
     }
 
 
 def filled(kind: str, about: dict[str, Any], contents: dict[str, Any]) -> str:
-    """The page: report.html with its gaps filled."""
+    """Render the page from its template."""
     figures = contents["figures"]
     columns = sum(not figure["whole"] for figure in figures) // (1 if kind in MAPS else 2)
     data = htmlsafe_json_dumps(figures, dumps=json.dumps, separators=(",", ":"), allow_nan=False)
@@ -100,5 +99,5 @@ def filled(kind: str, about: dict[str, Any], contents: dict[str, Any]) -> str:
 
 
 def listed(value: object) -> str:
-    """Names and values in a line."""
+    """Names and values, comma-separated."""
     return ", ".join(f"{name} {item}" for name, item in value.items()) if isinstance(value, dict) else str(value)

@@ -1,4 +1,4 @@
-"""The page's tables: headings, of which the second part says whether they stand over text, and rows of cells."""
+"""The page's tables: headings, each with whether its column is text, and rows of cells."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from ..experiments.run import Run, finite, named, shown, varied
 
-#: The columns behind the options: key in status.json, heading, format.
+#: The columns after the options: key in status.json, heading, format.
 RESULTS = [
     ("iterations", "iterations", ",.0f"),
     ("epochs", "epochs", ",.0f"),
@@ -18,12 +18,12 @@ RESULTS = [
     ("seconds", "seconds", ",.1f"),
 ]
 
-#: Runs and options that the table holds at most.
+#: The most runs and options in the table.
 ROWS, OPTIONS = 500, 30
 
 
 def cell(value: object, form: str = "", link: str = "") -> dict[str, Any]:
-    """A cell, with the number that it is sorted by where it is one; a dash where there is none."""
+    """A cell, with the number by which it is sorted, if any; a dash for a missing value."""
     number = finite(value)
     missing = value is None or (bool(form) and number is None)
     text = "–" if missing else format(number, form) if form else str(value)
@@ -31,7 +31,7 @@ def cell(value: object, form: str = "", link: str = "") -> dict[str, Any]:
 
 
 def runs_table(root: Path, runs: Sequence[Run]) -> dict[str, Any]:
-    """Options that differ, then how each run ended."""
+    """The table of runs: options that differ, then the results of each run."""
     names = (varied(runs) or ["model", "optimizer"])[:OPTIONS]
     numbers = [all(isinstance(run.options.get(name), int | float | None) for run in runs) for name in names]
     heads = [(named(name), not number) for name, number in zip(names, numbers, strict=True)] + [("status", True)]

@@ -1,4 +1,4 @@
-"""Decoded data between commands: tensors in the user's cache folder. Whatever is amiss there costs time, never a command."""
+"""A cache of decoded data, as tensors in the user's cache folder. A missing or damaged cache costs time, never a failure."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,20 +11,20 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
-#: Of what is kept; what an older version kept is not looked at.
-LAYOUT = 1
+#: Version of the cache's format; entries of other versions are ignored.
+CACHE_VERSION = 1
 
 Tensors = dict[str, Tensor]
 Digests = dict[str, str]
 
 
 def digests(tensors: Tensors) -> Digests:
-    """SHA-256 of each tensor: of its type, shape and values."""
+    """SHA-256 of the type, shape and values of each tensor."""
     return {name: digest(f"{x.dtype} {[*x.shape]}", x.contiguous().numpy()) for name, x in tensors.items()}
 
 
 def digest(text: str, values: Any = b"") -> str:
-    """SHA-256 of a text, and of an array's bytes."""
+    """SHA-256 of a text followed by an array's bytes."""
     both = hashlib.sha256(text.encode())
     both.update(values)
     return both.hexdigest()
@@ -36,25 +36,25 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def kept(key: str | None, make: Callable[[], Tensors]) -> tuple[Tensors, Digests]:
-    """What ``make`` gives and its digests, from the cache where it is there and whole, else made and kept under ``key``, if any."""
+def cached(key: str | None, make: Callable[[], Tensors]) -> tuple[Tensors, Digests]:
+    """The tensors of ``make`` and their digests: from the cache if an intact entry exists, else computed and stored under ``key``."""
     if key is None:
         tensors = make()
         return tensors, digests(tensors)
-    file = user_cache_path("hypergradient") / f"{digest(f'{LAYOUT} {key}')}.pt"
-    with suppress(Exception):  # not there, not readable, or damaged: torch and pickle raise much
+    file = user_cache_path("hypergradient") / f"{digest(f'{CACHE_VERSION} {key}')}.pt"
+    with suppress(Exception):  # missing, unreadable or damaged: torch and pickle raise many kinds
         found = torch.load(file, weights_only=True)
         if found["digests"] == digests(found["tensors"]):
             return found["tensors"], found["digests"]
     tensors = make()
     made = digests(tensors)
-    with suppress(OSError, RuntimeError):  # a cache that cannot be written: the data is here
-        keep(file, {"tensors": tensors, "digests": made})
+    with suppress(OSError, RuntimeError):  # the cache is optional
+        save(file, {"tensors": tensors, "digests": made})
     return tensors, made
 
 
-def keep(file: Path, what: object) -> None:
-    """Write by torch.save to a side file that nobody else has, and rename it into place."""
+def save(file: Path, what: object) -> None:
+    """Write with torch.save to a temporary file, then rename it into place."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=file.parent, delete=False) as side:
         try:

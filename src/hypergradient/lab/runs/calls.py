@@ -1,6 +1,6 @@
-"""Constructor calls as text, ``SGDHD(lr=0.01, rule=Multiplicative(0.02))``: read as data, never evaluated.
+"""Constructor calls as text, such as ``SGDHD(lr=0.01, rule=Multiplicative(0.02))``: parsed as data, never evaluated.
 
-This is how a run's optimizer is described, on the command line, in TOML and in what is stored. What a call means is in ``optimizers``.
+A run's optimizer is described this way on the command line, in TOML files and in stored configurations. ``optimizers`` builds it.
 """
 
 import ast
@@ -13,17 +13,17 @@ from typing import Any
 
 from ..errors import LabError, shortened
 
-#: Characters of a call at most.
+#: The longest call, in characters.
 LONGEST = 50_000
 
-#: How figures name the optimizers of the paper, by class; SGD is SGDN with Nesterov momentum.
+#: The names of the paper's optimizers in figures, by class; SGD with Nesterov momentum is called SGDN.
 CLASSES = {"SGD": "SGD", "SGDHD": "SGD", "Adam": "Adam", "AdamHD": "Adam", "AdamW": "AdamW", "AdamWHD": "AdamW"}
 ADAPTING = ("SGDHD", "HDM", "AdamHD", "AdamWHD", "Hypergradient")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A name, and what it is called with: numbers, texts, True, False, None, tuples, dicts and other calls."""
+    """A name and its arguments: numbers, strings, True, False, None, tuples, dicts and other calls."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -32,29 +32,29 @@ class Call:
     def __str__(self) -> str:
         return f"{self.name}({', '.join([*map(text, self.args), *(f'{name}={text(value)}' for name, value in self.options.items())])})"
 
-    def but(self, **options: Any) -> "Call":
-        """The same with other options, without those that are None here."""
+    def replaced(self, **options: Any) -> "Call":
+        """The same call with some options replaced; an option set to None is dropped."""
         return Call(self.name, self.args, {name: value for name, value in {**self.options, **options}.items() if value is not None})
 
     @property
     def adapts(self) -> bool:
-        """Whether it is an optimizer that adapts its learning rate by hypergradients."""
+        """Whether the optimizer adapts its learning rate by hypergradients."""
         return self.name in ADAPTING
 
     @property
     def family(self) -> str:
-        """The optimizer whose direction it steps along, as the paper names it: SGD, SGDN, Adam; its own name where it is no such one."""
+        """The base optimizer as the paper names it: SGD, SGDN or Adam; for others the class name."""
         found = CLASSES.get(self.name, self.name)
         return "SGDN" if found == "SGD" and self.options.get("nesterov") is True else found
 
     @property
     def title(self) -> str:
-        """How tables and figures name the optimizer."""
+        """The optimizer's name in tables and figures."""
         return f"{self.family}-HD" if self.name in CLASSES and self.adapts else self.family
 
     @property
     def beta(self) -> float | None:
-        """β of a rule that is given by ``hypergrad_lr``, or as ``Additive(β)`` or ``Multiplicative(β)``, if it is one of these."""
+        """β, if given as ``hypergrad_lr``, ``Additive(β)`` or ``Multiplicative(β)``."""
         found: Any = self.options.get("hypergrad_lr", self.options.get("rule"))
         while isinstance(found, Call):
             found = found.args[0] if found.args else found.options.get("beta", found.options.get("value"))
@@ -71,7 +71,7 @@ class Call:
 
 
 def text(value: Any) -> str:
-    """A value as it is written in a call."""
+    """A value as source text."""
     if isinstance(value, tuple):
         return f"({', '.join(map(text, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, Mapping):
@@ -80,24 +80,24 @@ def text(value: Any) -> str:
 
 
 @lru_cache(100_000)
-def read(source: str) -> Call:
-    """The call that a text is; a name alone is a call without options.
+def parse(source: str) -> Call:
+    """Parse a call; a name alone is a call without arguments.
 
     Raises:
-        LabError: it is none, or holds what is no number, text, True, False, None, tuple, dict or call; lists are the axes of a sweep.
+        LabError: it is not a call of numbers, strings, True, False, None, tuples, dicts and calls; lists are the axes of a sweep.
     """
     calls = [*expand(source)]
     if len(calls) != 1 or "[" in source:
-        raise LabError(f"--optimizer {source}: a list is the axis of a sweep; give one value here, and write a pair as (0.9, 0.999)")
+        raise LabError(f"--optimizer {source}: a list is an axis of a sweep: give one value, and write a pair as (0.9, 0.999)")
     return calls[0]
 
 
 def expand(source: str) -> Iterator[Call]:
-    """The calls that a text with axes stands for: each list in it is an axis, ``SGD(lr=[0.1, 0.01])``; in the order of their product."""
-    yield from values(tree_of(source), source)
+    """The calls of a text with axes, such as ``SGD(lr=[0.1, 0.01])``: the product of all lists in it."""
+    yield from values(parse_expression(source), source)
 
 
-def tree_of(source: str) -> ast.Call | ast.Name:
+def parse_expression(source: str) -> ast.Call | ast.Name:
     try:
         tree = ast.parse(source.strip(), mode="eval").body if len(source) <= LONGEST else None
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -110,24 +110,24 @@ def tree_of(source: str) -> ast.Call | ast.Name:
 
 
 def values(node: ast.expr, source: str) -> Iterator[Any]:
-    """What an expression can be, one value for each place on its axes."""
+    """The values of an expression, one for each point of the product of its axes."""
     match node:
         case ast.List(elts) if elts:
             for element in elts:
                 yield from values(element, source)
-        case ast.Constant(value) if isinstance(value, str | None) or fits(value):
+        case ast.Constant(value) if isinstance(value, str | None) or fits_float32(value):
             yield value
-        case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as value)) if not isinstance(value, bool) and fits(value):
+        case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as value)) if not isinstance(value, bool) and fits_float32(value):
             yield -value
         case ast.Tuple(elts):
             yield from itertools.product(*([*values(element, source)] for element in elts))
-        case ast.Dict(keys, items) if once([key.value if isinstance(key, ast.Constant) else None for key in keys]):
+        case ast.Dict(keys, items) if are_unique_strings([key.value if isinstance(key, ast.Constant) else None for key in keys]):
             names = [key.value for key in keys]  # type: ignore[union-attr]
             for found in itertools.product(*([*values(item, source)] for item in items)):
                 yield dict(zip(names, found, strict=True))
         case ast.Name(name):
             yield Call(name)
-        case ast.Call(ast.Name(name), args, keywords) if once([keyword.arg for keyword in keywords]):
+        case ast.Call(ast.Name(name), args, keywords) if are_unique_strings([keyword.arg for keyword in keywords]):
             parts = [*args, *(keyword.value for keyword in keywords)]
             for found in itertools.product(*([*values(part, source)] for part in parts)):
                 options = dict(zip([str(keyword.arg) for keyword in keywords], found[len(args) :], strict=True))
@@ -135,26 +135,26 @@ def values(node: ast.expr, source: str) -> Iterator[Any]:
         case _:
             piece = ast.get_source_segment(source.strip(), node) or source
             raise LabError(
-                f"--optimizer {shortened(source)}: {shortened(piece)!r} is no number below 3.4e38, text, True, False, None, "
-                "tuple, dict or call of a name with each option once"
+                f"--optimizer {shortened(source)}: {shortened(piece)!r} is not allowed: use numbers below 3.4e38, strings, True, "
+                "False, None, tuples, dicts, and calls by name with each option once"
             )
 
 
-def fits(value: object) -> bool:
-    """Whether it is a number that float32 holds."""
+def fits_float32(value: object) -> bool:
+    """Whether it is a number within float32's range."""
     return isinstance(value, int | float) and abs(value) < 3.4e38
 
 
-def once(names: Sequence[object]) -> bool:
-    """Whether they are texts, each of which comes once."""
+def are_unique_strings(names: Sequence[object]) -> bool:
+    """Whether all are strings, without duplicates."""
     return all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
 
 
 def count(source: str) -> int:
-    """How many calls ``expand`` gives."""
+    """The number of calls that ``expand`` yields."""
 
     def of(node: ast.AST) -> int:
         parts = [of(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr | ast.keyword)]
         return sum(parts) if isinstance(node, ast.List) else math.prod(parts)
 
-    return of(tree_of(source))
+    return of(parse_expression(source))

@@ -1,4 +1,4 @@
-"""An ensemble on its way through the epochs, with the histories of its runs."""
+"""The training loop of an ensemble, with the histories of its runs."""
 
 import math
 import time
@@ -10,18 +10,18 @@ import torch
 
 from .config import Config
 from .data import Data
-from .engine import Save, Saved, StoppedError, ending, moves_beta, shuffled, split, steps_of, summarise
+from .engine import SaveRequest, Snapshot, StoppedError, adapts_beta, end_status, shuffled, split, steps_of, summarise
 from .ensemble import Ensemble
 from .store import History
 
 
 class Chunk:
-    """Runs that train as one program.
+    """Runs trained together as one program.
 
     Args:
-        configs: the runs, equal in what ensemble.shared gives.
-        data: what their ``data`` names, on their ``device``.
-        state: of an earlier chunk of the same configurations, to go on from; None begins.
+        configs: the runs; ``ensemble.shared`` must be equal for all.
+        data: the loaded data set, on the runs' device.
+        state: saved state of the same configurations to resume from; None starts from the beginning.
     """
 
     def __init__(self, configs: Sequence[Config], data: Data, state: dict[str, Any] | None = None) -> None:
@@ -29,7 +29,7 @@ class Chunk:
         self.batches, _ = steps_of(configs[0], self.data)
         self.ensemble = Ensemble(configs, self.data.train_x.shape[1:], self.data.classes)
         self.histories = {config.name: History() for config in configs}
-        self.ended: list[Saved] = []
+        self.ended: list[Snapshot] = []
         self.epoch = self.batch = self.steps = 0
         self.seconds, self.best = 0.0, math.inf
         if state:
@@ -37,11 +37,11 @@ class Chunk:
             self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
             self.histories = {name: History(*tables) for name, tables in state["histories"].items()}
 
-    def go(self, stopped: Event, every: float) -> Iterator[Save]:
-        """Train, and give what is to be written: every so many seconds, and at the end.
+    def go(self, stopped: Event, every: float) -> Iterator[SaveRequest]:
+        """Train, and yield what is to be written: every ``every`` seconds and at the end.
 
         Raises:
-            StoppedError: ``stopped`` was set; the last that was given is the chunk as it then was.
+            StoppedError: ``stopped`` was set; the last item yielded holds the state at that point.
         """
         first = self.ensemble.runs[0]
         size, n = first.batch_size, len(self.data.train_y)
@@ -71,11 +71,11 @@ class Chunk:
         for i, config in enumerate(self.ensemble.runs):
             row = {"iteration": self.ensemble.steps, "epoch": self.epoch + 1, "loss": losses[i], "alpha": self.ensemble.alphas[i]}
             row |= {"h": h[i]} if config.call.adapts else {}
-            row |= {"hypergrad_lr": self.ensemble.betas[i]} if moves_beta(self.ensemble.rules[i]) else {}
+            row |= {"hypergrad_lr": self.ensemble.betas[i]} if adapts_beta(self.ensemble.rules[i]) else {}
             for name, column in self.histories[config.name].iterations.items():
                 column.append(row.get(name))
-            lost = not math.isfinite(losses[i]) or self.ensemble.skipped[i]
-            status = ending(config, self.ensemble.steps, losses[i], lost)
+            failed = not math.isfinite(losses[i]) or self.ensemble.skipped[i]
+            status = end_status(config, self.ensemble.steps, losses[i], failed)
             if status:
                 leaving[i] = status
         self._leave(leaving)
@@ -99,16 +99,16 @@ class Chunk:
         for i, status in statuses.items():
             config = self.ensemble.runs[i]
             history = self.histories.pop(config.name)
-            self.ended.append(Saved(config, history, {}, summarise(config, history, status, self.ensemble.alphas[i], self.seconds)))
-        self.ensemble.keep([i for i in range(len(self.ensemble.runs)) if i not in statuses])
+            self.ended.append(Snapshot(config, history, {}, summarise(config, history, status, self.ensemble.alphas[i], self.seconds)))
+        self.ensemble.retain([i for i in range(len(self.ensemble.runs)) if i not in statuses])
 
-    def _saved(self) -> Save:
+    def _saved(self) -> SaveRequest:
         state = None
         if self.ensemble.runs:
             histories = {name: (history.iterations, history.epochs) for name, history in self.histories.items()}
             place = {"epoch": self.epoch, "batch": self.batch, "seconds": self.seconds}
             configs = [config.as_dict() for config in self.ensemble.runs]
             state = {"configs": configs, "ensemble": self.ensemble.state(), "histories": histories, **place}
-        saved = Save(self.ended, state, self.steps, self.best)
+        saved = SaveRequest(self.ended, state, self.steps, self.best)
         self.ended, self.steps = [], 0
         return saved

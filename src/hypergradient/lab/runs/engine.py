@@ -1,4 +1,4 @@
-"""What the engines share: how a run ends, what is written of it, the order of the images, and how Ctrl-C stops it."""
+"""What the engines share: end status, snapshots to be written, minibatch order, and stopping by Ctrl-C."""
 
 import math
 import signal
@@ -21,12 +21,12 @@ from .config import Config
 from .data import Data, Split
 from .store import Folder, History
 
-#: Seconds between two writings of what is under way.
+#: Seconds between two checkpoints of unfinished runs.
 CHECKPOINT_EVERY = 10.0
 
 
 class StoppedError(Exception):
-    """Ctrl-C or SIGTERM came; the run is saved up to the iteration that it names."""
+    """Raised after Ctrl-C or SIGTERM, once the run is saved up to ``iteration``."""
 
     def __init__(self, iteration: int) -> None:
         super().__init__(f"stopped after iteration {iteration}")
@@ -35,8 +35,8 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended: "finished" its epochs, "reached" its threshold, met its "cap" of iterations, or "diverged", where a minibatch
-    loss or a gradient was not finite. Losses are of the last whole epoch."""
+    """The results of a run. ``status``: "finished" all epochs, "reached" the threshold, hit the "cap" of iterations, or "diverged": a
+    minibatch loss or a gradient was not finite. Losses are those of the last complete epoch."""
 
     model: str
     optimizer: str
@@ -54,8 +54,8 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A run as it is to be written: ``checkpoint`` is what it goes on from, ``summary`` how it ended, None for one that has not."""
+class Snapshot:
+    """A run at one moment, to be written: ``checkpoint`` is the state to resume from, ``summary`` None for an unfinished run."""
 
     config: Config
     history: History
@@ -67,24 +67,24 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Save:
-    """What an engine gives to whoever writes the store.
+class SaveRequest:
+    """What an engine yields for the store to write.
 
     Args:
-        runs: those to be written.
-        state: what the other runs of an ensemble go on from; None where there are none.
-        steps: how many were made since the last.
-        best: the lowest loss of a minibatch so far.
+        runs: the runs to be written.
+        state: the state from which the remaining runs of an ensemble resume; None if there are none.
+        steps: number of steps since the last request.
+        best: the lowest minibatch loss so far.
     """
 
-    runs: list[Saved]
+    runs: list[Snapshot]
     state: dict[str, Any] | None
     steps: int
     best: float
 
 
 def summarise(config: Config, history: History, status: str, alpha: float, seconds: float) -> Summary:
-    """A run's summary from its history."""
+    """Summarise a run from its history."""
     train_loss, valid_loss, accuracy = (
         history.epochs[name][-1] if history.epochs[name] else None for name in ("train_loss", "valid_loss", "valid_accuracy")
     )
@@ -92,9 +92,9 @@ def summarise(config: Config, history: History, status: str, alpha: float, secon
     return Summary(config.model, config.call.title, status, *counts, alpha, train_loss, valid_loss, accuracy, round(seconds, 3))
 
 
-def ending(config: Config, iteration: int, loss: float, lost: bool) -> str | None:
-    """The status that ``loss``, the minibatch loss of ``iteration``, ends a run with; None where it goes on. ``lost``: it cannot."""
-    if lost:
+def end_status(config: Config, iteration: int, loss: float, failed: bool) -> str | None:
+    """The status with which a run ends after ``iteration`` with minibatch loss ``loss``; None if it continues. ``failed``: it cannot."""
+    if failed:
         return "diverged"
     if config.threshold is not None and loss <= config.threshold:
         return "reached"
@@ -103,68 +103,68 @@ def ending(config: Config, iteration: int, loss: float, lost: bool) -> str | Non
     return None
 
 
-def moves_beta(rule: Rule) -> bool:
-    """Whether β follows its own hypergradient."""
+def adapts_beta(rule: Rule) -> bool:
+    """Whether β is adapted by its own hypergradient."""
     return isinstance(getattr(rule, "beta", None), Adapted)
 
 
 def limited(data: Data, limit: int | None) -> Data:
-    """The data with the first ``limit`` images for training and for validation, all of them for None."""
+    """The first ``limit`` training and the first ``limit`` validation images; all for None."""
     if limit is None:
         return data
     return replace(data, **{name: getattr(data, name)[:limit] for name in ("train_x", "train_y", "valid_x", "valid_y")})
 
 
 def split(config: Config, data: Data) -> tuple[Data, Split | None]:
-    """What the run trains and validates on, and the images whose loss its hypergradients are of, where those are others.
+    """The data a run trains and validates on, and, with ``hypergrad_data="validation"``, the held-out images for its hypergradients.
 
     Raises:
-        LabError: there are too few images to hold some out.
+        LabError: there are too few images to hold any out.
     """
     data = limited(data, config.limit)
     if config.hypergrad_data == "train":
         return data, None
     n = len(data.train_y)
     if n < 10:
-        raise LabError(f"--hypergrad-data validation holds out a tenth of the training images, got {n}: give 10 or more")
+        raise LabError(f"--hypergrad-data validation holds out a tenth of the training images: it needs 10 or more, got {n}")
     cut = n - n // 10
-    kept = replace(data, train_x=data.train_x[:cut], train_y=data.train_y[:cut])
-    return kept, (data.train_x[cut:], data.train_y[cut:])
+    training = replace(data, train_x=data.train_x[:cut], train_y=data.train_y[:cut])
+    return training, (data.train_x[cut:], data.train_y[cut:])
 
 
 def steps_of(config: Config, data: Data) -> tuple[int, int]:
-    """Batches of an epoch over the data of ``split``, and steps of the whole run."""
+    """Batches per epoch over the data of ``split``, and steps of the whole run."""
     assert config.epochs is not None
     batches = math.ceil(len(data.train_y) / config.batch_size)
     return batches, min(config.epochs * batches, config.iterations or config.epochs * batches)
 
 
 def loss_of(outputs: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy for labels of any shape; half the mean square of the errors for targets that are no labels."""
+    """Mean cross-entropy for labels of any shape; half the mean squared error for real-valued targets."""
     if y.is_floating_point():
         return mse_loss(outputs, y) / 2
     return cross_entropy(outputs.flatten(0, -2), y.flatten())
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of the images in one epoch: a function of seed and epoch, so that resuming needs no random state."""
+    """The order of the images in an epoch: a function of seed and epoch, so that resuming needs no random state."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 def flush_denormals() -> None:
-    """Let numbers below 1e-38 count as 0, for as long as this process lives; to be called before it starts threads, which do as it did.
+    """Flush denormal numbers (below 1e-38) to 0 in this process; call it before threads start, which inherit the setting.
 
-    Adam's moments of dead units shrink to such numbers, and a processor takes ten times as long over them.
+    Adam's moments of dead units decay to denormals, which take a CPU ten times as long.
     """
     torch.set_flush_denormal(True)
 
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that a run stops between two iterations; a second signal ends it at once.
+    """An event set by Ctrl-C and SIGTERM, so that a run stops between two iterations; a second signal ends the process at once.
 
-    The optimizers' warnings are not shown meanwhile: here a skipped step ends the run, with a status, and the command itself tells of
-    weight decay that follows the training loss.
+    Meanwhile the optimizers' own warnings are silenced: here a skipped step ends the run with a status, and the command itself warns
+    about weight decay adapted on the training loss.
     """
     stopped = threading.Event()
     before: dict[int, Any] = {}

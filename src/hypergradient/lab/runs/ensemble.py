@@ -1,8 +1,8 @@
-"""Many runs as one program: parameters stacked [R, ...], one learning rate a run, the same directions and rules as the single run.
+"""Many runs as one program: parameters stacked [R, ...], one learning rate per run, with the library's own directions and rules.
 
 Runs may differ in lr, β, rule, the levels above it, momentum and weight decay, and in whether they adapt at all; they share model, seed,
-batches and the optimizer's family. All of them see one minibatch, so the first layer is one matrix product. A run that has ended leaves
-the stack.
+minibatches and base optimizer. All runs see the same minibatch, so the first layer is one matrix product. A finished run leaves the
+stack.
 """
 
 import math
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from hypergradient import directions
-from hypergradient.columns import Host, total
 from hypergradient.direction import Direction
-from hypergradient.others import alike
+from hypergradient.hyperparameter_update import group_alike
+from hypergradient.lr_update import update_lr
 from hypergradient.rules import Additive, Rule
-from hypergradient.turn import turn
+from hypergradient.scalars import HostScalars, exact_sum
 
 from .config import Config
 from .data import Data
@@ -27,10 +27,10 @@ from .models import make_model
 
 DIRECTIONS: dict[str, Direction] = {"SGD": directions.SGD(), "SGDN": directions.SGD(), "Adam": directions.Adam(decoupled=False)}
 
-#: What runs of one ensemble must have in common, beside the family of their optimizer.
+#: The options that runs of an ensemble must share, besides the base optimizer.
 SHARED = ("data", "model", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden")
 
-#: The models that can be stacked: layers of Linear and ReLU.
+#: The models that can be stacked: Linear and ReLU layers.
 MODELS = ("logreg", "mlp")
 
 
@@ -39,7 +39,7 @@ def shared(config: Config) -> tuple[Any, ...]:
 
 
 def stackable(config: Config, data: Data) -> bool:
-    """Whether such runs can train as one program: these models, labels, α and β alone moving, by the gradients of the steps."""
+    """Whether such runs can be stacked: these models, integer labels, only α and β adapted, on the training loss."""
     call = config.call
     labels = data.train_y.dim() == 1 and not data.train_y.is_floating_point()
     options = {"lr", "hypergrad_lr", "rule", "weight_decay"} | ({"momentum", "nesterov"} if call.family == "SGDN" else set())
@@ -48,7 +48,7 @@ def stackable(config: Config, data: Data) -> bool:
 
 
 class Ensemble:
-    """R runs. ``runs`` are their configurations, and shrink as runs leave."""
+    """R stacked runs. ``runs`` holds the configurations of those that have not finished."""
 
     def __init__(self, configs: Sequence[Config], shape: Sequence[int], classes: int) -> None:
         first = configs[0]
@@ -58,8 +58,8 @@ class Ensemble:
         self.options = [optimizer.param_groups[0] for optimizer in optimizers]
         self.alphas = [float(options["lr"]) for options in self.options]
         self.rules: list[Rule] = [optimizer.setup.rule if hasattr(optimizer, "setup") else Additive(0.0) for optimizer in optimizers]
-        self.betas = [rule.first_beta for rule in self.rules]
-        self.memories = [rule.fresh() for rule in self.rules]
+        self.betas = [rule.initial_beta for rule in self.rules]
+        self.memories = [rule.initial_memory() for rule in self.rules]
         self.skipped = [False for _ in configs]
         model = make_model(first.model, shape, classes, first.seed, hidden=first.hidden).to(first.device)
         self.params = [p.detach().expand(len(configs), *p.shape).clone().requires_grad_() for p in model.parameters()]
@@ -70,7 +70,7 @@ class Ensemble:
         self._stack_options()
 
     def _stack_options(self) -> None:
-        """A param group for each stacked tensor, with one number a run where runs differ."""
+        """One param group per stacked tensor, with one value per run for options in which runs differ."""
 
         def stacked(name: str, p: Tensor) -> float | Tensor:
             values = [float(options[name]) for options in self.options]
@@ -85,7 +85,7 @@ class Ensemble:
         self.groups = [{**fixed, **{name: stacked(name, p) for name in varied}} for p in self.params]
 
     def logits(self, x: Tensor) -> Tensor:
-        """Outputs [R, batch, classes] for images that all runs see."""
+        """Outputs [R, batch, classes] for images shared by all runs."""
         params = iter(self.params)
         h = x.flatten(1)
         for layer in self.layers:
@@ -106,9 +106,9 @@ class Ensemble:
         return cross_entropy(logits.reshape(-1, classes), y.repeat(runs), reduction="none").reshape(runs, batch).mean(1)
 
     def step(self, x: Tensor, y: Tensor) -> tuple[list[float], list[float]]:
-        """One minibatch for every run: the losses before the step, and the hypergradients.
+        """Train every run on one minibatch; returns the losses before the step, and the hypergradients.
 
-        ``alphas`` and ``betas`` have moved, but for the runs that are ``skipped``, whose numbers are no longer finite.
+        Updates ``alphas`` and ``betas``, except for runs marked ``skipped``, whose values are no longer finite.
         """
         for p in self.params:
             p.grad = None
@@ -120,28 +120,28 @@ class Ensemble:
             for i in range(len(self.runs)):
                 self.skipped[i] = not math.isfinite(h[i])
             adapting = {i: rule for i, rule in enumerate(self.rules) if self.runs[i].call.adapts}
-            for runs in alike(adapting):
-                self._move(runs, {"gx": [gx[i] for i in runs], "gg": [gg[i] for i in runs], "xx": [xx[i] for i in runs]})
+            for runs in group_alike(adapting):
+                self._adapt(runs, {"gx": [gx[i] for i in runs], "gg": [gg[i] for i in runs], "xx": [xx[i] for i in runs]})
             self._update()
         self.steps += 1
         return losses.tolist(), h
 
-    def _move(self, runs: Sequence[int], sums: dict[str, list[float]]) -> None:
-        """What their rule, which differs in β alone, makes of the step of some runs."""
+    def _adapt(self, runs: Sequence[int], sums: dict[str, list[float]]) -> None:
+        """Apply the rule to the α and β of some runs, whose rules differ in β only."""
         rule = self.rules[runs[0]]
-        kept = {name: f"memory.{name}" for name in rule.fresh()}
+        state_keys = {name: f"memory.{name}" for name in rule.initial_memory()}
         free = {"low": [-math.inf] * len(runs), "high": [math.inf] * len(runs)}
         columns = {"alpha": [self.alphas[i] for i in runs], "beta": [self.betas[i] for i in runs], **free, **sums}
-        columns |= {key: [self.memories[i][name] for i in runs] for name, key in kept.items()}
-        found = Host().each(partial(turn, rule, math.inf, kept), columns, len(runs))
+        columns |= {key: [self.memories[i][name] for i in runs] for name, key in state_keys.items()}
+        found = HostScalars().apply(partial(update_lr, rule, math.inf, state_keys), columns, len(runs))
         for k, i in enumerate(runs):
-            self.skipped[i] |= not (found["fine"][k] and math.isfinite(found["alpha"][k]))
+            self.skipped[i] |= not (found["finite"][k] and math.isfinite(found["alpha"][k]))
             if not self.skipped[i]:
-                self.alphas[i], self.memories[i] = found["alpha"][k], {name: found[key][k] for name, key in kept.items()}
+                self.alphas[i], self.memories[i] = found["alpha"][k], {name: found[key][k] for name, key in state_keys.items()}
                 self.betas[i] = found["beta"][k] if "beta" in found else self.betas[i]
 
     def _products(self) -> tuple[list[float], list[float], list[float]]:
-        """g · d of each run, and g · g and d · d where a rule reads norms."""
+        """g · d of each run, and g · g and d · d if a rule needs norms."""
         runs = len(self.runs)
         zeros = [0.0] * runs
         if self.steps == 0 or not any(config.call.adapts for config in self.runs):
@@ -150,24 +150,24 @@ class Ensemble:
         terms: list[list[Tensor]] = [[], [], []]
         for p, state, group in zip(self.params, self.states, self.groups, strict=True):
             assert p.grad is not None
-            g = self.direction.gradient(p.grad, p, self.direction.objective(group)).flatten(1)
-            d: Tensor = self.direction.previous(p, state, self.direction.last_numbers({"lr": 0.0, **state}, group)).flatten(1)
+            g = self.direction.gradient(p.grad, p, self.direction.objective_coef(group)).flatten(1)
+            d: Tensor = self.direction.previous(p, state, self.direction.last_coef({"lr": 0.0, **state}, group)).flatten(1)
             for term, pair in zip(terms, ((g, d), (g, g), (d, d)) if reads else ((g, d),), strict=False):
                 term.append(torch.linalg.vecdot(*pair))
-        gd, gg, dd = ([total(part) for part in zip(*map(Tensor.tolist, term), strict=True)] or zeros for term in terms)
+        gd, gg, dd = ([exact_sum(part) for part in zip(*map(Tensor.tolist, term), strict=True)] or zeros for term in terms)
         return gd, gg, dd
 
     def _update(self) -> None:
         for p, state, group in zip(self.params, self.states, self.groups, strict=True):
             assert p.grad is not None
             self.direction.prepare(p, state, group)
-            g = self.direction.gradient(p.grad, p, self.direction.objective(group))
-            d = self.direction.advance(g, p, state, self.direction.numbers(state, group))
+            g = self.direction.gradient(p.grad, p, self.direction.objective_coef(group))
+            d = self.direction.advance(g, p, state, self.direction.coefficients(state, group))
             alpha = torch.tensor(self.alphas, dtype=p.dtype, device=p.device).reshape(-1, *[1] * (p.dim() - 1))
             p.addcmul_(d, alpha, value=-1)
 
-    def keep(self, which: Sequence[int]) -> None:
-        """Let all runs but ``which`` leave."""
+    def retain(self, which: Sequence[int]) -> None:
+        """Drop all runs except those with the indices ``which``."""
         index = torch.tensor(which, dtype=torch.int64, device=self.params[0].device)
         self.runs = [self.runs[i] for i in which]
         for name in ("alphas", "betas", "memories", "rules", "skipped", "options"):
@@ -180,7 +180,7 @@ class Ensemble:
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[list[float], list[float]]:
-        """Mean cross-entropy and accuracy of each run."""
+        """Mean cross-entropy and accuracy, per run."""
         loss, right = torch.zeros(len(self.runs), dtype=torch.float64), torch.zeros(len(self.runs), dtype=torch.float64)
         for images, labels in zip(torch.split(x, 2_000), torch.split(y, 2_000), strict=True):
             logits = self.logits(images)
@@ -190,7 +190,7 @@ class Ensemble:
         return (loss / len(y)).tolist(), (right / len(y)).tolist()
 
     def state(self) -> dict[str, Any]:
-        """Plain data and tensors, for torch.save."""
+        """The state, as plain data and tensors, for torch.save."""
         return {
             "alphas": self.alphas,
             "betas": self.betas,
@@ -201,7 +201,7 @@ class Ensemble:
         }
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Go on from ``state()`` of an ensemble of the same configurations."""
+        """Restore ``state()`` of an ensemble of the same configurations."""
         device = self.params[0].device
         for name in ("alphas", "betas", "memories", "steps"):
             setattr(self, name, saved[name])

@@ -1,6 +1,6 @@
-"""Files that a killed process leaves whole, that are known when they are damaged, and that nobody can turn elsewhere; and a folder's lock.
+"""Atomic files with digests, which do not follow links, and a folder's lock.
 
-What is read may come from strangers: whatever it is, it is read as data, or refused in one line.
+Files may come from anywhere: whatever they hold is read as data, or refused with a one-line error.
 """
 
 import hashlib
@@ -23,23 +23,23 @@ import hypergradient
 
 from ..errors import LabError, first_line, shortened
 
-#: Of the layout that is written; a folder with a higher number is left alone, one with a lower is only read.
+#: Version of the stored format. Folders of a higher version are refused, those of a lower one are only read.
 FORMAT = 2
 
-#: The files of a folder's lock, and of who holds it.
+#: The lock file of a folder, and the file that says which process holds it.
 LOCK, HOLDER = ".lock", ".holder.json"
 
 
 def write(file: Path, to: Callable[[Path], Any]) -> None:
-    """Let ``to`` write a file to the side, then rename it into place.
+    """Write a file atomically: ``to`` writes a temporary file, which is then renamed into place.
 
     Raises:
-        LabError: it cannot be written.
+        LabError: the file cannot be written.
     """
     side = file.with_name(f".{file.name}.{token_hex(8)}.part")
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        side.touch(exist_ok=False)  # so that it is no link to elsewhere
+        side.touch(exist_ok=False)  # fails on a planted link
         try:
             to(side)
             side.replace(file)
@@ -51,11 +51,11 @@ def write(file: Path, to: Callable[[Path], Any]) -> None:
 
 @contextmanager
 def writing(file: Path) -> Iterator[None]:
-    """What keeps a file from being written is the user's to mend."""
+    """Report a failure to write as a LabError."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
-        raise LabError(f"cannot write {file} ({first_line(error)}): make room, or choose another --output") from None
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        raise LabError(f"cannot write {file} ({first_line(error)}): free some space, or choose another --output") from None
 
 
 def remove(file: Path) -> None:
@@ -68,17 +68,17 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """What ``write_json`` wrote; None where there is no such file.
+    """Read what ``write_json`` wrote; None if the file is missing.
 
     Raises:
-        LabError: it cannot be read, or a newer version of hypergradient wrote it.
+        LabError: it cannot be read, or was written by a newer version.
     """
     try:
         if file.exists() and not file.is_file():
-            raise OSError("it is no file")  # a pipe or a device would never end
+            raise OSError("not a regular file")  # reading a pipe or a device would never end
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("it holds no table")
+            raise ValueError("not a JSON object")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -88,7 +88,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 
 def write_torch(file: Path, value: Any) -> None:
-    """Write what torch.save writes, behind a line with its digest."""
+    """Write a value with torch.save, after a line with its digest."""
 
     def to(side: Path) -> None:
         body = io.BytesIO()
@@ -102,17 +102,17 @@ def write_torch(file: Path, value: Any) -> None:
 
 
 def read_torch(file: Path) -> Any:
-    """What ``write_torch`` wrote; None where there is no such file.
+    """Read what ``write_torch`` wrote; None if the file is missing.
 
     Raises:
-        LabError: it is damaged, or a newer version of hypergradient wrote it.
+        LabError: it is damaged, or was written by a newer version.
     """
     try:
         header, _, body = file.read_bytes().partition(b"\n")
         about = json.loads(header)
         check_format(file, about)
         if about["sha256"] != hashlib.sha256(body).hexdigest():
-            raise ValueError("it is not what was written")
+            raise ValueError("its content does not match its digest")
         return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -120,18 +120,18 @@ def read_torch(file: Path) -> Any:
         raise
     except Exception as error:
         raise LabError(
-            f"{file} cannot be resumed from ({first_line(error)}): remove it to begin anew, or choose another --output"
+            f"{file} cannot be resumed from ({first_line(error)}): remove it to start over, or choose another --output"
         ) from None
 
 
 def append_json(file: Path, value: Any) -> None:
-    """Add a line to a file of lines; what a kill has torn off one is cut off before.
+    """Append a line to a JSON-lines file, after removing an incomplete last line left by a killed process.
 
     Raises:
         LabError: the file cannot be written.
     """
     line = json.dumps(value, allow_nan=False) + "\n"
-    with writing(file), open(file, "ab+", opener=no_link) as lines:
+    with writing(file), open(file, "ab+", opener=open_without_links) as lines:
         if lines.tell():
             lines.seek(-1, os.SEEK_END)
             if lines.read() != b"\n":
@@ -140,13 +140,13 @@ def append_json(file: Path, value: Any) -> None:
         lines.write(line.encode())
 
 
-def no_link(path: str, flags: int) -> int:
-    """Open a file, but not through a link in its place."""
+def open_without_links(path: str, flags: int) -> int:
+    """Open a file without following a link."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def read_lines(file: Path) -> list[Any]:
-    """What ``append_json`` wrote, but for a last line that was torn.
+    """Read what ``append_json`` wrote, without an incomplete last line.
 
     Raises:
         LabError: the file cannot be read.
@@ -159,36 +159,36 @@ def read_lines(file: Path) -> list[Any]:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone, and clear away what killed ones have left; a folder that stays empty goes again.
+    """Lock a folder for this process, and remove partial files of killed ones; a folder left empty is removed again.
 
     Raises:
-        LabError: another process holds it, or it cannot be written.
+        LabError: another process holds the lock, or the folder cannot be written.
     """
     held = FileLock(folder / LOCK)
     with writing(folder / LOCK):
-        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        created = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            held.acquire(timeout=0.2)  # time for a process that has just got it to say who it is
+            held.acquire(timeout=0.2)  # the holder may not have written its name yet
         except Timeout:
             raise LabError(f"{folder} is in use by {holder(folder)}: wait for it, or choose another --output") from None
     try:
         write_json(folder / HOLDER, {"pid": os.getpid(), "command": command()})
-        tidy(folder)
-        tidy(folder / "unfinished")
+        remove_partial_files(folder)
+        remove_partial_files(folder / "unfinished")
         yield
     finally:
-        for name in (HOLDER, LOCK):  # while it is held: who has opened the file meanwhile sees that it is gone, and makes another
+        for name in (HOLDER, LOCK):  # while locked: a process that has opened the file sees that it is gone, and makes another
             with suppress(OSError):
                 (folder / name).unlink()
         held.release()
-        for place in made:
+        for place in created:
             with suppress(OSError):
                 place.rmdir()
 
 
 def holder(folder: Path) -> str:
-    """Who holds a folder's lock."""
+    """Describe the process that holds a folder's lock."""
     try:
         found = read_json(folder / HOLDER) or {}
     except LabError:
@@ -196,30 +196,30 @@ def holder(folder: Path) -> str:
     return f"process {shortened(str(found['pid']))} ({shortened(str(found.get('command')))})" if "pid" in found else "another process"
 
 
-def tidy(folder: Path) -> None:
-    """Remove what ``write`` was killed over."""
+def remove_partial_files(folder: Path) -> None:
+    """Remove the temporary files of killed processes."""
     for part in folder.glob(".*.part"):
         with suppress(OSError):
             part.unlink()
 
 
 def check_format(file: Path, found: Mapping[str, Any]) -> None:
-    """Raise LabError where a newer version wrote ``found`` into the file."""
+    """Raise LabError if a newer version wrote ``found`` to the file."""
     written = found.get("format", 1)
     if not isinstance(written, int) or written > FORMAT:
         raise LabError(
-            f"{file} was written by a newer hypergradient (format {shortened(str(written))}, this one knows {FORMAT}): "
+            f"{file} was written by a newer hypergradient (format {shortened(str(written))}, this version reads up to {FORMAT}): "
             "upgrade hypergradient, or choose another --output"
         )
 
 
 def command() -> str:
-    """The command line of this process; of bytes in it that are no text, their numbers."""
+    """The command line of this process, with undecodable bytes escaped."""
     return os.fsencode(shlex.join(["hypergradient", *sys.argv[1:]])).decode(errors="backslashreplace")
 
 
 def provenance() -> dict[str, Any]:
-    """What a result depends on beside its configuration: the command, the versions and the machine."""
+    """What a result depends on besides its configuration: command, versions and machine."""
     return {
         "command": command(),
         "versions": {"hypergradient": hypergradient.__version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -1,6 +1,6 @@
 """The paper's models, others for comparisons, and the user's own, for images of any size.
 
-All are plain modules that map images [batch, channels, height, width] to logits [batch, classes]; the transformer maps text.
+All are plain modules that map images [batch, channels, height, width] to logits [batch, classes]; the transformer takes text.
 """
 
 import hashlib
@@ -28,17 +28,17 @@ VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)
 
 
 def make_model(name: str, shape: Sequence[int], classes: int, seed: int, *, hidden: int = 1000) -> nn.Module:
-    """A model with initial weights that depend on the seed alone.
+    """Build a model whose initial weights depend only on the seed.
 
     Args:
-        name: ``logreg``, one linear layer; ``linear``, the same without bias, from a standard normal distribution; ``mlp``, a ReLU network
+        name: ``logreg``, one linear layer; ``linear``, the same without bias, initialised from N(0, 1); ``mlp``, a ReLU network
             with two hidden layers (on MNIST 784-1000-1000-10); ``cnn``, two convolutions and two linear layers; ``cnn-bn``, three
             convolutions with batch norm; ``vgg16``, with batch norm and dropout; ``transformer``, for text; or
-            ``package.module:factory``, a function that takes shape and classes and gives a module.
-        shape: of one image: channels, height, width; of other data what one of them has.
-        classes: number of outputs, which are logits.
-        seed: of the initial weights, torch's defaults but for vgg16.
-        hidden: width of mlp's hidden layers.
+            ``package.module:factory``, a function that takes shape and classes and returns a module.
+        shape: shape of one input; for images channels, height, width.
+        classes: number of output logits.
+        seed: seed of the initial weights (torch's default initialisation, except for vgg16).
+        hidden: width of the hidden layers of mlp.
 
     Raises:
         LabError: the images are too small for the model, or the factory cannot be imported or called.
@@ -46,7 +46,7 @@ def make_model(name: str, shape: Sequence[int], classes: int, seed: int, *, hidd
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if ":" in name:
-            return users_own(name, shape, classes)
+            return custom_model(name, shape, classes)
         if name == "logreg":
             return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
         if name == "mlp":
@@ -55,26 +55,26 @@ def make_model(name: str, shape: Sequence[int], classes: int, seed: int, *, hidd
 
 
 def model_for(config: Config, data: Data) -> nn.Module:
-    """The model of a run, on the processor.
+    """Build the model of a run, on the CPU.
 
     Raises:
-        LabError: it cannot be made, or does not take such data.
+        LabError: it cannot be built, or does not accept such data.
     """
     if ":" not in config.model and (config.model == "transformer") == data.train_x.is_floating_point():
-        kind, mend = ("no text", "--data text") if config.model == "transformer" else ("text", "--model transformer")
-        raise LabError(f"--model {config.model} does not take --data {config.data}, which is {kind}: try {mend}")
+        kind, remedy = ("not text", "--data text") if config.model == "transformer" else ("text", "--model transformer")
+        raise LabError(f"--model {config.model} does not accept --data {config.data}, which is {kind}: try {remedy}")
     return make_model(config.model, data.train_x.shape[1:], data.classes, config.seed, hidden=config.hidden)
 
 
 def identified(config: Config, data: Data) -> Config:
-    """The configuration with what stands behind its names: the digests of the data, and of the source of a model of the user's own."""
+    """The configuration with the digests of its data and of the source of a custom model."""
     return replace(config, data_digest=data.digest, source_digest=source_digest(config.model) if ":" in config.model else "")
 
 
 @cache
 def source_digest(name: str) -> str:
-    """Of the files of a factory's module, and of what is loaded of its package; empty where it has no file."""
-    module, _ = imported(name)
+    """Digest of the source files of a factory's module and of its package, as far as loaded; empty if there are none."""
+    module, _ = import_factory(name)
     package = module.__name__.partition(".")[0]
     own = {found.__file__ for key, found in sys.modules.items() if key.partition(".")[0] == package and getattr(found, "__file__", None)}
     digest = hashlib.sha256()
@@ -85,18 +85,18 @@ def source_digest(name: str) -> str:
 
 
 def check_model(config: Config, data: Data) -> None:
-    """Raise LabError where the model cannot be made, or does not give such outputs as the data's targets ask for."""
+    """Raise LabError if the model cannot be built, or its outputs do not fit the data's targets."""
     model = model_for(config, data).to(config.device).eval()
     x, y = (part[:2] for part in (data.valid_x, data.valid_y))
     try:
         with torch.no_grad():
             outputs = model(x)
             right = outputs.shape == (y.shape if y.is_floating_point() else (*y.shape, data.classes)) and loss_of(outputs, y).dim() == 0
-    except Exception as error:  # whatever a model of the user's raises
-        raise LabError(f"--model {config.model} does not take {tuple(x.shape)} ({type(error).__name__}: {first_line(error)})") from None
+    except Exception as error:  # a custom model may raise anything
+        raise LabError(f"--model {config.model} does not accept {tuple(x.shape)} ({type(error).__name__}: {first_line(error)})") from None
     if not right:
         raise LabError(
-            f"--model {config.model} gives {tuple(outputs.shape)} of {tuple(x.shape)}: it must give logits of {data.classes} classes"
+            f"--model {config.model} returned {tuple(outputs.shape)} for {tuple(x.shape)}: it must return logits of {data.classes} classes"
         )
 
 
@@ -113,7 +113,7 @@ def mlp(inputs: int, hidden: int, classes: int) -> nn.Module:
 
 def cnn(shape: Sequence[int], classes: int) -> nn.Module:
     """Convolutions of 32 and 64 channels, 3x3, each with ReLU and 2x2 max pooling, then a hidden layer of 128."""
-    channels, height, width = at_least("cnn", shape, 4)
+    channels, height, width = check_image_size("cnn", shape, 4)
     layers: list[nn.Module] = []
     for before, after in pairwise((channels, 32, 64)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -123,7 +123,7 @@ def cnn(shape: Sequence[int], classes: int) -> nn.Module:
 
 def cnn_bn(shape: Sequence[int], classes: int) -> nn.Module:
     """Convolutions of 8, 16 and 32 channels, 3x3, each with batch norm, ReLU and 2x2 max pooling, then one linear layer."""
-    channels, height, width = at_least("cnn-bn", shape, 8)
+    channels, height, width = check_image_size("cnn-bn", shape, 8)
     layers: list[nn.Module] = []
     for before, after in pairwise((channels, 8, 16, 32)):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
@@ -131,11 +131,11 @@ def cnn_bn(shape: Sequence[int], classes: int) -> nn.Module:
 
 
 class Transformer(nn.Module):
-    """A character model: two pre-norm layers of width 64 with 4 heads, each place seeing those before it; logits [batch, length, classes].
+    """A causal character model: two pre-norm layers of width 64 with 4 heads; logits [batch, length, classes].
 
     Args:
-        shape: the length of the text that it sees.
-        classes: how many characters there are.
+        shape: the context length.
+        classes: number of distinct characters.
     """
 
     def __init__(self, shape: Sequence[int], classes: int) -> None:
@@ -156,11 +156,11 @@ class Transformer(nn.Module):
 
 
 def vgg16(shape: Sequence[int], classes: int) -> nn.Module:
-    """VGG-16 with batch norm, as the paper trains it on CIFAR-10: random crop and flip in front, classifier 512-512-classes with dropout.
+    """VGG-16 with batch norm, as the paper trains it on CIFAR-10: random crop and flip first, classifier 512-512-classes with dropout.
 
-    Convolutions start from He's normal distribution, fan out, and zero biases, as in the authors' repository.
+    Convolutions have He-normal (fan-out) weights and zero biases, as in the authors' repository.
     """
-    channels, height, width = at_least("vgg16", shape, 32)
+    channels, height, width = check_image_size("vgg16", shape, 32)
     layers: list[nn.Module] = [RandomCropFlip()]
     for group in VGG16:
         for after in group:
@@ -177,11 +177,11 @@ def vgg16(shape: Sequence[int], classes: int) -> nn.Module:
 
 
 class RandomCropFlip(nn.Module):
-    """In training, each image [channels, height, width] of a batch is padded with zeros, cropped back at a random place, and flipped left
-    to right half of the time, on the device. In evaluation images pass as they are.
+    """Random crop and flip on the device: in training each image is zero-padded, cropped at a random position, and flipped left to right
+    with probability 1/2. In evaluation mode it does nothing.
 
     Args:
-        padding: pixels on each side; zero is the mean colour of normalised images.
+        padding: pixels on each side, of zeros, the mean colour of normalised images.
     """
 
     def __init__(self, padding: int = 4) -> None:
@@ -201,34 +201,34 @@ class RandomCropFlip(nn.Module):
         return padded[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def imported(name: str) -> tuple[Any, Callable[..., object]]:
-    """The module and the factory of ``package.module:factory``; modules of the working folder are found too."""
+def import_factory(name: str) -> tuple[Any, Callable[..., object]]:
+    """Import the module and the factory of ``package.module:factory``; the working folder is on the path."""
     module_name, _, factory_name = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
         return module, getattr(module, factory_name)
-    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+    except (Exception, SystemExit) as error:  # importing a module may raise anything
         raise LabError(f"--model {name} cannot be imported ({type(error).__name__}: {first_line(error)})") from None
 
 
-def users_own(name: str, shape: Sequence[int], classes: int) -> nn.Module:
-    """What ``package.module:factory`` gives for this shape and number of classes."""
-    _, factory = imported(name)
+def custom_model(name: str, shape: Sequence[int], classes: int) -> nn.Module:
+    """Call ``package.module:factory`` with this shape and number of classes."""
+    _, factory = import_factory(name)
     try:
         model = factory(tuple(shape), classes)
     except (Exception, SystemExit) as error:
-        raise LabError(f"--model {name} was called with {tuple(shape)}, {classes} ({type(error).__name__}: {first_line(error)})") from None
+        raise LabError(f"--model {name} failed with {tuple(shape)}, {classes} ({type(error).__name__}: {first_line(error)})") from None
     if not isinstance(model, nn.Module):
-        raise LabError(f"--model {name} gave a {type(model).__name__}: it must give a torch.nn.Module of logits")
+        raise LabError(f"--model {name} returned a {type(model).__name__}: it must return a torch.nn.Module that outputs logits")
     return model
 
 
-def at_least(name: str, shape: Sequence[int], side: int) -> Sequence[int]:
-    """The shape, where each side of the image is long enough for the model's pooling."""
+def check_image_size(name: str, shape: Sequence[int], side: int) -> Sequence[int]:
+    """Return the shape, after checking that the image is large enough for the model's pooling."""
     if len(shape) != 3:
-        raise LabError(f"--model {name} needs images, the data's have the shape {tuple(shape)}: try --model mlp")
+        raise LabError(f"--model {name} needs images, but the data has shape {tuple(shape)}: try --model mlp")
     if min(shape[1:]) < side:
-        raise LabError(f"--model {name} needs images of at least {side}x{side}, the data's are {shape[1]}x{shape[2]}: try --model mlp")
+        raise LabError(f"--model {name} needs images of at least {side}x{side}, but the data's are {shape[1]}x{shape[2]}: try --model mlp")
     return shape

@@ -1,4 +1,4 @@
-"""The optimizers of other packages that promise to need no learning rate, with the defaults and the companions that those advise."""
+"""The tuning-free optimizers of other packages, set up with the defaults and companions that their authors advise."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,8 +10,8 @@ from torch import nn
 
 from ..errors import LabError
 
-#: By the name of their class: how tables name them, and their package. DoWG is the scalar one, as its paper's: the package's other never
-#: leaves its first step size.
+#: By class name: the name in tables, and the package. DoWG is the scalar version, as in its paper: the package's other version never
+#: leaves its initial step size.
 PEERS = {
     "Prodigy": ("Prodigy", "prodigyopt"),
     "DAdaptAdam": ("D-Adaptation Adam", "dadaptation"),
@@ -24,8 +24,8 @@ PEERS = {
     "ScalarDoWG": ("DoWG", "dowg"),
 }
 
-#: The names under which comparisons, and versions before 0.2, store runs of them.
-STORED = {
+#: Their classes by the names that comparisons, and versions before 0.2, use in stored runs.
+PEER_CLASSES = {
     "prodigy": "Prodigy",
     "dadapt-adam": "DAdaptAdam",
     "dadapt-sgd": "DAdaptSGD",
@@ -37,23 +37,23 @@ STORED = {
     "dowg": "ScalarDoWG",
 }
 
-#: Those whose step is made from the loss too.
+#: Those whose step needs the loss.
 NEED_LOSS = ("MomoAdam", "ScalarDoWG")
 
 
 def check_peer(name: str) -> None:
-    """Raise LabError where the peer's package is missing."""
+    """Raise LabError if the peer's package is missing."""
     if find_spec(PEERS[name][1]) is None:
         raise LabError(f"--optimizer {name} needs the package {PEERS[name][1]}: pip install 'hypergradient[peers]'")
 
 
 def make_peer(name: str, model: nn.Module, options: Mapping[str, Any], groups: list[dict[str, Any]] | None = None) -> torch.optim.Optimizer:
-    """The peer over the model's parameters.
+    """Build a peer over the model's parameters.
 
     Args:
         name: one of PEERS.
-        model: DoG averages the whole of it.
-        options: of its class. Mechanic goes around torch's AdamW, with lr=1 where none is given, as its authors advise.
+        model: the model (DoG averages all of it).
+        options: keyword arguments of its class. Mechanic wraps torch's AdamW, by default with lr=1, as its authors advise.
         groups: param groups; None for all parameters.
 
     Raises:
@@ -73,7 +73,7 @@ def make_peer(name: str, model: nn.Module, options: Mapping[str, Any], groups: l
 
 
 def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, needs_loss: bool) -> None:
-    """A step of an optimizer whose gradients are there, by the loss too where it needs that."""
+    """Take a step after ``backward()``, passing the loss to optimizers that need it."""
     if needs_loss:
         optimizer.step(lambda: loss)  # type: ignore[arg-type, return-value]
     else:
@@ -81,7 +81,7 @@ def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, needs_loss: 
 
 
 def averaged_dog(module: Any, model: nn.Module, params: Any, options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """DoG with the average of its package, without which it "must" not be used, behind the eval() and train() of Schedule-Free."""
+    """DoG with its package's averaging, which its authors require, behind eval() and train() as in Schedule-Free."""
 
     class AveragedDoG(module.DoG):  # type: ignore[misc]
         def __init__(self) -> None:

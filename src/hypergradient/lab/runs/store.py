@@ -1,9 +1,9 @@
-"""A run's folder: config.json, history.parquet, epochs.parquet, checkpoint.pt and, when the run has ended, status.json.
+"""A run's folder: config.json, history.parquet, epochs.parquet, checkpoint.pt and, once the run has ended, status.json.
 
-An experiment's folder holds experiment.json, and its runs under runs/. Every file is written to the side and renamed into place, so a
-killed run leaves whole files; runs.jsonl of a comparison grows by lines, of which a kill tears the last at most. The histories are written
-before the checkpoint: what they hold beyond it is cut off on resuming, and computed again. The checkpoint carries its own digest, and it
-and status.json carry those of what lies beside them, so that no run goes on from, and no figure shows, what is not what was written.
+An experiment's folder contains experiment.json, and its runs under runs/. Every file is written to a temporary file and renamed into
+place, so a killed run leaves intact files; runs.jsonl of a comparison grows by lines, and a kill damages at most the last. Histories are
+written before the checkpoint: rows beyond it are cut off on resuming, and computed again. The checkpoint contains its own digest; it and
+status.json contain the digests of the other files, so that no run resumes from, and no figure shows, files that were altered.
 """
 
 import hashlib
@@ -43,18 +43,18 @@ EPOCHS = {
 }
 TABLES = {"history": ITERATIONS, "epochs": EPOCHS}
 
-#: What a run's folder holds, in the order in which it is removed: what is left of a run that was removed in part is no run that has ended.
+#: The files of a run, in the order of deletion: status.json goes first, so a partly deleted run never looks finished.
 FILES = ("status.json", "checkpoint.pt", "history.parquet", "epochs.parquet", "config.json")
 
 
 @dataclass
 class History:
-    """The columns of a run's two tables, as lists of one length each.
+    """The columns of a run's two tables, as lists of equal length.
 
-    iterations: iteration (from 1), epoch (from 1), minibatch loss before the step, α and h of the step (h is null where the learning
-    rate is not adapted); signal, noise and horizon are what the tuning-free rule sees (see ``summary()``); β and the other
-    hyperparameters of the step, each null where it does not move.
-    epochs: means of loss and α over the epoch, then validation loss and accuracy after it.
+    iterations: iteration (from 1), epoch (from 1), minibatch loss before the step, α and h of the step (h is null if the learning
+    rate is not adapted); signal, noise and horizon of the tuning-free rule (see ``summary()``); β and the other hyperparameters of
+    the step, each null if it is not adapted.
+    epochs: mean loss and α over the epoch, validation loss and accuracy after it.
     """
 
     iterations: dict[str, list] = field(default_factory=lambda: {name: [] for name in ITERATIONS})
@@ -65,19 +65,19 @@ DEFAULTS = {field.name: field.default for field in fields(Config)}
 
 
 class Folder:
-    """Where a run lies, or an experiment."""
+    """The folder of a run or of an experiment."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def start(self, config: Config, *, resume: bool) -> None:
-        """Claim the folder for a run; one that had ended, and now goes on for more epochs, has not ended any more.
+        """Prepare the folder for a run. A finished run that is resumed for more epochs counts as unfinished again.
 
         Raises:
-            LabError: it holds a run already and ``resume`` is not asked for, or a run with other options, or cannot be written.
+            LabError: it contains a run and ``resume`` is False, or a run with other options, or cannot be written.
         """
         self.check(config, resume=resume)
-        files.tidy(self.path)
+        files.remove_partial_files(self.path)
         files.remove(self.path / "status.json")
         found = self.read_json("config.json")
         if found is None:
@@ -86,48 +86,48 @@ class Folder:
             self.write_json("config.json", {**found, "config": {**found["config"], "epochs": config.epochs}})
 
     def check(self, config: Config, *, resume: bool) -> None:
-        """Raise LabError where ``start`` would, but for a folder that cannot be written."""
+        """Raise LabError if ``start`` would, except for a folder that cannot be written."""
         about = self.read_json("config.json")
         if about is None:
             return
         refuse_old(self.path, about)
         if not resume:
-            raise LabError(f"{self.path} holds a run already: add --resume to go on with it, or choose another --output")
+            raise LabError(f"{self.path} already contains a run: add --resume to continue it, or choose another --output")
         found, mine = options_of(self.path / "config.json", about), config.as_dict()
-        passed = {"epochs"}
-        if found["data_digest"]:  # which says what the data are, wherever they lie, once they have been loaded
-            passed.add("data")
-        passed |= {name for name in ("data_digest", "source_digest") if not mine[name]}
-        told = {"data_digest": "other data", "source_digest": "another source of its model"}
+        ignored = {"epochs"}
+        if found["data_digest"]:  # identifies the data once it is loaded, whatever its path
+            ignored.add("data")
+        ignored |= {name for name in ("data_digest", "source_digest") if not mine[name]}
+        descriptions = {"data_digest": "other data", "source_digest": "another source code of its model"}
         other = [
-            told.get(name) or f"--{name.replace('_', '-')} {shortened(str(found[name]))}"
+            descriptions.get(name) or f"--{name.replace('_', '-')} {shortened(str(found[name]))}"
             for name in mine
-            if name not in passed and found[name] != mine[name]
+            if name not in ignored and found[name] != mine[name]
         ]
         if other:
-            raise LabError(f"{self.path} holds a run with {', '.join(other)}: give the same options to resume it, or another --output")
+            raise LabError(f"{self.path} contains a run with {', '.join(other)}: give the same options to resume it, or another --output")
 
     def config(self) -> dict[str, Any] | None:
-        """The options of the run that the folder holds; None where it holds none."""
+        """The options of the run in the folder; None if there is none."""
         found = self.read_json("config.json")
         return None if found is None else options_of(self.path / "config.json", found)
 
     def summary(self) -> dict[str, Any] | None:
-        """How the run ended; None for one that has not."""
+        """The results of the run; None if it has not ended."""
         return summary_of(self.read_json("status.json"))
 
     def clear(self) -> None:
-        """Remove a run's files, and nothing else, from the folder."""
+        """Delete a run's files from the folder, and nothing else."""
         for name in FILES:
             files.remove(self.path / name)
 
     def save(self, history: History, checkpoint: Mapping[str, Any], summary: Mapping[str, Any] | None = None) -> None:
-        """Write the histories, then the checkpoint that belongs to them, then how the run ended.
+        """Write the histories, then the checkpoint, then the results.
 
         Args:
-            history: up to now.
-            checkpoint: what the run goes on from, after so many rows of the history; empty for one that never does.
-            summary: None for a run that has not ended.
+            history: the history so far.
+            checkpoint: the state to resume from, with the number of history rows; empty for a run that cannot resume.
+            summary: the results; None for an unfinished run.
         """
         digests = {"config": self._config_digest()}
         for (name, schema), columns in zip(TABLES.items(), (history.iterations, history.epochs), strict=True):
@@ -142,10 +142,10 @@ class Folder:
             self.write_json("status.json", {"format": FORMAT, **summary, "digests": digests})
 
     def load(self) -> tuple[History, dict[str, Any]] | None:
-        """The last checkpoint and the history up to it; None where the run was stopped before the first.
+        """The last checkpoint and the history up to it; None if there is no checkpoint yet.
 
         Raises:
-            LabError: they are damaged, or do not belong together.
+            LabError: they are damaged, or do not match.
         """
         checkpoint = self.read_torch("checkpoint.pt")
         if checkpoint is None:
@@ -158,45 +158,45 @@ class Folder:
             ) from None
 
     def history(self) -> History:
-        """The history that was written; columns that earlier versions had not are null.
+        """The stored history; columns unknown to earlier versions are null.
 
         Raises:
-            LabError: it cannot be read, or is not the one that the run ended with.
+            LabError: it cannot be read, or does not match the digest in status.json.
         """
         ended = self.read_json("status.json") or {}
         try:
             return self._history(ended.get("digests", {}))
         except Exception as error:
-            raise LabError(f"{self.path} cannot be read ({first_line(error)}): remove it, and run it again") from None
+            raise LabError(f"{self.path} cannot be read ({first_line(error)}): remove it and run it again") from None
 
     def _history(self, digests: Mapping[str, str], rows: Sequence[int | None] = (None, None)) -> History:
-        """The first so many rows of the two tables, held against their digests."""
+        """The first ``rows`` rows of the two tables, checked against their digests."""
         if digests and digests["config"] != self._config_digest():
-            raise ValueError("config.json is not the one it began with")
+            raise ValueError("config.json has changed since the run started")
         found = []
         for (name, schema), n in zip(TABLES.items(), rows, strict=True):
             with pq.ParquetFile(self.path / f"{name}.parquet") as parquet:
                 table = parquet.read().slice(0, n)
             if digests and digests[name] != digest(table):
-                raise ValueError(f"{name}.parquet is not what was written")
+                raise ValueError(f"{name}.parquet does not match its digest")
             empty = [None] * len(table)
             found.append({column: table[column].to_pylist() if column in table.column_names else empty[:] for column in schema})
         return History(*found)
 
     def _config_digest(self) -> str:
-        """Of what cannot change in config.json while a run goes on."""
+        """Digest of the options in config.json that cannot change while a run continues."""
         options = {name: value for name, value in (self.config() or {}).items() if name != "epochs" and value != DEFAULTS.get(name)}
         return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
     def check_experiment(self) -> None:
-        """Raise LabError where another version of hypergradient wrote the folder."""
+        """Raise LabError if an earlier version wrote the folder."""
         refuse_old(self.path, self.read_json("experiment.json") or {"format": FORMAT})
 
     def start_experiment(self, name: str, configs: Sequence[Config]) -> list[Path]:
-        """Write experiment.json: what the runs under this folder are, the command, the versions and the machine.
+        """Write experiment.json: the configurations of the runs in this folder, the command, versions and machine.
 
         Returns:
-            The figures, tables and pages that are there, made by the same versions for the same runs; none where one is missing.
+            The existing figures, tables and reports, if the same versions made them for the same runs; nothing if one is missing.
 
         Raises:
             LabError: another version of hypergradient wrote the folder, or it cannot be written.
@@ -210,7 +210,7 @@ class Folder:
         return files if all(file.is_file() for file in files) else []
 
     def end_experiment(self, files: Sequence[Path]) -> None:
-        """Add to experiment.json which files were made of the runs."""
+        """Record in experiment.json the files that were written."""
         about = self.read_json("experiment.json") or {}
         self._write_experiment(about | {"files": [file.name for file in files]})
 
@@ -246,7 +246,7 @@ class Folder:
 
 
 def digest(table: pa.Table) -> str:
-    """Of the values of a table, whatever file they lie in."""
+    """Digest of a table's values, independent of the file's encoding."""
     found = hashlib.sha256()
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -259,29 +259,29 @@ def digest(table: pa.Table) -> str:
 
 
 def options_of(file: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in what a config.json holds, as this version names them.
+    """The options in the content of a config.json, converted to this version's names.
 
     Raises:
-        LabError: there are none.
+        LabError: it contains none.
     """
     options = about.get("config")
     if not isinstance(options, dict):
-        raise LabError(f"{file} holds no configuration: choose another --output")
+        raise LabError(f"{file} contains no configuration: choose another --output")
     if about.get("format", 1) == 1:
-        from .old import modern
+        from .legacy import upgraded
 
-        return DEFAULTS | modern(options)
+        return DEFAULTS | upgraded(options)
     return DEFAULTS | options
 
 
 def refuse_old(path: Path, about: Mapping[str, Any]) -> None:
-    """Raise LabError where an earlier version wrote a folder's config.json or experiment.json."""
+    """Raise LabError if an earlier version wrote a folder's config.json or experiment.json."""
     if (written := about.get("format", 1)) < FORMAT:
         raise LabError(
-            f"{path} was written by an earlier version (format {written}): hypergradient report reads it; choose another --output"
+            f"{path} was written by an earlier version (format {written}): hypergradient report can still read it; choose another --output"
         )
 
 
 def summary_of(status: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """How a run ended, in what a status.json holds."""
+    """The results in the content of a status.json."""
     return None if status is None else {name: value for name, value in status.items() if name not in ("format", "digests")}

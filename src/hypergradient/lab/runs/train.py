@@ -1,4 +1,4 @@
-"""The training loop of the experiments: one run, its history, and how it is stopped and resumed."""
+"""The training loop of a single run: its history, stopping and resuming."""
 
 import math
 import threading
@@ -19,13 +19,13 @@ from .config import Config
 from .data import Data
 from .engine import (
     CHECKPOINT_EVERY,
-    Save,
-    Saved,
+    SaveRequest,
+    Snapshot,
     StoppedError,
     Summary,
-    ending,
+    adapts_beta,
+    end_status,
     loss_of,
-    moves_beta,
     shuffled,
     split,
     steps_of,
@@ -36,11 +36,11 @@ from .models import model_for
 from .peers import NEED_LOSS, PEERS, take_step
 from .store import Folder, History
 
-#: Batches that batch norm's statistics are made of, for an average.
-REFRESH = 50
+#: Number of batches from which batch norm's statistics are recomputed for an average.
+BATCH_NORM_BATCHES = 50
 
 Watch = Callable[[int, int, float, float], None]
-"""Called after each iteration with iteration, number of iterations, loss, α."""
+"""Called after each iteration with iteration, total iterations, loss and α."""
 
 
 def train(
@@ -50,30 +50,30 @@ def train(
     *,
     resume: bool = False,
     every: float = CHECKPOINT_EVERY,
-    log: Callable[[Saved], None] | None = None,
+    log: Callable[[Snapshot], None] | None = None,
     watch: Watch | None = None,
 ) -> tuple[Summary, History]:
-    """Run ``config`` on ``data``, with its history in ``folder``.
+    """Train ``config`` on ``data``, with its history in ``folder``.
 
     Args:
         config: the run.
-        data: what ``config.data`` names, on ``config.device``.
-        folder: where the run lies.
-        resume: go on from the folder's checkpoint, bit for bit as if the run had never been stopped.
-        every: seconds between checkpoints within an epoch; each epoch ends with one.
-        log: is given what is written, too.
-        watch: follows the progress.
+        data: the loaded data set, on ``config.device``.
+        folder: the run's folder.
+        resume: resume from the folder's checkpoint; the result equals that of an uninterrupted run bit for bit.
+        every: seconds between checkpoints within an epoch; there is one at the end of each epoch.
+        log: called with each snapshot that is written.
+        watch: called after each iteration.
 
     Raises:
-        LabError: the folder holds another run, or cannot be written.
-        StoppedError: Ctrl-C or SIGTERM; the run is saved.
+        LabError: the folder contains another run, or cannot be written.
+        StoppedError: after Ctrl-C or SIGTERM; the run is saved.
     """
     folder.check(config, resume=resume)
     run = Run(config, data, folder.load() if resume else None)
     folder.start(config, resume=resume)
     with stop_signals() as stopped:
         for save in run.go(stopped, every, watch):
-            if log:  # first: a run that has ended is not logged again
+            if log:  # before writing: a finished run is never logged again
                 log(save.runs[0])
             save.runs[0].write(folder)
     summary = save.runs[0].summary
@@ -82,12 +82,12 @@ def train(
 
 
 class Run:
-    """A model, its optimizer and how far they are: epochs finished, and batches of the one under way.
+    """A model with its optimizer and progress: finished epochs, and batches of the current one.
 
     Args:
         config: the run.
-        data: what ``config.data`` names, on ``config.device``.
-        saved: history and checkpoint to go on from; None begins.
+        data: the loaded data set, on ``config.device``.
+        saved: history and checkpoint to resume from; None starts from the beginning.
     """
 
     def __init__(self, config: Config, data: Data, saved: tuple[History, dict[str, Any]] | None = None) -> None:
@@ -104,14 +104,14 @@ class Run:
         self.batch = 0
         self.seconds = 0.0
         self.steps, self.best = 0, math.inf
-        if saved is not None and config.call.name not in PEERS:  # not all of those can be restored: their runs begin anew
+        if saved is not None and config.call.name not in PEERS:  # not all of these can be restored: their runs start over
             self.history, checkpoint = saved
             try:
                 self.model.load_state_dict(checkpoint["model"])
                 self.opt.load_state_dict(checkpoint["optimizer"])
                 self.epoch, self.batch, self.seconds = (checkpoint[name] for name in ("epoch", "batch", "seconds"))
-            except Exception as error:  # RuntimeError, KeyError, ValueError, and what a model of the user's raises
-                raise LabError(f"the checkpoint is not of such a run ({first_line(error)}): start anew with another --output") from None
+            except Exception as error:  # a custom model may raise anything
+                raise LabError(f"the checkpoint does not fit this run ({first_line(error)}): start over in another --output") from None
 
     @property
     def iteration(self) -> int:
@@ -121,11 +121,11 @@ class Run:
     def alpha(self) -> float:
         return float(self.opt.param_groups[0]["lr"])
 
-    def go(self, stopped: threading.Event, every: float, watch: Watch | None = None) -> Iterator[Save]:
-        """Train, and give what is to be written: every so many seconds, after each epoch, and at the end.
+    def go(self, stopped: threading.Event, every: float, watch: Watch | None = None) -> Iterator[SaveRequest]:
+        """Train, and yield what is to be written: every ``every`` seconds, after each epoch, and at the end.
 
         Raises:
-            StoppedError: ``stopped`` was set; the last that was given is the run as it then was.
+            StoppedError: ``stopped`` was set; the last item yielded holds the state at that point.
         """
         watch = watch or (lambda *_: None)
         epochs, size = self.config.epochs, self.config.batch_size
@@ -134,7 +134,7 @@ class Run:
         while self.epoch < epochs:
             order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
             while self.batch < self.batches:
-                if status := self.ended():  # here, so that a run which is resumed after its end does not go on
+                if status := self.ended():  # checked here so that resuming a finished run does not continue it
                     yield self.saved(status)
                     return
                 loss = self.step(order[self.batch * size : (self.batch + 1) * size])
@@ -152,36 +152,36 @@ class Run:
                 yield self.saved()
         yield self.saved(self.ended() or "finished")
 
-    def saved(self, status: str | None = None) -> Save:
+    def saved(self, status: str | None = None) -> SaveRequest:
         checkpoint = {name: getattr(self, name) for name in ("iteration", "epoch", "batch", "seconds")}
         if self.config.call.name not in PEERS:
             checkpoint |= {"model": self.model.state_dict(), "optimizer": self.opt.state_dict()}
         summary = None
         if status is not None:
             summary = summarise(self.config, self.history, status, self.alpha, self.seconds)
-        save = Save([Saved(self.config, self.history, checkpoint, summary)], None, self.steps, self.best)
+        save = SaveRequest([Snapshot(self.config, self.history, checkpoint, summary)], None, self.steps, self.best)
         self.steps = 0
         return save
 
     def ended(self) -> str | None:
-        """How the run has ended with the last iteration, None where it has not."""
+        """The status with which the run ended at the last iteration; None if it continues."""
         losses = self.history.iterations["loss"]
         if not losses:
             return None
-        lost = not math.isfinite(losses[-1]) or getattr(self.opt, "skipped", 0) > 0
-        averages = self.setup is not None and self.averages  # and goes back to its average, and on
-        return ending(self.config, len(losses), losses[-1], lost and not averages)
+        failed = not math.isfinite(losses[-1]) or getattr(self.opt, "skipped", 0) > 0
+        averages = self.setup is not None and self.averages  # the tuning-free rule returns to its average and continues
+        return end_status(self.config, len(losses), losses[-1], failed and not averages)
 
     def step(self, indices: Tensor) -> float:
-        """One minibatch; its loss before the step."""
+        """Train on one minibatch, record it, and return its loss before the step."""
         try:
-            value = self.move(indices)
+            value = self.update(indices)
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-            told = f"--model {self.config.model} with --optimizer {self.config.optimizer}"
-            raise LabError(f"{told}: iteration {self.iteration + 1} failed ({type(error).__name__}: {first_line(error)})") from error
+            description = f"--model {self.config.model} with --optimizer {self.config.optimizer}"
+            raise LabError(f"{description}: iteration {self.iteration + 1} failed ({type(error).__name__}: {first_line(error)})") from error
         self.batch += 1
         self.steps, self.best = self.steps + 1, min(self.best, value)
-        row = {"iteration": self.iteration + 1, "epoch": self.epoch + 1, "loss": value, "alpha": self.alpha, **self.moved()}
+        row = {"iteration": self.iteration + 1, "epoch": self.epoch + 1, "loss": value, "alpha": self.alpha, **self.adapted_values()}
         if self.setup:
             row["h"] = float(next(iter(self.opt.hypergradients), math.nan))
             if self.averages:
@@ -190,8 +190,8 @@ class Run:
             column.append(row.get(name))
         return value
 
-    def move(self, indices: Tensor) -> float:
-        """The step itself, of a minibatch of these images; its loss."""
+    def update(self, indices: Tensor) -> float:
+        """The optimizer's step on a minibatch; returns its loss."""
         if self.held_out:
             self.adapt(*self.held_out)
         self.opt.zero_grad()
@@ -204,9 +204,9 @@ class Run:
         return loss.item()
 
     def adapt(self, x: Tensor, y: Tensor) -> None:
-        """Let the hyperparameters follow the loss on a minibatch of images that are not trained on, with the step's own dropout and crops.
+        """Adapt the hyperparameters on the loss of a held-out minibatch, with the same dropout and crops as the step.
 
-        Statistics of batch norm stay those of what is trained on.
+        Batch norm's statistics stay those of the training data.
         """
         size = min(self.config.batch_size, len(y))
         turn, batch = divmod(self.iteration, len(y) // size)
@@ -214,19 +214,19 @@ class Run:
             self.held_order = turn, shuffled(len(y), self.config.seed, turn).to(self.config.device)
         indices = self.held_order[1][batch * size : (batch + 1) * size]
         seed_step(self.config, self.iteration)
-        with kept_buffers(self.model):
+        with restored_buffers(self.model):
             self.opt.adapt(loss_of(self.model(x[indices]), y[indices]))
 
-    def moved(self) -> dict[str, float]:
-        """The β and the other hyperparameters of the step, where they move."""
+    def adapted_values(self) -> dict[str, float]:
+        """The current β and other hyperparameters, if they are adapted."""
         if self.setup is None:
             return {}
         group = self.opt.param_groups[0]
-        found = {name: float(HYPERPARAMETERS[name].read(group)) for name in self.setup.adapted}
-        return found | ({"hypergrad_lr": group["hypergrad_lr"]} if moves_beta(self.setup.rule) else {})
+        found = {name: float(HYPERPARAMETERS[name].read(group)) for name in self.setup.other_rules}
+        return found | ({"hypergrad_lr": group["hypergrad_lr"]} if adapts_beta(self.setup.rule) else {})
 
     def end_epoch(self) -> None:
-        """Validate, and add the epoch's row."""
+        """Validate, and append the epoch's row."""
         batches = self.batches
         own = {name: self.history.iterations[name][-batches:] for name in ("loss", "alpha")}
         validate = self.config.threshold is None
@@ -243,7 +243,7 @@ class Run:
             column.append(row[name])
 
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float | None]:
-        """Loss and accuracy of the model in evaluation mode; of the average where the optimizer has one."""
+        """Loss and accuracy in evaluation mode, at the average if the optimizer has one."""
         if not self.averages:
             return evaluate(self.model, x, y)
         with self.averaged():
@@ -251,19 +251,19 @@ class Run:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The average in the model's parameters, with batch norm's statistics of it, from the first REFRESH batches of an epoch."""
-        with kept_buffers(self.model):
+        """Swap in the average, with batch norm's statistics recomputed from the first BATCH_NORM_BATCHES batches of an epoch."""
+        with restored_buffers(self.model):
             self.opt.eval()
             order = shuffled(len(self.data.train_y), self.config.seed, self.epoch).to(self.config.device)
             seed_step(self.config, self.iteration)
-            update_bn((self.data.batch(part)[0] for part in torch.split(order, self.config.batch_size)[:REFRESH]), self.model)
+            update_bn((self.data.batch(part)[0] for part in torch.split(order, self.config.batch_size)[:BATCH_NORM_BATCHES]), self.model)
             yield
             self.opt.train()
 
 
 @contextmanager
-def kept_buffers(model: torch.nn.Module) -> Iterator[None]:
-    """Give the model's buffers, such as the statistics of batch norm, back as they were."""
+def restored_buffers(model: torch.nn.Module) -> Iterator[None]:
+    """Restore the model's buffers, such as batch norm's statistics, on exit."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     yield
     with torch.no_grad():
@@ -272,17 +272,17 @@ def kept_buffers(model: torch.nn.Module) -> Iterator[None]:
 
 
 def seed_step(config: Config, iteration: int) -> None:
-    """Seed what is random in the model, dropout and crops, by seed and iteration, so that resuming needs no random state."""
+    """Seed dropout and crops by seed and iteration, so that resuming needs no random state."""
     seed = config.seed * 1_000_003 + iteration
     if config.device == "cpu":
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed, which asks for every kind of device, takes ten times as long
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device and takes ten times as long
     else:
         torch.manual_seed(seed)
 
 
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
-    """Mean loss and accuracy in evaluation mode; targets that are no labels have no accuracy."""
+    """Mean loss and accuracy in evaluation mode; None for the accuracy of real-valued targets."""
     model.eval()
     outputs = torch.cat([model(part) for part in torch.split(x, 1_000)])
     model.train()

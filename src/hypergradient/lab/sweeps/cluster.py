@@ -1,6 +1,6 @@
-"""Sweeps on a Ray cluster: each part is a task that gives back what is to be written; the process that started it alone writes.
+"""Sweeps on a Ray cluster: each part is a task that yields what is to be written; only the starting process writes.
 
-A task whose worker died is started again from what was last written of it.
+A task whose worker died is restarted from its last checkpoint.
 """
 
 import logging
@@ -19,33 +19,33 @@ from ray.exceptions import RayError, RayTaskError
 
 from ..errors import LabError, first_line
 from ..runs.data import Data
-from ..runs.engine import Save, StoppedError, flush_denormals, stop_signals
+from ..runs.engine import SaveRequest, StoppedError, flush_denormals, stop_signals
 from .work import Work
 
-#: How often a part may lose its worker without having given anything in between.
+#: How often a part may lose its worker without progress in between.
 DEATHS = 4
 
 
-def on_ray(
+def run_on_ray(
     plan: Callable[[int], list[Work]],
     load: Callable[[Work], Work],
     data: Data,
     address: str | None,
     stopped: Event,
     every: float,
-) -> Iterator[tuple[Work, Save]]:
-    """Do all of a plan, and give what is to be written as it comes.
+) -> Iterator[tuple[Work, SaveRequest]]:
+    """Execute a plan, and yield what is to be written as it arrives.
 
     Args:
-        plan: the parts, for a number of processes.
-        load: a part with what was saved of it.
-        data: for all of them, on any device.
-        address: of the cluster, or "auto" for the one that is found; None starts one on this machine.
-        stopped: ends it.
-        every: seconds between two writings of a part.
+        plan: returns the parts, given the number of processes.
+        load: returns a part with its saved state.
+        data: the data set of all parts, on any device.
+        address: address of the cluster, or "auto" to find one; None starts one on this machine.
+        stopped: stops the sweep when set.
+        every: seconds between two checkpoints of a part.
 
     Raises:
-        LabError: there is no such cluster, or a part lost its worker too often.
+        LabError: the cluster cannot be reached, or a part lost its worker too often.
         StoppedError: ``stopped`` was set.
     """
     connect(address)
@@ -53,54 +53,54 @@ def on_ray(
         device = str(data.train_x.device)
         needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(device.startswith("cuda")), "max_retries": 0}
         shared = ray.put({field.name: portable(getattr(data, field.name)) for field in fields(data)})
-        task = ray.remote(**needs)(work_on)
+        task = ray.remote(**needs)(run_part)
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         works = plan(int(max(1, resources.get("GPU" if needs["num_gpus"] else "CPU", 1))))
-        under_way: dict[Any, tuple[Work, int]] = {task.remote(load(work), shared, device, every): (work, 0) for work in works}
-        while under_way:
-            ready: list[Any] = ray.wait(list(under_way), timeout=0.2, fetch_local=False)[0]
+        running: dict[Any, tuple[Work, int]] = {task.remote(load(work), shared, device, every): (work, 0) for work in works}
+        while running:
+            ready: list[Any] = ray.wait(list(running), timeout=0.2, fetch_local=False)[0]
             if stopped.is_set():
                 raise StoppedError(0)
             for part in ready:
-                work, deaths = under_way.pop(part)
+                work, deaths = running.pop(part)
                 try:
-                    save: Save = ray.get(next(part))
+                    save: SaveRequest = ray.get(next(part))
                 except StopIteration:
                     continue
                 except RayTaskError as error:
                     raise error.cause if isinstance(error.cause, LabError) else error from None
                 except RayError as error:
                     if deaths + 1 == DEATHS:
-                        raise LabError(f"a Ray worker died {DEATHS} times at the same place ({first_line(error)})") from None
-                    under_way[task.remote(load(work), shared, device, every)] = (work, deaths + 1)
+                        raise LabError(f"a Ray worker died {DEATHS} times at the same point ({first_line(error)})") from None
+                    running[task.remote(load(work), shared, device, every)] = (work, deaths + 1)
                     continue
                 yield work, save
-                under_way[part] = (work, 0)
+                running[part] = (work, 0)
     finally:
         ray.shutdown()
 
 
 def connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default of Ray
     try:
-        if address and ":" in address:  # Ray itself waits for minutes where nothing listens
+        if address and ":" in address:  # Ray itself would wait for minutes if nothing listens
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
         options: dict[str, Any] = {} if address else {"include_dashboard": False}
         ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # ConnectionError, ValueError and more
-        mend = "leave --address out to start one here, or set RAY_AUTH_MODE=token where it has a token" if address else "try --engine auto"
-        raise LabError(f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): {mend}") from None
+        remedy = "leave out --address to start one here, or set RAY_AUTH_MODE=token if it uses a token" if address else "try --engine auto"
+        raise LabError(f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): {remedy}") from None
 
 
 def portable(value: Any) -> Any:
-    """A tensor as an array, which the processes of one machine share."""
+    """A tensor as an array, which processes on one machine can share."""
     return value.cpu().numpy() if isinstance(value, torch.Tensor) else value
 
 
-def work_on(work: Work, shared: dict[str, Any], device: str, every: float) -> Iterator[Save]:
-    """What a worker does."""
+def run_part(work: Work, shared: dict[str, Any], device: str, every: float) -> Iterator[SaveRequest]:
+    """The task of a worker: train one part."""
     flush_denormals()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -1,4 +1,4 @@
-"""Any grid over any option, from a TOML file: each key an option, each value one or a list; in the optimizer's calls too."""
+"""Grids over any options, from a TOML file: each key is an option, each value a single value or a list; lists in calls are axes too."""
 
 import itertools
 import math
@@ -10,21 +10,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import LabError, first_line, told
+from ..errors import LabError, first_line, validation_message
 from ..runs.calls import count, expand
 from ..runs.config import Config
 
 OPTIONS = tuple(field.name for field in fields(Config) if not field.name.endswith("_digest"))
 
-#: Runs up to which nobody is asked.
+#: Larger grids need --yes.
 MANY = 10_000
 
 
 def options_of(file: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The options that a TOML file gives, by their names; those that are given stand instead of the file's.
+    """The options in a TOML file, by name; ``given`` takes precedence.
 
     Raises:
-        LabError: the file is missing or no TOML, or a key is no option, or there twice.
+        LabError: the file is missing or not TOML, or a key is not an option, or is given twice.
     """
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -34,9 +34,9 @@ def options_of(file: Path, given: Mapping[str, Any] | None = None) -> dict[str, 
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in OPTIONS:
-            raise LabError(f"{file}: there is no option {key[:100]}; options are {', '.join(OPTIONS)}")
+            raise LabError(f"{file}: unknown option {key[:100]}; the options are {', '.join(OPTIONS)}")
         if name in options:
-            raise LabError(f"{file}: {name} is there twice, with - and with _: leave one out")
+            raise LabError(f"{file}: {name} is given twice, with - and with _: remove one")
         options[name] = value
     return options | dict(given or {})
 
@@ -46,23 +46,23 @@ def axes_of(file: Path, options: Mapping[str, Any]) -> dict[str, list[Any]]:
     axes = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
     for name, values in axes.items():
         if not values:
-            raise LabError(f"{file}: {name} has no values, so the grid is empty")
+            raise LabError(f"{file}: {name} is an empty list, so the grid is empty")
         for value in values:
             if isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise LabError(f"{file}: {name} takes numbers, texts, and lists of them, got {str(value)[:100]}")
+                raise LabError(f"{file}: {name} takes numbers, strings, and lists of them, got {str(value)[:100]}")
     return axes
 
 
 def size(axes: Mapping[str, Sequence[Any]]) -> int:
-    """How many runs a grid has at most: those that come twice are made once."""
+    """The number of runs in a grid, counting duplicates, which are run once."""
     return math.prod(sum(map(count, map(str, values))) if name == "optimizer" else len(values) for name, values in axes.items())
 
 
 def runs(file: Path, axes: Mapping[str, Sequence[Any]]) -> Iterator[Config]:
-    """The runs of a grid, each once: optimizer by optimizer, in the order of the product of the other axes.
+    """The runs of a grid without duplicates: optimizer by optimizer, in the order of the product of the other axes.
 
     Raises:
-        LabError: a value has the wrong type or range.
+        LabError: a value has the wrong type or is out of range.
     """
     others = {name: values for name, values in axes.items() if name != "optimizer"}
     seen = set[Config]()
@@ -72,7 +72,7 @@ def runs(file: Path, axes: Mapping[str, Sequence[Any]]) -> Iterator[Config]:
                 try:
                     config = Config(**dict(zip(others, values, strict=True)), optimizer=str(call))
                 except ValidationError as error:
-                    raise LabError(f"{file}: {told(error)}") from None
+                    raise LabError(f"{file}: {validation_message(error)}") from None
                 if config not in seen:
                     seen.add(config)
                     yield config

@@ -1,6 +1,6 @@
-"""What thousands of run folders hold, read fast: index.parquet beside them keeps their config.json and status.json.
+"""Reading thousands of run folders fast: index.parquet, next to them, caches their config.json and status.json.
 
-It stands for no folder: what it keeps of a file counts as long as the file has the same size and time, and without it all files are read.
+It is only a cache: an entry is valid while its file has the same size and time, and without the index all files are read.
 """
 
 import json
@@ -22,13 +22,13 @@ from ..runs.store import options_of, summary_of
 
 INDEX = "index.parquet"
 
-#: By folder: the times and sizes of its config.json and status.json, and what these hold.
-Known = dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]]
+#: By folder: times and sizes of its config.json and status.json, and their contents.
+Index = dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run as its folder holds it: what config.json says, the options in that as this version names them, how it ended, None where not."""
+    """A run's folder: the content of config.json, its options under this version's names, and the results, None if unfinished."""
 
     name: str
     path: Path
@@ -38,13 +38,13 @@ class Entry:
 
 
 def entries(root: Path) -> dict[str, Entry]:
-    """The runs in folders under ``root/runs`` and right under ``root``, by the names of the folders.
+    """The runs in the folders under ``root/runs`` and directly under ``root``, by folder name.
 
     Raises:
-        LabError: a file of theirs cannot be read, or another version of hypergradient wrote it.
+        LabError: one of their files cannot be read, or was written by a newer version.
     """
-    known, now, found = recall(root), {}, {}
-    for place in places(root):
+    known, now, found = read_index(root), {}, {}
+    for place in run_folders(root):
         path = root / place
         stamp = f"{stamp_of(f'{path}/config.json')}, {stamp_of(f'{path}/status.json')}"
         if stamp.startswith(","):
@@ -57,12 +57,12 @@ def entries(root: Path) -> dict[str, Entry]:
         found[path.name] = Entry(path.name, path, about, options_of(path, about), summary_of(status))
         now[place] = stamp, about, status
     if [*now.items()] != [*known.items()]:
-        keep(root, now)
+        write_index(root, now)
     return found
 
 
 def stamp_of(file: str) -> str:
-    """Time and size of a file; empty where there is none."""
+    """Time and size of a file; empty if it is missing."""
     try:
         stat = os.stat(file)  # noqa: PTH116 (half the time)
     except (FileNotFoundError, NotADirectoryError):
@@ -73,23 +73,23 @@ def stamp_of(file: str) -> str:
 
 
 def ended(entry: Entry | None, config: Config) -> dict[str, Any] | None:
-    """How the run of a configuration ended, by the entry of its name; None where it has not.
+    """The results of a configuration's run, from the entry of its name; None if it has not ended.
 
     Raises:
-        LabError: the folder of that name holds another run.
+        LabError: the folder of that name contains another run.
     """
     if entry is None:
         return None
     own = config.as_dict()
-    passed = {"data"} if config.data_digest else set()  # wherever they lie
-    other = [name for name in own if name not in passed and entry.config[name] != own[name]]
+    ignored = {"data"} if config.data_digest else set()  # the digest identifies it, whatever its path
+    other = [name for name in own if name not in ignored and entry.config[name] != own[name]]
     if other:
-        raise LabError(f"{entry.path} holds a run with other {', '.join(other)} than its name says: remove it to run it again")
+        raise LabError(f"{entry.path} contains a run whose {', '.join(other)} does not match its name: remove it to run it again")
     return entry.summary
 
 
-def places(root: Path) -> Iterator[str]:
-    """The folders that may hold runs, by name; those under runs/ come last, and so count where names are equal."""
+def run_folders(root: Path) -> Iterator[str]:
+    """The folders that may contain runs, by name; those under runs/ come last, and so win if names are equal."""
     for base in ("", "runs/"):
         try:
             with os.scandir(root / base) as inside:
@@ -100,19 +100,19 @@ def places(root: Path) -> Iterator[str]:
             raise LabError(f"{root / base} cannot be read ({first_line(error)}): choose another folder") from None
 
 
-def recall(root: Path) -> Known:
-    """What the index keeps; nothing where it is missing or damaged."""
+def read_index(root: Path) -> Index:
+    """The content of the index; empty if it is missing or damaged."""
     try:
         with pq.ParquetFile(root / INDEX, page_checksum_verification=True) as parquet:
             table = parquet.read()
         rows = zip(*(table[name].to_pylist() for name in ("folder", "stamp", "config", "status")), strict=True)
         return {folder: (stamp, dict(json.loads(config)), json.loads(status)) for folder, stamp, config, status in rows}
-    except Exception:  # of any kind, in a file that anything may have happened to
+    except Exception:  # a damaged file may raise anything
         return {}
 
 
-def keep(root: Path, known: Known) -> None:
-    """Write the index; where that cannot be, it is done without."""
+def write_index(root: Path, known: Index) -> None:
+    """Write the index, if possible."""
     stamps, *held = zip(*known.values(), strict=True) if known else ((), (), ())
     configs, statuses = ([json.dumps(value) for value in values] for values in held)
     table = pa.table({"folder": [*known], "stamp": stamps, "config": configs, "status": statuses})

@@ -1,7 +1,7 @@
-"""Many runs: a folder each under one root, by one of the engines. The process that calls ``sweep`` alone writes the store.
+"""Sweeps: many runs by one of the engines, each in its own folder under one root. Only the process that calls ``sweep`` writes.
 
-A run that is finished is never run again. An ensemble saves itself now and then, so that it goes on with the very runs it had: the
-results do not depend on where a sweep was stopped.
+A finished run is never run again. An ensemble saves checkpoints, from which it resumes with the same runs stacked: the results do not
+depend on where a sweep was stopped.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from ..errors import LabError, first_line
 from ..runs.config import Config
 from ..runs.data import Data
-from ..runs.engine import CHECKPOINT_EVERY, Save, Saved, Summary, split, stop_signals
+from ..runs.engine import CHECKPOINT_EVERY, SaveRequest, Snapshot, Summary, split, stop_signals
 from ..runs.ensemble import MODELS, shared, stackable
 from ..runs.models import check_model, model_for
 from ..runs.store import Folder
@@ -27,24 +27,24 @@ from .work import Work
 
 Engine = Literal["auto", "batched", "sequential", "ray"]
 
-#: Runs of one ensemble, and bytes of their parameters, at most: on a processor more of them leave its cache, and 36 networks of
-#: 784-1000-1000-10 take twice as long together as one after the other; elsewhere they fill its memory.
+#: The most runs in an ensemble, and bytes of their parameters. On a CPU larger ensembles exceed the cache: 36 networks of
+#: 784-1000-1000-10 take twice as long together as one after the other. On other devices the limit is memory.
 CHUNK, CPU_BYTES, DEVICE_BYTES = 64, 2**23, 2**30
 
 Watch = Callable[[int, float, float], None]
-"""Called now and then: runs that have ended, iterations a second of all together, lowest loss of a minibatch (infinite where unknown)."""
+"""Called regularly with finished runs, iterations per second in total, and the lowest minibatch loss (infinite if unknown)."""
 
 
 class Store:
-    """Runs under ``root``: what has ended, what can be gone on with, what is written."""
+    """The runs under ``root``: finished ones, saved states, and writing."""
 
-    def __init__(self, root: Path, ended: Mapping[str, Summary], log: Callable[[Saved], None] | None = None) -> None:
+    def __init__(self, root: Path, ended: Mapping[str, Summary], log: Callable[[Snapshot], None] | None = None) -> None:
         self.root, self.log = root, log
         self.unfinished = Folder(root / "unfinished")
         self.ended = dict(ended)
 
     def load(self, work: Work) -> Work:
-        """The same work with what was saved of it."""
+        """The same work, with its saved state."""
         if not work.stacked:
             return replace(work, saved=folder_of(self.root, work.configs[0]).load())
         state = self.unfinished.read_torch(f"{work.name}.pt")
@@ -52,13 +52,13 @@ class Store:
             return work
         return replace(work, configs=tuple(Config(**options) for options in state["configs"]), saved=state)
 
-    def write(self, work: Work, save: Save) -> None:
-        """Write the runs, then the state of the others, from which the next start goes on."""
+    def write(self, work: Work, save: SaveRequest) -> None:
+        """Write the given runs, then the state from which the others resume."""
         for saved in save.runs:
             if saved.config.name not in self.ended:
                 folder = folder_of(self.root, saved.config)
                 folder.start(saved.config, resume=True)
-                if self.log:  # first: a run that has ended is not logged again
+                if self.log:  # before writing: a finished run is never logged again
                     self.log(saved)
                 saved.write(folder)
             if saved.summary is not None:
@@ -75,7 +75,7 @@ def folder_of(root: Path, config: Config) -> Folder:
 
 
 def ended(root: Path, configs: Iterable[Config]) -> dict[str, Summary]:
-    """How those of some runs have ended under a root that have, by their names."""
+    """The results of those of the runs that have ended under a root, by name."""
     there, found = entries(root), {}
     for config in configs:
         summary = summary_of(there.get(config.name), config)
@@ -94,55 +94,55 @@ def sweep(
     root: Path,
     engine: Engine = "auto",
     address: str | None = None,
-    log: Callable[[Saved], None] | None = None,
+    log: Callable[[Snapshot], None] | None = None,
     *,
     every: float = CHECKPOINT_EVERY,
     watch: Watch | None = None,
     known: Mapping[str, Summary] | None = None,
 ) -> list[Summary]:
-    """Run what is missing of ``configs`` under ``root``, and return the summaries of all.
+    """Run what is missing of ``configs`` under ``root``, and return all summaries.
 
     Args:
-        configs: the runs, all on ``data``.
-        data: what their ``data`` names.
-        root: each run's folder is ``root/runs/NAME``, with the name that its configuration gives it.
-        engine: ``batched`` trains runs that differ only in numbers as one program; ``sequential`` one after the other; ``auto`` is
-            batched where the model can be stacked and is small enough to gain by it; ``ray`` is auto spread over a cluster.
-        address: of the Ray cluster, or "auto" for the one that is found; None starts one on this machine.
-        log: is given each run that is written, too.
-        every: seconds between two writings of what is under way.
-        watch: follows the progress.
-        known: what ``ended`` says of them, where it has been asked.
+        configs: the runs' configurations, all on ``data``.
+        data: the loaded data set.
+        root: each run's folder is ``root/runs/NAME``, with the configuration's name.
+        engine: ``batched`` trains runs that differ only in hyperparameters as one program; ``sequential`` one after the other; ``auto``
+            is batched if the model can be stacked and is small enough to benefit; ``ray`` is auto, distributed over a cluster.
+        address: address of the Ray cluster, or "auto" to find one; None starts one on this machine.
+        log: called with each snapshot that is written.
+        every: seconds between two checkpoints of unfinished runs.
+        watch: called with the progress.
+        known: the result of ``ended``, if already computed.
 
     Raises:
-        LabError: no runs, an unknown engine, a model that cannot be stacked, no Ray, or a root that cannot be written.
-        StoppedError: Ctrl-C or SIGTERM; what was done is saved.
+        LabError: no runs, an unknown engine, a model that cannot be stacked, Ray is missing, or the root cannot be written.
+        StoppedError: after Ctrl-C or SIGTERM; all progress is saved.
     """
     check(configs, data, engine, address)
     store, names = Store(root, ended(root, configs) if known is None else known, log), {config.name for config in configs}
     steps, best, begun = 0, math.inf, time.monotonic()
 
-    def told() -> None:
+    def report_progress() -> None:
         if watch:
             watch(len(names & store.ended.keys()), steps / (time.monotonic() - begun), best)
 
-    told()
+    report_progress()
     with stop_signals() as stopped:
-        for work, save in saves(configs, data, store, engine, address, stopped, every):
+        for work, save in results_of_parts(configs, data, store, engine, address, stopped, every):
             store.write(work, save)
             steps, best = steps + save.steps, min(best, save.best)
-            told()
+            report_progress()
     return [store.ended[config.name] for config in configs]
 
 
-def saves(
+def results_of_parts(
     configs: Sequence[Config], data: Data, store: Store, engine: Engine, address: str | None, stopped: Event, every: float
-) -> Iterator[tuple[Work, Save]]:
-    """What is to be written, of all parts of a sweep, as it comes."""
+) -> Iterator[tuple[Work, SaveRequest]]:
+    """Train all parts of a sweep, and yield what is to be written as it arrives."""
     if engine == "ray":
-        from .cluster import on_ray
+        from .cluster import run_on_ray
 
-        yield from on_ray(lambda slots: plan(configs, data, store.ended, engine, slots), store.load, data, address, stopped, every)
+        yield from run_on_ray(lambda slots: plan(configs, data, store.ended, engine, slots), store.load, data, address, stopped, every)
     else:
         for work in plan(configs, data, store.ended, engine):
             for save in store.load(work).go(data, stopped, every):
@@ -150,7 +150,7 @@ def saves(
 
 
 def check(configs: Sequence[Config], data: Data, engine: Engine, address: str | None = None) -> None:
-    """Raise LabError where a sweep could not begin: what ``check_engine`` finds, no runs, a model that cannot be made or stacked."""
+    """Raise LabError if a sweep cannot start: a wrong engine, no runs, or a model that cannot be built or stacked."""
     check_engine(engine, address)
     if not configs:
         raise LabError("the grid is empty: give at least one value for each option")
@@ -159,8 +159,8 @@ def check(configs: Sequence[Config], data: Data, engine: Engine, address: str | 
     }.values():
         if engine == "batched" and not stackable(config, data):
             raise LabError(
-                f"--engine batched takes the models {', '.join(MODELS)} on labels, and the paper's optimizers with the additive or the "
-                f"multiplicative rule, got {config.model} with {config.optimizer}: use --engine auto"
+                f"--engine batched needs a model of {', '.join(MODELS)} on labels, and the paper's optimizers with the additive or the "
+                f"multiplicative rule; got {config.model} with {config.optimizer}: use --engine auto"
             )
         split(config, data)
     for config in {(config.model, config.hidden): config for config in configs}.values():
@@ -168,24 +168,24 @@ def check(configs: Sequence[Config], data: Data, engine: Engine, address: str | 
 
 
 def check_engine(engine: Engine, address: str | None = None) -> None:
-    """Raise LabError where an engine cannot be used so."""
+    """Raise LabError if an engine is unknown, not installed, or does not go with an address."""
     if engine not in get_args(Engine):
         raise LabError(f"--engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
     if engine == "ray" and find_spec("ray") is None:
         raise LabError("--engine ray needs Ray: pip install 'hypergradient[ray]', or use --engine auto")
     if engine != "ray" and address is not None:
-        raise LabError(f"--address has no meaning for --engine {engine}: leave it out, or add --engine ray")
+        raise LabError(f"--address is only for --engine ray, got --engine {engine}: leave it out, or add --engine ray")
 
 
 def plan(configs: Iterable[Config], data: Data, ended: Mapping[str, Summary], engine: Engine, slots: int = 1) -> list[Work]:
-    """What is missing of ``configs``, in parts for ``slots`` processes, each of which does one part at a time."""
-    alike: dict[Any, list[Config]] = {}
+    """What is missing of ``configs``, split into parts for ``slots`` processes."""
+    groups: dict[Any, list[Config]] = {}
     for config in {config.name: config for config in configs}.values():
-        alike.setdefault((stackable(config, data), *shared(config)), []).append(config)
+        groups.setdefault((stackable(config, data), *shared(config)), []).append(config)
     works = []
-    for (stacks, *_), group in alike.items():
+    for (stacks, *_), group in groups.items():
         stacks = stacks and engine != "sequential"
-        size = min(math.ceil(len(group) / slots), largest(group[0], data)) if stacks else 1
+        size = min(math.ceil(len(group) / slots), max_stacked(group[0], data)) if stacks else 1
         stacked = stacks and (engine == "batched" or size > 1)
         for i in range(0, len(group), size):
             chunk = group[i : i + size]
@@ -196,8 +196,8 @@ def plan(configs: Iterable[Config], data: Data, ended: Mapping[str, Summary], en
     return works
 
 
-def largest(config: Config, data: Data) -> int:
-    """How many such runs one ensemble holds at most."""
+def max_stacked(config: Config, data: Data) -> int:
+    """The largest ensemble of such runs."""
     size = sum(p.numel() * p.element_size() for p in model_for(config, data).parameters())
-    room = CPU_BYTES if data.train_x.device.type == "cpu" else DEVICE_BYTES
-    return max(1, min(CHUNK, room // size))
+    limit = CPU_BYTES if data.train_x.device.type == "cpu" else DEVICE_BYTES
+    return max(1, min(CHUNK, limit // size))

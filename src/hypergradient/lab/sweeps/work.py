@@ -1,4 +1,4 @@
-"""What one process does at a time: a run, or runs that train as one program."""
+"""A unit of work for one process: a run, or several runs trained as one program."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from ..runs.chunk import Chunk
 from ..runs.config import Config
 from ..runs.data import Data
-from ..runs.engine import Save
+from ..runs.engine import SaveRequest
 from ..runs.train import Run
 
 
@@ -17,10 +17,10 @@ class Work:
     """A part of a sweep.
 
     Args:
-        name: of the file under ``unfinished``.
-        configs: one run, or those of an ensemble.
-        stacked: whether they train as one program.
-        saved: what they go on from; None begins.
+        name: name of its file under ``unfinished``.
+        configs: one configuration, or those of an ensemble.
+        stacked: whether they are trained as one program.
+        saved: the state to resume from; None starts from the beginning.
     """
 
     name: str
@@ -28,11 +28,11 @@ class Work:
     stacked: bool
     saved: Any = None
 
-    def go(self, data: Data, stopped: Event, every: float) -> Iterator[Save]:
-        """Train, and give what is to be written every so many seconds and at the end.
+    def go(self, data: Data, stopped: Event, every: float) -> Iterator[SaveRequest]:
+        """Train, and yield what is to be written: every ``every`` seconds and at the end.
 
         Raises:
-            StoppedError: ``stopped`` was set; the last that was given is the work as it then was.
+            StoppedError: ``stopped`` was set; the last item yielded holds the state at that point.
         """
         if self.stacked:
             return Chunk(self.configs, data, self.saved).go(stopped, every)

@@ -1,10 +1,10 @@
-"""What optimizers are compared on: workloads in families, split once into those that a rule may be made on and those that judge it."""
+"""The workloads on which optimizers are compared, in families, with a fixed split into development and held-out workloads."""
 
 from . import dense, fine_tuning, full_batch, games, ids, image, regimes, sequence, streams, tabular
 from .problem import Problem, Workload
 
-#: All of them, by family and name.
-ROOMS = {
+#: All workloads, by family and name.
+BY_FAMILY = {
     "image": image.WORKLOADS,
     "sequence": sequence.WORKLOADS,
     "dense": dense.WORKLOADS,
@@ -19,7 +19,7 @@ ROOMS = {
     "ids": ids.WORKLOADS,
     "games": games.WORKLOADS,
 }
-WORKLOADS: dict[str, Workload] = {name: workload for room in ROOMS.values() for name, workload in room.items()}
-FAMILIES = {family: [*room] for family, room in ROOMS.items()}
+WORKLOADS: dict[str, Workload] = {name: workload for workloads in BY_FAMILY.values() for name, workload in workloads.items()}
+FAMILIES = {family: [*workloads] for family, workloads in BY_FAMILY.items()}
 
 __all__ = ["FAMILIES", "WORKLOADS", "Problem", "Workload"]

@@ -1,4 +1,4 @@
-"""Many outputs at once: autoencoders, denoising and diffusion, whose losses draw noise."""
+"""Dense prediction: autoencoders, denoising and diffusion, with random noise in the loss."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -10,27 +10,27 @@ from torch.nn.functional import mse_loss
 
 from ..runs.data import Data
 from .image import halved, images
-from .problem import ADAM_SGD, ADAMW, Halves, Order, Problem, Workload, evaluation, fit, seeded
+from .problem import ADAM_SGD, ADAMW, Order, Problem, TrainValid, Workload, evaluation, fit, seeded
 
 Noisy = Callable[[Tensor, Generator], Tensor]
 
 
 def with_noise(model: nn.Module, loss: Noisy, sets: Sequence[Tensor], batch: int, seed: int) -> Problem:
-    """Minibatches of inputs alone, whose loss draws from a generator: in training the seed's, in evaluation always the same noise."""
+    """A problem on inputs without targets, whose loss draws noise: from the seed in training, always the same in evaluation."""
     train, valid = sets
     order, generator = Order(len(train), batch, seed), Generator().manual_seed(seed)
     evaluate = evaluation(model, lambda x: loss(x[:2000], Generator().manual_seed(0)), ((train,), (valid,)))
     return Problem(model, lambda i: loss(train[order(i)], generator), evaluate)
 
 
-def inked(sets: Halves) -> list[Tensor]:
-    """MNIST's images as vectors from 0, paper, to 1, ink."""
+def ink_vectors(sets: TrainValid) -> list[Tensor]:
+    """MNIST's images as vectors in [0, 1], with 0 for paper and 1 for ink."""
     return [(x - x.min()) / (x.max() - x.min()) for x in (x.flatten(1) for x, _ in sets)]
 
 
-def same(data: Data | None) -> Halves:
-    """Ink for ink."""
-    train, valid = inked(images(data))
+def ink_pairs(data: Data | None) -> TrainValid:
+    """MNIST's images as inputs and as targets."""
+    train, valid = ink_vectors(images(data))
     return (train, train), (valid, valid)
 
 
@@ -43,7 +43,7 @@ def network(*widths: int) -> nn.Sequential:
 
 
 def vae(seed: int, data: Data | None) -> Problem:
-    """MNIST by a variational autoencoder, 784-128-16-128-784: minus the bound of the log-likelihood of an image, in nats."""
+    """A variational autoencoder of MNIST, 784-128-16-128-784; the loss is the negative ELBO per image, in nats."""
     model = seeded(lambda: nn.ModuleList([network(784, 128, 32), network(16, 128, 784)]), seed)
     encoder, decoder = model.children()
 
@@ -54,11 +54,11 @@ def vae(seed: int, data: Data | None) -> Problem:
         total: Tensor = binary_cross_entropy(decoder(code), x, reduction="sum") + divergence
         return total / len(x)
 
-    return with_noise(model, loss, inked(images(data)), 64, seed)
+    return with_noise(model, loss, ink_vectors(images(data)), 64, seed)
 
 
 def diffusion(seed: int, data: Data | None) -> Problem:
-    """The noise in MNIST's images, halved to 14x14, told from image and time by 228-256-256-196; noise grows as a cosine falls."""
+    """Diffusion: a 228-256-256-196 network predicts the noise in MNIST's images at 14x14 from image and time; cosine noise schedule."""
     model = seeded(lambda: network(196 + 32, 256, 256, 196), seed)
     frequencies = torch.logspace(0, 2, 16)
 
@@ -69,11 +69,11 @@ def diffusion(seed: int, data: Data | None) -> Problem:
         noised = angle.cos() * x + angle.sin() * noise
         return mse_loss(model(torch.cat([noised, phases.sin(), phases.cos()], 1)), noise)
 
-    return with_noise(model, loss, [2 * x - 1 for x in inked(halved(data))], 128, seed)
+    return with_noise(model, loss, [2 * x - 1 for x in ink_vectors(halved(data))], 128, seed)
 
 
 def denoising(seed: int, data: Data | None) -> Problem:
-    """The noise, of deviation 0.5, to be taken from the middle 16x16 of CIFAR-10's images, by four convolutions of 12 channels."""
+    """Removing noise of standard deviation 0.5 from the central 16x16 of CIFAR-10's images, by four convolutions of 12 channels."""
 
     def make() -> nn.Module:
         between = [layer for _ in range(2) for layer in (nn.Conv2d(12, 12, 3, padding=1), nn.ReLU())]
@@ -90,9 +90,9 @@ def denoising(seed: int, data: Data | None) -> Problem:
 
 WORKLOADS = {
     "autoencoder": Workload(
-        "MNIST, autoencoder", 500, fit(lambda: network(784, 128, 32, 128, 784), same, 64, binary_cross_entropy), ADAM_SGD, data="mnist"
+        "MNIST, autoencoder", 500, fit(lambda: network(784, 128, 32, 128, 784), ink_pairs, 64, binary_cross_entropy), ADAM_SGD, data="mnist"
     ),
-    "vae": Workload("MNIST, variational autoencoder", 500, vae, judged=True, data="mnist"),
+    "vae": Workload("MNIST, variational autoencoder", 500, vae, held_out=True, data="mnist"),
     "diffusion": Workload("MNIST, diffusion", 600, diffusion, data="mnist"),
-    "denoising": Workload("CIFAR-10, denoising", 300, denoising, ADAMW, judged=True, data="cifar10"),
+    "denoising": Workload("CIFAR-10, denoising", 300, denoising, ADAMW, held_out=True, data="cifar10"),
 }

@@ -1,4 +1,4 @@
-"""Fine-tuning: from weights that were trained on something else, some of them frozen."""
+"""Fine-tuning of weights pretrained on another task, some of them frozen."""
 
 from copy import deepcopy
 from functools import cache, lru_cache, partial
@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from ..runs.data import Data, Split
 from ..runs.models import Transformer
 from .image import images
-from .problem import ADAMW, Halves, Problem, Workload, seeded, shipped, supervised
+from .problem import ADAMW, Problem, TrainValid, Workload, built_in, seeded, supervised
 from .sequence import next_character
 
 THAW = 200
@@ -19,13 +19,13 @@ LENGTH = 32
 
 
 def digits(n: int, fixed: int, thaw: bool, seed: int, data: Data | None) -> Problem:
-    """The digits from 5 to 9 of MNIST, for a network that knows the others, but for its last layer, which is new.
+    """MNIST's digits 5 to 9, for a network pretrained on the other digits, with a new last layer.
 
     Args:
-        n: of images for training.
-        fixed: the end of the layers that are frozen.
-        thaw: whether they are trained, too, from step THAW on.
-        seed: of weights and batches.
+        n: number of training images.
+        fixed: index of the first layer that is not frozen.
+        thaw: whether the frozen layers are trained too from step THAW on.
+        seed: seed of weights and minibatches.
         data: MNIST.
     """
     model = deepcopy(pretrained(seed, data))
@@ -41,7 +41,7 @@ def digits(n: int, fixed: int, thaw: bool, seed: int, data: Data | None) -> Prob
 
 
 def some_digits(half: Split, first: int) -> Split:
-    """Five digits from ``first`` on."""
+    """The images of five digits, starting at ``first``."""
     x, y = half
     chosen = (y >= first) & (y < first + 5)
     return x[chosen], y[chosen] - first
@@ -58,7 +58,7 @@ def pretrained(seed: int, data: Data | None) -> nn.Sequential:
 
 
 def lora(seed: int, _: Data | None) -> Problem:
-    """Low-rank adapters on all linear layers of a transformer that knows English, which is to write it backwards."""
+    """Low-rank adapters on all linear layers of a transformer pretrained on English, trained on reversed text."""
     model = deepcopy(pretrained_transformer(seed)).requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -70,7 +70,7 @@ def lora(seed: int, _: Data | None) -> Problem:
     (x, y), valid = text()
     half = len(x) // 2
     train, valid = ((y.flip(1), x.flip(1)) for x, y in ((x[half:], y[half:]), valid))
-    return supervised(model, next_character, (train, valid), 8, seed, seen=200)
+    return supervised(model, next_character, (train, valid), 8, seed, eval_size=200)
 
 
 @lru_cache(16)
@@ -92,13 +92,13 @@ def pretrain(problem: Problem, steps: int) -> None:
 
 
 @cache
-def text() -> Halves:
-    train, valid = ((x.reshape(-1, LENGTH), y.reshape(-1, LENGTH)) for x, y in shipped("text")(None))
+def text() -> TrainValid:
+    train, valid = ((x.reshape(-1, LENGTH), y.reshape(-1, LENGTH)) for x, y in built_in("text")(None))
     return train, valid
 
 
 class LowRank(nn.Module):
-    """Adds a matrix of rank 4, zero at first, to a weight."""
+    """Adds a matrix of rank 4, initially zero, to a weight."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class LowRank(nn.Module):
 
 
 WORKLOADS = {
-    "frozen": Workload("Frozen layers", 500, partial(digits, 300, 5, False), ADAMW, judged=True, data="mnist"),
+    "frozen": Workload("Frozen layers", 500, partial(digits, 300, 5, False), ADAMW, held_out=True, data="mnist"),
     "thawed": Workload("Layers thawed in mid-run", 500, partial(digits, 1000, -1, True), ADAMW, data="mnist", one_group=True),
     "lora": Workload("Low-rank adapters", 150, lora, ADAMW),
     "few-images": Workload("Few images", 400, partial(digits, 600, 0, False), ADAMW, data="mnist"),

@@ -1,4 +1,4 @@
-"""Games: what is learned from depends on what the model does."""
+"""Games: the training data depends on the model's actions."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from ..runs.data import Data
 from ..runs.models import mlp
-from .problem import Order, Problem, Workload, evaluation, seeded, shipped
+from .problem import Order, Problem, Workload, built_in, evaluation, seeded
 
 SIDE, DISCOUNT, EPISODE = 6, 0.9, 20
 GOAL = SIDE * SIDE - 1
@@ -16,7 +16,7 @@ EPSILON = 0.2
 
 
 def bandit(seed: int, _: Data | None) -> Problem:
-    """A contextual bandit with five arms by policy gradients; the losses are the policy's expected regret."""
+    """A contextual bandit with five arms, by policy gradients; losses are the policy's expected regret."""
     contexts = seeded(lambda: torch.randn(2, 2000, 10), 0)
     with torch.no_grad():
         rewards = 3 * seeded(lambda: nn.Sequential(nn.Linear(10, 50), nn.Tanh(), nn.Linear(50, 5)), 0)(contexts)
@@ -37,7 +37,7 @@ def bandit(seed: int, _: Data | None) -> Problem:
 
 
 def reinforce(seed: int, _: Data | None) -> Problem:
-    """Steps through a grid to a goal by REINFORCE with a learned baseline; the losses are the expected regret from two sets of cells."""
+    """A grid world with a goal, by REINFORCE with a learned baseline; losses are the expected regret from two sets of start cells."""
     chances, gain, best = grid()
     cells = torch.arange(GOAL + 1)
     seen = torch.cat([one_hot(cells // SIDE, SIDE), one_hot(cells % SIDE, SIDE)], 1).float()
@@ -75,8 +75,8 @@ def reinforce(seed: int, _: Data | None) -> Problem:
 
 
 def adversarial(seed: int, _: Data | None) -> Problem:
-    """Digits against the fast gradient sign method, in training and in evaluation."""
-    sets = shipped("digits")(None)
+    """Digits under the fast gradient sign attack, in training and in evaluation."""
+    sets = built_in("digits")(None)
     train_x, train_y = sets[0]
     model, order = seeded(lambda: mlp(64, 100, 10), seed), Order(len(train_y), 64, seed)
 
@@ -95,7 +95,7 @@ def adversarial(seed: int, _: Data | None) -> Problem:
 
 @cache
 def grid() -> tuple[Tensor, Tensor, Tensor]:
-    """The chances [cell, move, cell] of a step, one in five of them slips; the rewards [cell, move], 1 at the goal; the best values."""
+    """The grid world: transition probabilities [cell, move, cell] (one move in five slips), rewards [cell, move], optimal values."""
     cells = torch.arange(GOAL + 1)
     moves = torch.tensor([[-1, 0], [1, 0], [0, -1], [0, 1]])
     places = (torch.stack([cells // SIDE, cells % SIDE], 1)[:, None] + moves).clamp(0, SIDE - 1)
@@ -112,6 +112,6 @@ def grid() -> tuple[Tensor, Tensor, Tensor]:
 
 WORKLOADS = {
     "bandit": Workload("Contextual bandit", 1500, bandit),
-    "reinforce": Workload("Grid by REINFORCE", 500, reinforce, judged=True),
-    "adversarial": Workload("Adversarial training", 800, adversarial, judged=True),
+    "reinforce": Workload("Grid by REINFORCE", 500, reinforce, held_out=True),
+    "adversarial": Workload("Adversarial training", 800, adversarial, held_out=True),
 }

@@ -1,21 +1,21 @@
-"""Ids: embeddings of things of which few are seen often and many seldom, by Zipf's law."""
+"""Embeddings of ids whose frequencies follow Zipf's law: few are frequent, many are rare."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from ..runs.data import Data
-from .problem import Halves, Order, Problem, Workload, drawn, fit, mean_losses, parted, seeded
+from .problem import Order, Problem, TrainValid, Workload, fit, mean_losses, seeded, split_at, synthetic
 
 USERS, ITEMS, WORDS, NEGATIVES = 500, 300, 1000, 5
 
 
 class Factors(nn.Module):
-    """A rating by an inner product and biases of a user and an item."""
+    """Ratings by matrix factorisation: inner product and biases of user and item."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.user, self.item = small(USERS, 9), small(ITEMS, 9)
+        self.user, self.item = small_embedding(USERS, 9), small_embedding(ITEMS, 9)
 
     def forward(self, x: Tensor) -> Tensor:
         user, item = self.user(x[:, 0]), self.item(x[:, 1])
@@ -24,11 +24,11 @@ class Factors(nn.Module):
 
 
 class Pairs(nn.Module):
-    """Logits that a word stands beside others."""
+    """Logits for words to occur next to each other."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.word, self.other = small(WORDS, 16), small(WORDS, 16)
+        self.word, self.other = small_embedding(WORDS, 16), small_embedding(WORDS, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = (self.word(x[:, :1]) * self.other(x[:, 1:])).sum(2)
@@ -36,7 +36,7 @@ class Pairs(nn.Module):
 
 
 def skip_gram(seed: int, _: Data | None) -> Problem:
-    """Words that stand beside a word, told from five drawn by their frequency; the five are new in each step."""
+    """Skip-gram with five negative samples per pair, drawn by frequency, new in each step."""
     model = seeded(Pairs, seed)
     sets = words(None)
     x, y = sets[0]
@@ -50,7 +50,7 @@ def skip_gram(seed: int, _: Data | None) -> Problem:
     return Problem(model, loss, mean_losses(model, binary_cross_entropy_with_logits, sets))
 
 
-def small(n: int, width: int) -> nn.Embedding:
+def small_embedding(n: int, width: int) -> nn.Embedding:
     layer = nn.Embedding(n, width)
     nn.init.normal_(layer.weight, std=0.1)
     return layer
@@ -64,31 +64,31 @@ def negatives(n: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.multinomial(zipf(WORDS) ** 0.75, n * NEGATIVES, True, generator=generator).reshape(n, NEGATIVES)
 
 
-@drawn
-def ratings() -> Halves:
+@synthetic
+def ratings() -> TrainValid:
     """Ratings of items by users."""
     n = 22_000
     user, item = (torch.multinomial(zipf(k), n, True) for k in (USERS, ITEMS))
     of_user, of_item = (torch.randn(k, 5) for k in (USERS, ITEMS))
     liking = (of_user[user, :4] * of_item[item, :4]).sum(1) / 2 + of_user[user, 4] / 2 + of_item[item, 4] / 2
     x, y = torch.stack([user, item], 1), 3 + liking + 0.5 * torch.randn(n)
-    return parted(x, y, -2000)
+    return split_at(x, y, -2000)
 
 
-@drawn
-def words() -> Halves:
-    """Words, one that stands beside each, and five that need not; 1 and five times 0 are their targets."""
+@synthetic
+def words() -> TrainValid:
+    """Words, each with a neighbour (target 1) and five negative samples (target 0)."""
     meaning, place = (torch.randn(WORDS, 4) for _ in range(2))
     n = 32_000
     word = torch.multinomial(zipf(WORDS), n, True)
     chances = zipf(WORDS) * (meaning @ place.T).exp()
-    beside = torch.multinomial(chances[word], 1)
-    x = torch.cat([word[:, None], beside, negatives(n)], 1)
+    neighbour = torch.multinomial(chances[word], 1)
+    x = torch.cat([word[:, None], neighbour, negatives(n)], 1)
     y = torch.tensor([1.0] + NEGATIVES * [0.0]).expand(n, -1)
-    return parted(x, y, -2000)
+    return split_at(x, y, -2000)
 
 
 WORKLOADS = {
     "factorisation": Workload("Ratings", 1500, fit(Factors, ratings, 64, mse_loss)),
-    "skip-gram": Workload("Word vectors", 1500, skip_gram, judged=True),
+    "skip-gram": Workload("Word vectors", 1500, skip_gram, held_out=True),
 }

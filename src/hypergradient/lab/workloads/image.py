@@ -1,4 +1,4 @@
-"""Images: networks, convolutions, residual networks with group and batch norm."""
+"""Image classification: dense, convolutional and residual networks, with group and batch norm."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,27 +8,27 @@ from torch.nn.functional import avg_pool2d
 
 from ..runs.data import Data
 from ..runs.models import mlp
-from .problem import ADAM_SGD, ADAMW_SGD, Halves, Workload, fit, shipped
+from .problem import ADAM_SGD, ADAMW_SGD, TrainValid, Workload, built_in, fit
 
 
-def images(data: Data | None, n: int = 20_000) -> Halves:
-    """n training and 2,000 validation images and their labels."""
+def images(data: Data | None, n: int = 20_000) -> TrainValid:
+    """The first n training and 2,000 validation images, with labels."""
     assert data is not None
     return (data.train_x[:n], data.train_y[:n]), (data.valid_x[:2000], data.valid_y[:2000])
 
 
-def halved(data: Data | None, n: int = 20_000) -> Halves:
-    """The same, of half their height and width."""
+def halved(data: Data | None, n: int = 20_000) -> TrainValid:
+    """The same at half the height and width."""
     (x, y), (valid_x, valid_y) = images(data, n)
     return (avg_pool2d(x, 2), y), (avg_pool2d(valid_x, 2), valid_y)
 
 
 def convolutions(channels: tuple[int, ...], side: int, hidden: int) -> Callable[[], nn.Module]:
-    """What makes 3x3 convolutions, each with ReLU and 2x2 max pooling, then a hidden layer, to 10 classes.
+    """A function that builds 3x3 convolutions, each with ReLU and 2x2 max pooling, then a hidden layer, for 10 classes.
 
     Args:
-        channels: of the images, then of each convolution.
-        side: of the images.
+        channels: channels of the images, then of each convolution.
+        side: side length of the images.
         hidden: width of the hidden layer.
     """
     flat = channels[-1] * (side // 2 ** (len(channels) - 1)) ** 2
@@ -43,7 +43,7 @@ def convolutions(channels: tuple[int, ...], side: int, hidden: int) -> Callable[
 
 
 class PostNorm(nn.Module):
-    """A residual block as He et al. first drew it: norms after convolutions, ReLU after the sum."""
+    """A post-activation residual block (He et al. 2015): norms after convolutions, ReLU after the sum."""
 
     def __init__(self, before: int, after: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class PostNorm(nn.Module):
 
 
 class PreNorm(nn.Module):
-    """A residual block of He et al.'s second kind: batch norm and ReLU before convolutions, nothing after the sum."""
+    """A pre-activation residual block (He et al. 2016): batch norm and ReLU before convolutions, nothing after the sum."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -93,14 +93,14 @@ def batch_norm() -> nn.Module:
     return nn.Sequential(stem, *blocks, nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 
-#: CIFAR-10 is halved to 16x16.
+#: CIFAR-10 is downsampled to 16x16 throughout.
 WORKLOADS = {
-    "digits": Workload("Digits, network", 330, fit(lambda: mlp(64, 100, 10), shipped("digits"), 64), ADAM_SGD),
-    "mnist": Workload("MNIST, network", 600, fit(lambda: mlp(784, 128, 10), images, 128), judged=True, data="mnist"),
+    "digits": Workload("Digits, network", 330, fit(lambda: mlp(64, 100, 10), built_in("digits"), 64), ADAM_SGD),
+    "mnist": Workload("MNIST, network", 600, fit(lambda: mlp(784, 128, 10), images, 128), held_out=True, data="mnist"),
     "cifar": Workload("CIFAR-10, network", 500, fit(lambda: mlp(768, 128, 10), halved, 128), ADAM_SGD, data="cifar10"),
     "resnet-gn": Workload("CIFAR-10, residual, group norm", 300, fit(group_norm, halved, 32), ADAMW_SGD, data="cifar10"),
     "resnet-bn": Workload(
-        "CIFAR-10, residual, batch norm", 200, fit(batch_norm, halved, 64, norm=True), ADAMW_SGD, judged=True, data="cifar10"
+        "CIFAR-10, residual, batch norm", 200, fit(batch_norm, halved, 64, norm=True), ADAMW_SGD, held_out=True, data="cifar10"
     ),
-    "cnn": Workload("CIFAR-10, convolutions", 400, fit(convolutions((3, 16, 32, 32), 16, 64), halved, 32), judged=True, data="cifar10"),
+    "cnn": Workload("CIFAR-10, convolutions", 400, fit(convolutions((3, 16, 32, 32), 16, 64), halved, 32), held_out=True, data="cifar10"),
 }

@@ -1,4 +1,4 @@
-"""What a workload is: a model, what it is trained on, and how it is judged; whichever optimizer trains it."""
+"""The definition of a workload: model, data and evaluation, independent of the optimizer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,27 +14,25 @@ from ..runs.data import Data, Split, load
 T = TypeVar("T")
 Losses = tuple[float, float]
 
-#: Bases, where they are others than Adam alone.
+#: The base optimizers of workloads that have others than just Adam.
 ADAMW, SGD, ADAM_SGD, ADAMW_SGD = ("adamw",), ("sgdn",), ("adam", "sgdn"), ("adamw", "sgdn")
 
-#: What is trained on, and what validates; of the data of a workload, where it has some.
-Halves = tuple[Split, Split]
-Sets = Callable[[Data | None], Halves]
+#: The training and the validation set; and a function that makes them, from the workload's data if it needs files.
+TrainValid = tuple[Split, Split]
+Sets = Callable[[Data | None], TrainValid]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
 class Problem:
-    """One run's work, made from a seed: weights and batches are the same for every optimizer.
+    """A training problem made from a seed: initial weights and minibatches are the same for every optimizer.
 
     Args:
-        model: whose parameters are trained; those that do not require gradients at first may be thawed by ``before``.
-        loss: the loss of the minibatch of a step, counted from 0, to be minimised; draws what is random from torch's global generator, or
-            from its own.
-        evaluate: final training and validation loss, in evaluation mode, without gradients; the same numbers each time for the same
-            weights.
-        before: called before each step with its number: thaws layers, for example.
-        inputs: some training batches, as the model takes them, for the statistics of batch norm; None without batch norm.
+        model: the model to be trained; frozen parameters may be thawed by ``before``.
+        loss: the loss of the minibatch of step i, from 0; randomness comes from torch's global generator or its own.
+        evaluate: final training and validation loss in evaluation mode, deterministic for given weights.
+        before: called before each step with its number, for example to thaw layers.
+        inputs: some training inputs, to recompute batch norm's statistics; None without batch norm.
     """
 
     model: nn.Module
@@ -46,58 +44,58 @@ class Problem:
 
 @dataclass(frozen=True)
 class Workload:
-    """A kind of problem.
+    """A workload: problems by seed, and how they are trained.
 
     Args:
-        title: how tables and figures name it.
-        steps: how long it trains.
-        make: the problem of a seed, of the data of ``data``.
-        bases: the optimizers that it is trained with: "adam", "adamw", "sgdn".
-        judged: whether it is kept apart while a rule is made, and only judges it.
-        data: "mnist" or "cifar10" where it needs files; None where it makes its data or a package ships them.
-        weight_decay: of "adamw".
-        one_group: whether "adamw" decays every parameter, in one param group; else matrices alone, in a group of their own.
+        title: its name in tables and figures.
+        steps: number of training steps.
+        make: builds the problem of a seed, given the data set ``data``.
+        bases: the base optimizers: "adam", "adamw", "sgdn".
+        held_out: whether it is held out: never used to develop a rule, only to evaluate it.
+        data: "mnist" or "cifar10" if it needs files; None if its data is generated or shipped with a package.
+        weight_decay: weight decay of "adamw".
+        one_group: whether "adamw" decays all parameters, in one param group, or only matrices, in a separate group.
     """
 
     title: str
     steps: int
     make: Callable[[int, Data | None], Problem]
     bases: tuple[str, ...] = ("adam",)
-    judged: bool = False
+    held_out: bool = False
     data: str | None = None
     weight_decay: float = 0.01
     one_group: bool = False
 
 
 def fit(make: Callable[[], nn.Module], sets: Sets, batch: int, loss: Loss = cross_entropy, **options: Any) -> Callable[..., Problem]:
-    """What makes the problem of a seed and data: a model with weights of that seed, on minibatches in an order of that seed."""
+    """A function of seed and data that builds a supervised problem: the seed sets the initial weights and the minibatch order."""
     return lambda seed, data: supervised(seeded(make, seed), loss, sets(data), batch, seed, **options)
 
 
 def supervised(
     model: nn.Module,
     loss: Loss,
-    sets: Halves,
+    sets: TrainValid,
     batch: int,
     seed: int,
     *,
-    seen: int = 2000,
+    eval_size: int = 2000,
     norm: bool = False,
-    judge: Loss | None = None,
+    final_loss: Loss | None = None,
     **options: Any,
 ) -> Problem:
-    """Minibatches in epochs without repetition, and the mean loss over (the first ``seen`` of) both sets.
+    """A supervised problem: minibatches in epochs without repetition, evaluated by the mean loss on both sets.
 
     Args:
-        model: takes inputs.
-        loss: mean over a batch, of outputs and targets.
-        sets: inputs and targets for training and for validation.
-        batch: size of minibatches; all of the training set at once where it is as large.
-        seed: of their order.
-        seen: of how many training and validation cases losses are taken in the end.
+        model: the model.
+        loss: mean loss of a batch, given outputs and targets.
+        sets: inputs and targets of the training and the validation set.
+        batch: minibatch size; full batches if it is at least the size of the training set.
+        seed: seed of the minibatch order.
+        eval_size: how many examples of each set are evaluated at the end, from the first.
         norm: whether the model has batch norm.
-        judge: the loss in the end, where it is another.
-        options: of Problem.
+        final_loss: the loss for evaluation, if it differs.
+        options: further arguments of Problem.
     """
     (x, y), n = sets[0], len(sets[0][1])
     order = Order(n, batch, seed)
@@ -112,11 +110,11 @@ def supervised(
         for first in range(0, min(n, 20 * batch), batch):
             yield x[first : first + batch]
 
-    return Problem(model, step, mean_losses(model, judge or loss, sets, seen), inputs=inputs if norm else None, **options)
+    return Problem(model, step, mean_losses(model, final_loss or loss, sets, eval_size), inputs=inputs if norm else None, **options)
 
 
 class Order:
-    """The indices of the minibatch of a step: epochs in random order, each without repetition, whose remainders are left out."""
+    """The indices of the minibatch of a step: shuffled epochs without repetition; the incomplete last batch is dropped."""
 
     def __init__(self, n: int, batch: int, seed: int) -> None:
         self.n, self.batch, self.generator = n, batch, torch.Generator().manual_seed(seed)
@@ -129,13 +127,13 @@ class Order:
         return self.epoch[place * self.batch : (place + 1) * self.batch]
 
 
-def mean_losses(model: nn.Module, loss: Loss, sets: Halves, seen: int = 2000) -> Callable[[], Losses]:
-    """The losses of (the first ``seen`` of) two sets in evaluation mode."""
-    return evaluation(model, lambda x, y: loss(model(x[:seen]), y[:seen]), sets)
+def mean_losses(model: nn.Module, loss: Loss, sets: TrainValid, eval_size: int = 2000) -> Callable[[], Losses]:
+    """A function that evaluates the loss on the first ``eval_size`` examples of both sets."""
+    return evaluation(model, lambda x, y: loss(model(x[:eval_size]), y[:eval_size]), sets)
 
 
 def evaluation(model: nn.Module, loss: Callable[..., Tensor], sets: Sequence[Sequence[Tensor]]) -> Callable[[], Losses]:
-    """What a loss is of two sets, without gradients and with the model in evaluation mode."""
+    """A function that evaluates a loss on two sets, in evaluation mode and without gradients."""
 
     @torch.no_grad()
     def evaluate() -> Losses:
@@ -148,28 +146,28 @@ def evaluation(model: nn.Module, loss: Callable[..., Tensor], sets: Sequence[Seq
 
 
 def seeded(make: Callable[[], T], seed: int) -> T:
-    """A module whose initial weights, or whatever is drawn, depend on the seed alone."""
+    """Call ``make`` with torch's generator seeded, so that what it draws depends only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
-def drawn(make: Callable[[], Halves]) -> Sets:
-    """Sets that need no file, made once, of the same numbers for every seed."""
+def synthetic(make: Callable[[], TrainValid]) -> Sets:
+    """Decorator: generate data sets once, the same for every seed."""
     return cache(lambda _: seeded(make, 0))
 
 
-def shipped(name: str) -> Sets:
-    """The sets of data that need no file, by their name in the lab."""
+def built_in(name: str) -> Sets:
+    """The training and validation set of one of the lab's data sets that need no files."""
 
-    @drawn
-    def sets() -> Halves:
+    @synthetic
+    def sets() -> TrainValid:
         data = load(name)
         return (data.train_x, data.train_y), (data.valid_x, data.valid_y)
 
     return sets
 
 
-def parted(x: Tensor, y: Tensor, cut: int) -> Halves:
-    """All before ``cut`` for training, the rest for validation."""
+def split_at(x: Tensor, y: Tensor, cut: int) -> TrainValid:
+    """Everything before ``cut`` for training, the rest for validation."""
     return (x[:cut], y[:cut]), (x[cut:], y[cut:])

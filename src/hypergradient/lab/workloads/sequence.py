@@ -1,4 +1,4 @@
-"""Sequences: recurrent networks and transformers on characters, and a memory task."""
+"""Sequence modelling: recurrent networks and transformers on characters, and a memory task."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_attention
 
 from ..runs.data import Data, Split, load
-from .problem import ADAM_SGD, ADAMW, Halves, Problem, Workload, fit, seeded, supervised
+from .problem import ADAM_SGD, ADAMW, Problem, TrainValid, Workload, fit, seeded, supervised
 
 
 def next_character(logits: Tensor, y: Tensor) -> Tensor:
@@ -15,9 +15,9 @@ def next_character(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def on_characters(make: Callable[[int], nn.Module], length: int, batch: int) -> Callable[..., Problem]:
-    """What makes a problem of a model, made for a number of kinds of characters, that tells each next one; final losses are of 16,000.
+    """Next-character prediction by a model, built for a number of distinct characters; evaluated on 16,000 characters.
 
-    They are from the reference of the Python language in shuffled pieces of ``length``, a divisor of 64.
+    The text is the Python language reference, in shuffled sequences of ``length``, a divisor of 64.
     """
 
     def problem(seed: int, _: Data | None) -> Problem:
@@ -29,7 +29,7 @@ def on_characters(make: Callable[[int], nn.Module], length: int, batch: int) -> 
             return x[order], y[order]
 
         sets = pieces(text.train_x, text.train_y), pieces(text.valid_x, text.valid_y)
-        return supervised(seeded(lambda: make(text.classes), seed), next_character, sets, batch, seed, seen=16_000 // length)
+        return supervised(seeded(lambda: make(text.classes), seed), next_character, sets, batch, seed, eval_size=16_000 // length)
 
     return problem
 
@@ -47,7 +47,7 @@ class Lstm(nn.Module):
 
 
 class Gru(nn.Module):
-    """One GRU layer that answers with one number after the last vector."""
+    """One GRU layer that outputs one number after the last vector."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Gru(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm causal attention and a GELU network of four times the width, without biases."""
+    """A transformer block: pre-norm causal attention and a GELU network of four times the width, without biases."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """GPT-2 on characters, its initial weights included, the head tied to the embedding; logits [batch, length, kinds]."""
+    """A GPT-2 on characters, with its initialisation and tied embeddings; logits [batch, length, kinds]."""
 
     def __init__(self, kinds: int, length: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -94,9 +94,9 @@ class Gpt(nn.Module):
         return logits
 
 
-def adding(_: Data | None) -> Halves:
-    """16 numbers from [0, 1], of which one in each half is marked, [n, 16, 2], and the sum of the marked two, [n, 1]: the problem of
-    Hochreiter and Schmidhuber. The loss of a constant is 1/6."""
+def adding(_: Data | None) -> TrainValid:
+    """The adding problem of Hochreiter and Schmidhuber: 16 numbers in [0, 1], one marked in each half, [n, 16, 2], and the sum of the
+    marked two, [n, 1]. A constant output has loss 1/6."""
 
     def cases(n: int) -> Split:
         numbers, marks = torch.rand(n, 16), torch.zeros(n, 16)
@@ -108,13 +108,18 @@ def adding(_: Data | None) -> Halves:
 
 
 WORKLOADS = {
-    "lstm": Workload("Characters, LSTM", 300, on_characters(lambda n: Lstm(n, 64), 64, 16), ADAM_SGD, judged=True),
+    "lstm": Workload("Characters, LSTM", 300, on_characters(lambda n: Lstm(n, 64), 64, 16), ADAM_SGD, held_out=True),
     "gpt": Workload(
         "Characters, transformer", 400, on_characters(lambda n: Gpt(n, 32, 48, 2, 4), 32, 8), ADAMW, weight_decay=0.1, one_group=True
     ),
     "gpt-groups": Workload(
-        "Characters, transformer, groups", 300, on_characters(lambda n: Gpt(n, 32, 32, 3, 2), 32, 16), ADAMW, judged=True, weight_decay=0.1
+        "Characters, transformer, groups",
+        300,
+        on_characters(lambda n: Gpt(n, 32, 32, 3, 2), 32, 16),
+        ADAMW,
+        held_out=True,
+        weight_decay=0.1,
     ),
-    "gpt-long": Workload("Characters, transformer, long", 5000, on_characters(lambda n: Gpt(n, 16, 24, 1, 2), 16, 8), ADAMW, judged=True),
+    "gpt-long": Workload("Characters, transformer, long", 5000, on_characters(lambda n: Gpt(n, 16, 24, 1, 2), 16, 8), ADAMW, held_out=True),
     "gru": Workload("Adding problem, GRU", 500, fit(lambda: Gru(2, 32), adding, 64, mse_loss)),
 }

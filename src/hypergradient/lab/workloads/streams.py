@@ -1,4 +1,4 @@
-"""Streams: what a batch tells about the task depends on when it comes."""
+"""Non-stationary streams: the distribution of minibatches changes over time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +16,7 @@ STEPS, WALK = 800, 1500
 
 
 def blocks(seed: int, data: Data | None) -> Problem:
-    """Five batches of two classes, then five of two others, until all ten were seen; then in another order."""
+    """Minibatches of two classes at a time, five in a row, until all ten classes were seen; then in another order."""
     model, generator = seeded(lambda: mlp(784, 64, 10), seed), torch.Generator().manual_seed(seed)
     sets = (x, y), _ = images(data, 8000)
     batches = list[Tensor]()
@@ -28,19 +28,19 @@ def blocks(seed: int, data: Data | None) -> Problem:
 
 
 def switch(seed: int, data: Data | None) -> Problem:
-    """At half time the pixels are permuted; the permuted count in the end."""
+    """The pixels are permuted halfway through; evaluation is on permuted images."""
     pixels = torch.randperm(784, generator=torch.Generator().manual_seed(seed))
     return in_turn(seed, data, lambda x, y: (x[:, pixels], y), STEPS // 2)
 
 
 def new_labels(seed: int, data: Data | None) -> Problem:
-    """After three fifths of the run every class gets the label of another; the new ones count in the end."""
+    """The labels are permuted after three fifths of the run; evaluation is on the new labels."""
     labels = torch.randperm(10, generator=torch.Generator().manual_seed(seed))
     return in_turn(seed, data, lambda x, y: (x, labels[y]), STEPS * 3 // 5)
 
 
 def in_turn(seed: int, data: Data | None, changed: Callable[[Tensor, Tensor], Split], change: int) -> Problem:
-    """The images as vectors up to a step, then those and their labels changed, which are judged."""
+    """Images as vectors; from step ``change`` on images and labels are transformed, and evaluation is on those."""
     model, (train, valid) = seeded(lambda: mlp(784, 64, 10), seed), ((x.flatten(1), y) for x, y in images(data, 8000))
     first = supervised(model, cross_entropy, (train, valid), 64, seed)
     second = supervised(model, cross_entropy, (changed(*train), changed(*valid)), 64, seed)
@@ -48,7 +48,7 @@ def in_turn(seed: int, data: Data | None, changed: Callable[[Tensor, Tensor], Sp
 
 
 def drift(seed: int, _: Data | None) -> Problem:
-    """Linear regression whose true weights walk at random; where they are in the end counts."""
+    """Linear regression whose true weights do a random walk; evaluation is on the final weights."""
     model, generator = seeded(lambda: nn.Linear(50, 1), seed), torch.Generator().manual_seed(seed)
     path = 0.5 * torch.randn(50, generator=generator) + (0.01 * torch.randn(WALK, 50, generator=generator)).cumsum(0)
 
@@ -67,7 +67,7 @@ def drift(seed: int, _: Data | None) -> Problem:
 
 WORKLOADS = {
     "blocks": Workload("Classes in blocks", STEPS, blocks, ADAM_SGD, data="mnist"),
-    "switch": Workload("Task that changes", STEPS, switch, judged=True, data="mnist"),
+    "switch": Workload("Task that changes", STEPS, switch, held_out=True, data="mnist"),
     "new-labels": Workload("Labels that change", STEPS, new_labels, data="mnist"),
-    "drift": Workload("Weights that drift", WALK, drift, judged=True),
+    "drift": Workload("Weights that drift", WALK, drift, held_out=True),
 }

@@ -1,4 +1,4 @@
-"""Tensors that move for the first time in a run that is under way, or again after long."""
+"""Tensors that move for the first time late in a run, or again after a long pause."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cases import TUNING_FREE, Problem, flat
-from hypergradient import SGDHD, AdamHD, Multiplicative, late
+from hypergradient import SGDHD, AdamHD, Multiplicative, thawed
 
 
 def train(problem: Problem, opt: Any, start: int, end: int, without: bool) -> None:
@@ -27,9 +27,9 @@ def train(problem: Problem, opt: Any, start: int, end: int, without: bool) -> No
 def test_a_thawed_tensor_steps_carefully(make: Any, again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """exp(-4.5) of the step that it took before: that of an α that others have raised."""
     steps = []
-    for grace, long in ((late.GRACE, late.LONG), (math.inf, math.inf)):
-        monkeypatch.setattr(late, "GRACE", grace)
-        monkeypatch.setattr(late, "LONG", long)
+    for grace, long in ((thawed.GRACE_STEPS, thawed.MAX_IDLE_STEPS), (math.inf, math.inf)):
+        monkeypatch.setattr(thawed, "GRACE_STEPS", grace)
+        monkeypatch.setattr(thawed, "MAX_IDLE_STEPS", long)
         problem = Problem()
         opt = make(problem.parameters())
         train(problem, opt, 0, 20, without=not again)

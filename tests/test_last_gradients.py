@@ -1,4 +1,4 @@
-"""Plain SGD keeps the gradient of a step as its direction, where zero_grad() leaves it alone, and notices where somebody changes it."""
+"""Plain SGD stores the gradient of a step as its direction if zero_grad() leaves it alone, and notices when it is changed."""
 
 import copy
 import io
@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from cases import Problem, flat
-from hypergradient import SGDHD, Additive
-from hypergradient import kept as kept_gradients
+from hypergradient import SGDHD, Additive, last_gradients
 
 
 @pytest.fixture(autouse=True)
 def small_gradients_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_gradients, "SMALL", 0)
+    monkeypatch.setattr(last_gradients, "SMALL", 0)
 
 
 def start(**options: Any) -> tuple[Problem, SGDHD]:

@@ -1,4 +1,4 @@
-"""Parameters that are written between steps: clamped, projected, masked, put back, loaded, averaged over clients."""
+"""Parameters that the user writes between steps: clamped, projected, masked, restored, loaded, averaged over clients."""
 
 import copy
 import math
@@ -187,11 +187,11 @@ def test_what_nobody_writes_has_no_copy(make: Any) -> None:
         other.step()
         assert opt.state_dict()["state"]
     assert saved
-    assert not opt.edits.places
+    assert not opt.edits.copies
     with torch.no_grad():
         problem.parameters()[2].mul_(1.5)
     problem.train(opt, 1, start=25)
-    assert list(opt.edits.places) == problem.parameters()[2:3]
+    assert list(opt.edits.copies) == problem.parameters()[2:3]
 
 
 def test_the_first_false_alarm_is_the_last() -> None:
@@ -217,7 +217,7 @@ def test_rules_without_an_average_look_at_nothing(rule: Any) -> None:
         problem.train(opt, 1, start=t)
         with torch.no_grad():
             problem.parameters()[0].clamp_(-0.01, 0.01)
-    assert (opt.edits.steps, opt.edits.places) == (0, {})
+    assert (opt.edits.steps, opt.edits.copies) == (0, {})
 
 
 def test_edits_beside_a_compiled_step() -> None:
@@ -233,10 +233,10 @@ def test_edits_beside_a_compiled_step() -> None:
             w.clamp_(-0.05, 0.05)
 
     net.train_by(Compiled, 20)
-    assert not opt.edits.places
+    assert not opt.edits.copies
     twin.train_by(other, 20)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
     net.train_by(Compiled, 60, keep)
-    assert set(net.weights) <= opt.edits.places.keys()
+    assert set(net.weights) <= opt.edits.copies.keys()
     with opt.averaged():
         assert all(float(w.detach().abs().max()) < 0.0501 for w in net.weights)

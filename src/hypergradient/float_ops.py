@@ -1,7 +1,6 @@
-"""The words of torch that rules are written in, for Python floats: so each rule is one text for the host and for the device.
+"""The torch functions that rules use, for Python floats, so that a rule is written once for host and device.
 
-A rule is handed ``xp``, which is this module or torch. On the host a number is a float, or a bool; what torch would not raise for is not
-raised for here.
+A rule is called with ``xp``, which is this module or torch. Where torch would not raise, these functions do not either.
 """
 
 import math
@@ -26,7 +25,7 @@ def logical_or(x: float, y: float) -> bool:
 
 
 def clamp(x: float, min: float = -inf, max: float = inf) -> float:  # noqa: A002 - as torch has it
-    """``x`` inside both; NaN stays."""
+    """``x`` clamped to both bounds; NaN stays NaN."""
     x = min if x < min else x
     return max if x > max else x
 

@@ -1,20 +1,20 @@
-"""What versions before 0.2 stored of a run, as it is described now: they named optimizers, and had a flat list of their options."""
+"""Conversion of configurations stored by versions before 0.2, which named optimizers and listed their options flatly."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from .calls import Call
-from .peers import STORED
+from .peers import PEER_CLASSES
 
-#: Optimizers by their earlier names.
-NAMES = {"sgd": "SGD", "sgdn": "SGD", "adam": "Adam", "sgd-hd": "SGDHD", "sgdn-hd": "SGDHD", "adam-hd": "AdamHD", **STORED}
-KEPT = ("data", "model", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden", "hypergrad_data")
+#: Optimizer classes by their earlier names.
+CLASS_NAMES = {"sgd": "SGD", "sgdn": "SGD", "adam": "Adam", "sgd-hd": "SGDHD", "sgdn-hd": "SGDHD", "adam-hd": "AdamHD", **PEER_CLASSES}
+UNCHANGED = ("data", "model", "batch_size", "epochs", "seed", "device", "limit", "iterations", "threshold", "hidden", "hypergrad_data")
 DEFAULTS = {"hypergrad_lr": None, "momentum": 0.9, "weight_decay": 1e-4, "rule": "additive", "height": 1, "level": "additive", "adapt": ""}
 RULES = {"additive": "Additive", "multiplicative": "Multiplicative"}
 
 
-def modern(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run as config.Config has them; what a stranger has written in their place stays what it is."""
+def upgraded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert old options to those of config.Config; unexpected values are passed on unchanged."""
     found = DEFAULTS | dict(options)
     name = str(found.get("optimizer"))
     own: dict[str, Any] = {"lr": found.get("lr") or None, "weight_decay": found["weight_decay"]}
@@ -23,13 +23,13 @@ def modern(options: Mapping[str, Any]) -> dict[str, Any]:
     if name.endswith("-hd"):
         own |= rule_of(found)
         if found["adapt"]:
-            own["adapt"] = adapted(str(found["adapt"]))
+            own["adapt"] = adapt_option(str(found["adapt"]))
     own = {key: value for key, value in own.items() if value is not None}
-    return {key: found[key] for key in KEPT if key in found} | {"optimizer": str(Call(NAMES.get(name, name), (), own))}
+    return {key: found[key] for key in UNCHANGED if key in found} | {"optimizer": str(Call(CLASS_NAMES.get(name, name), (), own))}
 
 
 def rule_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The rule of the learning rate, with the levels above it; β alone where that is all."""
+    """The learning rate's rule with the levels above it, or just β if that is all."""
     rule, first, height = found["rule"], found["hypergrad_lr"], found["height"]
     if rule not in RULES or not isinstance(height, int) or not 1 <= height <= 100:
         return {}
@@ -49,8 +49,8 @@ def number(text: str) -> Any:
         return text
 
 
-def adapted(text: str) -> dict[str, Any]:
-    """What moves beside the learning rate, of NAME=RULE:β with commas."""
+def adapt_option(text: str) -> dict[str, Any]:
+    """Parse the option adapt, comma-separated NAME=RULE:β, to rules by hyperparameter."""
     rules: dict[str, Any] = {}
     for entry in text.split(","):
         name, _, rule = (part.strip() for part in entry.partition("="))
