@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test integrations lint types docs clean
+.PHONY: demo test integrations lint types docs package clean
 
 demo: .venv/lab ## Any learning rate or none, and the paper's six optimizers; figures and tables in runs/demo
 	$(BIN)/hypergradient demo
@@ -20,8 +20,14 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
-docs: .venv/dev ## The documentation as pages in site/; a broken link is an error
-	$(BIN)/mkdocs build --strict --quiet
+docs: .venv/dev ## The documentation as pages in site/; a broken link or anchor is an error (which --quiet would hide)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+package: .venv/dev ## Wheel and source distribution in dist/, built as they are released, and checked
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist > /dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 clean:
 	rm -rf .venv site build dist src/*.egg-info

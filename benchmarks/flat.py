@@ -1,9 +1,9 @@
-"""Final loss over the learning rate that is given, six decades of it: torch's Adam or AdamW, and ours, with and without one.
+"""Final loss over six decades of learning rates: torch's Adam or AdamW, and ours, with and without a learning rate.
 
     python -m benchmarks.flat --cifar10 ../shared/data/cifar10
 
 Trains one workload of ``hypergradient compare`` in each of six families, seed 1, and draws validation losses. Writes
-docs/results/flat.json and docs/images/flat.png; a second start does what is missing.
+docs/results/flat.json and docs/images/flat.png. Running it again completes missing runs.
 """
 
 import math
@@ -54,8 +54,8 @@ def main(*, cifar10: str, mnist: str = "ylecun/mnist", output: Path = Path("docs
     Args:
         cifar10: a folder in the Hugging Face Parquet layout, or a Hub id
         mnist: the same
-        output: where results and images are written
-        processes: runs at a time
+        output: folder for results and images
+        processes: how many runs at a time
     """
     with TemporaryDirectory() as side:
         files = data_files(WORKS, {"mnist": mnist, "cifar10": cifar10}, Path(side))

@@ -1,4 +1,4 @@
-"""Accelerate: prepare() wraps the optimizer; eval(), train() and averaged() work through the wrapper."""
+"""Accelerate: prepare() wraps the optimizer, and averaged() unwraps it."""
 
 import tempfile
 
@@ -14,7 +14,8 @@ torch.manual_seed(0)
 x = torch.randn(512, 20)
 y = (x[:, 0] * x[:, 1] > 0).long()
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-model = nn.Sequential(nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 2))
+norm = nn.BatchNorm1d(64)
+model = nn.Sequential(nn.Linear(20, 64), norm, nn.ReLU(), nn.Linear(64, 2))
 opt = AdamWHD(model.parameters())
 schedule = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.1, total_iters=200)
 loader = DataLoader(TensorDataset(x, y), 32, shuffle=True)
@@ -31,9 +32,12 @@ for _ in range(25):
             schedule.step()
             opt.zero_grad()
 
-batches = [x[:256], x[256:]]  # of the training data, from which batch norm gets the average's statistics
+batches = [x[:256], x[256:]]  # training data, for batch norm's statistics
 with averaged(opt, model, batches), torch.no_grad():
-    accelerator.save_state(tempfile.mkdtemp())  # after load_state(): use_iterate(opt, model), and it goes on
+    accelerator.save_state(tempfile.mkdtemp())
+    # To resume: load_state(), then use_iterate(opt, model).
     loss = nn.functional.cross_entropy(model.eval()(x), y).item()
-print(f"training loss {loss:.3f}, {metrics(opt)}")
+print(f"training loss {loss:.3f}")
+for name, value in metrics(opt).items():
+    print(f"{name} {value:.4f}")
 assert loss < 0.4

@@ -1,4 +1,4 @@
-"""Gradient accumulation and clipping: four small batches make one step, and the rule sees the accumulated, clipped gradient."""
+"""Gradients of four small batches make one step, and are clipped."""
 
 import torch
 from torch import nn

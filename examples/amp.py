@@ -1,4 +1,4 @@
-"""Mixed precision: bfloat16 autocast, which needs no scaler, and float16 with GradScaler, as with torch.optim."""
+"""Mixed precision: bfloat16 autocast, and float16 with GradScaler."""
 
 import torch
 from torch import nn
@@ -19,19 +19,17 @@ def train(dtype, scaler):
         with torch.autocast("cpu", dtype=dtype):
             loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
         scaler.scale(loss).backward()
-        scaler.unscale_(opt)  # h wants true gradients, and so does clipping; scaler.step() would do it too
+        scaler.unscale_(opt)  # to clip; otherwise scaler.step() does it
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        scaler.step(opt)  # a step with an inf is not taken, and teaches the rule nothing
+        scaler.step(opt)  # skips gradients with an inf; alpha stays as it is
         scaler.update()
     opt.eval()
     with torch.no_grad():
         return nn.functional.cross_entropy(model(x), y).item()
 
 
-for dtype, scaler in (
-    (torch.bfloat16, torch.amp.GradScaler("cpu", enabled=False)),
-    (torch.float16, torch.amp.GradScaler("cpu")),
-):
+for dtype in (torch.bfloat16, torch.float16):
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
     loss = train(dtype, scaler)
     print(f"{dtype}: training loss {loss:.3f}")
     assert loss < 0.4

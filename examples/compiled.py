@@ -1,4 +1,4 @@
-"""The optimizer's step in a compiled function: one operator of the graph, with no recompilation as the learning rate changes."""
+"""opt.step() in a compiled function: one operator, never recompiled."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ opt = AdamWHD(model.parameters())
 compilations = 0
 
 
-def backend(graph, inputs):  # to count; leave it out for Inductor, which needs a compiler
+def backend(graph, inputs):  # counts; leave it out to use Inductor
     global compilations
     compilations += 1
     return graph.forward

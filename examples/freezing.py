@@ -1,4 +1,4 @@
-"""A layer that is frozen at first and thawed later, with its own learning rate from then on."""
+"""A layer that is frozen first, and finds its learning rate when it thaws."""
 
 import torch
 from torch import nn
@@ -34,11 +34,13 @@ assert torch.equal(body.weight, before)
 body.requires_grad_(True)
 opt.add_param_group({"params": body.parameters()})
 thawed = train(200)
-print(f"training loss {frozen:.3f} frozen, {thawed:.3f} thawed; learning rates {[group['alpha'] for group in opt.param_groups]}")
+print(f"training loss {frozen:.3f} frozen, {thawed:.3f} thawed")
+for name, group in zip(("head", "body"), opt.param_groups, strict=True):
+    print(f"learning rate of the {name}: {group['alpha']:.3f}")
 assert not torch.equal(body.weight, before)
 assert thawed < 0.8 * frozen
 
-body.requires_grad_(False)  # and frozen again: what has no gradient stays, whatever the optimizer knows of it
+body.requires_grad_(False)  # frozen again: no gradient, no update
 before = body.weight.clone()
 train(20)
 assert torch.equal(body.weight, before)

@@ -1,4 +1,4 @@
-"""The optimizer step in backward: each tensor has its own optimizer, steps as soon as its gradient is ready, and frees the gradient."""
+"""Step in the backward pass: each tensor as soon as its gradient is ready."""
 
 from contextlib import ExitStack
 
@@ -32,5 +32,7 @@ with ExitStack() as average, torch.no_grad():
     for opt in optimizers.values():
         average.enter_context(averaged(opt))
     loss = nn.functional.cross_entropy(model(x), y).item()
-print(f"training loss {loss:.3f}, learning rates {[round(opt.param_groups[0]['alpha'], 4) for opt in optimizers.values()]}")
+alphas = [opt.param_groups[0]["alpha"] for opt in optimizers.values()]
+print(f"training loss {loss:.3f}")
+print("learning rates", ", ".join(f"{alpha:.4f}" for alpha in alphas))
 assert loss < 0.4

@@ -1,4 +1,4 @@
-"""A learning rate for each layer: adapted independently, or all together at fixed ratios."""
+"""A learning rate per layer: each adapted alone, or all at fixed ratios."""
 
 import torch
 from torch import nn
@@ -20,18 +20,24 @@ def train(model, opt):
     with torch.no_grad():
         loss = nn.functional.cross_entropy(model(x), y).item()
     alphas = [group["alpha"] for group in opt.param_groups]
-    print(f"training loss {loss:.3f}, learning rates {', '.join(f'{alpha:.4f}' for alpha in alphas)}")
+    shown = ", ".join(f"{alpha:.4f}" for alpha in alphas)
+    print(f"training loss {loss:.3f}, learning rates {shown}")
     assert loss < 0.4
     return alphas
 
 
 model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
-first, last = train(
-    model, AdamWHD([{"params": model[0].parameters(), "weight_decay": 0.1}, {"params": model[2].parameters(), "weight_decay": 0.0}])
-)
+groups = [
+    {"params": model[0].parameters(), "weight_decay": 0.1},
+    {"params": model[2].parameters(), "weight_decay": 0.0},
+]
+first, last = train(model, AdamWHD(groups))
 assert first != last
 
 model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
-groups = [{"params": model[0].parameters(), "lr": 1e-3}, {"params": model[2].parameters(), "lr": 1e-4}]
+groups = [
+    {"params": model[0].parameters(), "lr": 1e-3},
+    {"params": model[2].parameters(), "lr": 1e-4},
+]
 first, last = train(model, AdamWHD(groups, scope="global"))
 assert abs(first / last - 10) < 1e-6

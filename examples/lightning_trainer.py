@@ -1,4 +1,4 @@
-"""Lightning: the callback validates and saves the average, logs the rule's metrics, and refreshes batch norm."""
+"""Lightning: a callback validates, saves and logs the average."""
 
 import tempfile
 
@@ -14,7 +14,10 @@ from hypergradient.integrations.lightning import HypergradientCallback
 class Classifier(pl.LightningModule):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 2))
+        norm = nn.BatchNorm1d(64)
+        self.net = nn.Sequential(
+            nn.Linear(20, 64), norm, nn.ReLU(), nn.Linear(64, 2)
+        )
 
     def forward(self, x):
         return self.net(x)
@@ -23,7 +26,8 @@ class Classifier(pl.LightningModule):
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
     def validation_step(self, batch, _):
-        self.log("valid_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("valid_loss", loss)
 
     def configure_optimizers(self):
         return AdamWHD(self.parameters())
@@ -36,10 +40,19 @@ train = DataLoader(TensorDataset(x[:768], y[:768]), 64, shuffle=True)
 valid = DataLoader(TensorDataset(x[768:], y[768:]), 256)
 folder = tempfile.mkdtemp()
 best = pl.callbacks.ModelCheckpoint(folder, monitor="valid_loss")
-quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-trainer = pl.Trainer(max_epochs=15, log_every_n_steps=10, callbacks=[HypergradientCallback(batches=train), best], **quiet)
+average = HypergradientCallback(batches=train)  # for batch norm's statistics
+trainer = pl.Trainer(
+    max_epochs=15,
+    callbacks=[average, best],
+    log_every_n_steps=10,
+    accelerator="cpu",
+    logger=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+)
 trainer.fit(Classifier(), train, valid)
 
-found = {name: float(trainer.callback_metrics[name]) for name in ("valid_loss", "alpha", "signal")}
-print(f"{found}; the best average is in {best.best_model_path}")
+for name in ("valid_loss", "alpha", "signal"):
+    print(f"{name} {float(trainer.callback_metrics[name]):.4f}")
+print(f"the best average: {best.best_model_path}")
 assert best.best_model_score < 0.5

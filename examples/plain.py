@@ -1,4 +1,4 @@
-"""The plain loop without a learning rate: validation and checkpoint of the average, and a resumed run equal to one that never stopped."""
+"""A plain loop: no learning rate, save the average, resume bit for bit."""
 
 import tempfile
 from pathlib import Path
@@ -22,7 +22,8 @@ def make():
 
 def train(model, opt, steps):
     for step in steps:
-        rows = torch.randint(len(x), (64,), generator=torch.Generator().manual_seed(step))
+        torch.manual_seed(step)
+        rows = torch.randint(len(x), (64,))
         opt.zero_grad()
         loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
         loss.backward()
@@ -32,7 +33,7 @@ def train(model, opt, steps):
 model, opt = make()
 train(model, opt, range(100))
 
-opt.eval()  # the parameters are the average now: validate and save, the model with its optimizer
+opt.eval()  # swaps in the average: validate, and save model and optimizer
 path = Path(tempfile.mkdtemp()) / "checkpoint.pt"
 torch.save({"model": model.state_dict(), "optimizer": opt.state_dict()}, path)
 opt.train()
@@ -40,13 +41,15 @@ train(model, opt, range(100, 300))
 
 resumed, its_opt = make()
 checkpoint = torch.load(path)
-resumed.load_state_dict(checkpoint["model"])  # the average, to be used as it is, or
+resumed.load_state_dict(checkpoint["model"])  # the average, ready to use
 its_opt.load_state_dict(checkpoint["optimizer"])
-its_opt.train()  # to go on from what it is the average of
+its_opt.train()  # restores the iterate, to continue training
 train(resumed, its_opt, range(100, 300))
-assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))
+for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
+    assert torch.equal(p, q)
 
 opt.eval()
 loss = nn.functional.cross_entropy(model(valid_x), valid_y).item()
-print(f"validation loss {loss:.3f}, learning rate {opt.param_groups[0]['alpha']:.2g}")
+alpha = opt.param_groups[0]["alpha"]
+print(f"validation loss {loss:.3f}, learning rate {alpha:.2g}")
 assert loss < 0.5

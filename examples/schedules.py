@@ -1,4 +1,4 @@
-"""A scheduler multiplies the adapted learning rate: warm-up and decay as with any optimizer, and still no learning rate to choose."""
+"""A schedule multiplies the learning rate that is adapted."""
 
 import torch
 from torch import nn
@@ -11,7 +11,8 @@ x = torch.randn(512, 20)
 y = (x[:, 0] * x[:, 1] > 0).long()
 model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
 opt = AdamWHD(model.parameters())
-schedule = SequentialLR(opt, [LinearLR(opt, 0.1, total_iters=20), CosineAnnealingLR(opt, 280)], milestones=[20])
+warmup, decay = LinearLR(opt, 0.1, total_iters=20), CosineAnnealingLR(opt, 280)
+schedule = SequentialLR(opt, [warmup, decay], milestones=[20])
 
 for step in range(300):
     rows = torch.randint(len(x), (64,))
@@ -20,10 +21,12 @@ for step in range(300):
     opt.step()
     if step % 60 == 20:
         group = opt.param_groups[0]
-        print(f"step {step}: factor {group['lr']:.3f} x adapted {group['adapted_lr']:.4f} -> applied {group['alpha']:.4f}")
+        factor, adapted = group["lr"], group["adapted_lr"]
+        print(f"{step}: {factor:.3f} * {adapted:.4f} = {group['alpha']:.4f}")
     schedule.step()
 
-assert opt.param_groups[0]["alpha"] < 1e-3 * opt.param_groups[0]["adapted_lr"]  # the end of the cosine
+group = opt.param_groups[0]
+assert group["alpha"] < 1e-3 * group["adapted_lr"]  # the end of the cosine
 with torch.no_grad():
     loss = nn.functional.cross_entropy(model(x), y).item()
 print(f"training loss {loss:.3f}")

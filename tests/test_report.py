@@ -1,7 +1,6 @@
 """The report: what it makes of a folder, whole or not; what strangers may write there; and how the page behaves in a browser."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -408,23 +407,6 @@ def test_links_are_relative_and_lead_to_the_runs(stores: dict[str, Path]) -> Non
         links = [text.split('"')[0] for text in page_of(root).split('href="')[1:]]
         assert len(links) == len(list(root.glob("**/config.json"))), kind
         assert all((root / link / "config.json").exists() and link.startswith("./") for link in links), kind
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not os.environ.get("HYPERGRADIENT_REQUIRE_BROWSER"):
-        pytest.importorskip("playwright")
-        if path is None:
-            pytest.skip("there is no chromium")
-    from playwright.sync_api import sync_playwright
-
-    quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
-    with sync_playwright() as playwright:
-        options = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-        found = playwright.chromium.launch(executable_path=path, args=options)
-        yield found
-        found.close()
 
 
 def until(page: Any, expression: str) -> None:

@@ -689,7 +689,7 @@ def with_option(name: str) -> Callable[[Any], torch.optim.Optimizer]:
 
 REFUSED = [
     *(
-        pytest.param(with_option(name), ValueError, f"SGD cannot be wrapped, since it has options '{name}'", id=f"option {name}")
+        pytest.param(with_option(name), ValueError, f"SGD cannot be wrapped: its options '{name}' have the names of", id=f"option {name}")
         for name in ("memory", "adapted", "last", "lr_bounds", "lr_left", "lr_ratio", "step_adapts")
     ),
     pytest.param(torch.optim.ASGD, ValueError, "ASGD cannot be wrapped, since its step is not linear in lr: .*decay", id="ASGD"),
