@@ -1,4 +1,4 @@
-"""``import hypergradient`` costs little beside ``import torch``: it loads no module that torch has not loaded already, and defines no operator."""
+"""``import hypergradient`` loads no module that torch has not loaded already, and defines no operator: it costs little beside torch."""
 
 import subprocess
 import sys
