@@ -102,7 +102,9 @@ def test_without_a_compiler_the_eager_path_runs() -> None:
     one, other = Problem(sizes=SIZES), Problem(sizes=SIZES)
     opt = AdamHD(one.parameters(), lr=1e-3, hypergrad_lr=1e-5, fused=True)
     missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
-    with missing, torch._inductor.utils.fresh_cache(), pytest.warns(UserWarning, match="needs a compiler .*continuing without"):
+    utils = torch._inductor.utils
+    fresh = utils.fresh_cache() if hasattr(utils, "fresh_cache") else utils.fresh_inductor_cache()  # its name in torch 2.6
+    with missing, fresh, pytest.warns(UserWarning, match="needs a compiler .*continuing without"):
         losses = one.train(opt, 5)
     assert not opt.setup.run.fused
     assert losses == other.train(AdamHD(other.parameters(), lr=1e-3, hypergrad_lr=1e-5), 5)

@@ -7,6 +7,7 @@ ordinary step, and there is one loop for both.
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -18,15 +19,13 @@ from torch import Tensor
 OPTIMIZERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 COUNT = itertools.count()
 
-#: A step may wait for the device, which a CUDA graph must not; older versions of torch lack the tag.
-TAGS: Any = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
-
 #: Written out, since torch 2.6 cannot infer it from the annotations.
 SCHEMA = "(SymInt handle, Tensor(a!)[] params, Tensor?[] grads) -> ()"
 
 
 def register(optimizer: Any) -> int:
     """The handle of a new optimizer."""
+    define_operator()
     handle = next(COUNT)
     OPTIMIZERS[handle] = optimizer
     return handle
@@ -57,7 +56,15 @@ def disable_compiler() -> None:
         globals()["step_eagerly"] = torch.compiler.disable(step_eagerly)  # type: ignore[no-untyped-call]
 
 
-@torch.library.custom_op("hypergradient::step", mutates_args=("params",), schema=SCHEMA, **TAGS)
+@cache
+def define_operator() -> None:
+    """Define ``torch.ops.hypergradient.step``, at the first optimizer: importing the library would take an eighth longer for it."""
+    # A step may wait for the device, which a CUDA graph must not; older versions of torch lack the tag.
+    tags: Any = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+    operator = torch.library.custom_op("hypergradient::step", step, mutates_args=("params",), schema=SCHEMA, **tags)
+    operator.register_fake(fake_step)
+
+
 def step(handle: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
     """The step when the graph runs. The tensors may be copies of the parameters, which the compiler writes back at the end of the graph."""
     optimizer = OPTIMIZERS[handle]
@@ -81,6 +88,5 @@ def step(handle: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
             x.copy_(p)
 
 
-@step.register_fake
-def _(handle: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
+def fake_step(handle: int, params: list[Tensor], grads: list[Tensor | None]) -> None:
     """Returns nothing."""

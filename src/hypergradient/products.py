@@ -225,7 +225,7 @@ def dot_products(
     step = LAST_STEPS[type(direction)](piece["p"], piece, coef) if others else None
     d = step.d if step and "trace" not in piece else last_direction(piece, coef, direction)
 
-    def pairs() -> Iterator[tuple[Any, Any, bool]]:
+    def pairs() -> "Iterator[tuple[Any, Any, bool]]":  # quoted: torch.compile of torch 2.6 cannot trace the annotation
         yield g, d, norms
         if reads_size:
             yield piece["p"], piece["p"], False

@@ -119,7 +119,13 @@ class Copies(Mapping[str, Any]):
         for name, (copy, version) in self.made.items():
             if self._version(copy) != version:
                 column = self.columns[name]
-                copy_tensors(column, _unflatten_dense_tensors(copy, column) if self.packed else copy)  # type: ignore[no-untyped-call]
+                copy_tensors(column, unflatten(copy, column) if self.packed else copy)
+
+
+def unflatten(copy: Tensor, column: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of a flat copy, in the shapes of a column. torch 2.6's own function loses the shape of an empty tensor."""
+    parts = _unflatten_dense_tensors(copy, column)  # type: ignore[no-untyped-call]
+    return [part if part.dim() == x.dim() else part.view_as(x) for part, x in zip(parts, column, strict=True)]
 
 
 def flat_base(column: Sequence[Tensor]) -> Tensor | None:

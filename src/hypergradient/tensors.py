@@ -220,7 +220,8 @@ def finite_zero(x: Any) -> Any:
     if isinstance(x, Tensors):
         return Tensors(torch._foreach_norm(x, math.inf)).mul_(0.0)
     wider = torch.promote_types(x.dtype, torch.float32)
-    return sum(extreme.to(wider) * 0 for extreme in torch.aminmax(x)) if x.numel() else x.sum(dtype=wider)
+    # "> 0": torch.compile of torch 2.6 would specialize on the size itself.
+    return sum(extreme.to(wider) * 0 for extreme in torch.aminmax(x)) if x.numel() > 0 else x.sum(dtype=wider)
 
 
 def is_dense(tensors: Sequence[Tensor]) -> bool:
