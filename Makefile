@@ -4,7 +4,7 @@ BIN = .venv/bin
 
 .PHONY: demo test integrations lint types docs package clean
 
-demo: .venv/lab ## Six optimizers on two models, figure and tables in runs/demo
+demo: .venv/lab ## Any learning rate or none, and the paper's six optimizers; figures and tables in runs/demo
 	$(BIN)/hypergradient demo
 
 test: .venv/dev ## Tests, docstring examples, and the code in README.md and docs/

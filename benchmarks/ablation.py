@@ -1,10 +1,9 @@
-"""The tuning-free rule with one of its parts left out or changed, over the whole rule.
+"""Ablation: the tuning-free rule with one part removed or changed, relative to the whole rule.
 
     python -m benchmarks.ablation --mnist ../shared/data/mnist --cifar10 ../shared/data/cifar10
 
-Trains the development workloads of ``hypergradient compare`` without a learning rate, with seeds 1 to 3, and divides the
-means of final losses by those of the whole rule. Writes docs/results/ablation.json and docs/images/ablation.png; a second start does what
-is missing.
+Trains the development workloads of ``hypergradient compare`` without a learning rate, with seeds 1 to 3, and divides the means of final
+losses by those of the whole rule. Writes docs/results/ablation.json and docs/images/ablation.png. Running it again completes missing runs.
 """
 
 import math
@@ -30,7 +29,7 @@ from hypergradient.optimizer import HypergradientOptimizer
 from .kept import answers
 from .report import command, write
 
-#: The seeds, of whose losses the mean is taken.
+#: Losses are averaged over these seeds.
 SEEDS = (1, 2, 3)
 
 
@@ -66,7 +65,7 @@ def losses(work: tuple[str, Job, Path | None]) -> list[float]:
 
 
 def ratios(found: dict[str, list[float]]) -> dict[str, pd.DataFrame]:
-    """By part, workload and base, means of losses over those of the whole rule, inside of what is drawn."""
+    """By part: for each workload and base, mean losses relative to the whole rule, clipped to the plotted range."""
     rows = pd.DataFrame([[*key.split(" | ")[:3], *pair] for key, pair in found.items()], columns=["part", "work", "base", "train", "valid"])
     means = rows.groupby(["part", "work", "base"], sort=False).mean()
     whole = means.loc[WHOLE].replace(math.inf, math.nan)
@@ -74,11 +73,11 @@ def ratios(found: dict[str, list[float]]) -> dict[str, pd.DataFrame]:
 
 
 def figure(over: dict[str, pd.DataFrame]) -> Figure:
-    """A row a part, a dot a workload and base, the median as a bar; training loss, then validation loss."""
+    """A row per part, a dot per workload and base, a bar at the median; training loss left, validation loss right."""
     fig = Figure(figsize=(12, 0.4 * len(PARTS) + 1.6), layout="constrained")
     axes, parts = fig.subplots(1, 2, sharey=True), [*PARTS][:0:-1]
     for axis, column, loss in zip(axes, ("train", "valid"), ("training loss", "validation loss"), strict=True):
-        axis.set(xscale="log", xlim=(0.18, 11), xlabel=f"{loss}, over that of the whole rule")
+        axis.set(xscale="log", xlim=(0.18, 11), xlabel=f"{loss}, relative to the whole rule")
         axis.set_xticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
         axis.minorticks_off()
         axis.axvline(1, color="black", linewidth=1)
@@ -98,8 +97,8 @@ def main(*, mnist: str, cifar10: str, output: Path = Path("docs"), processes: in
     Args:
         mnist: a folder in the Hugging Face Parquet layout, or a Hub id
         cifar10: the same
-        output: where results and images are written
-        processes: runs at a time
+        output: folder for results and images
+        processes: how many runs at a time
     """
     with TemporaryDirectory() as side:
         files = data_files(DEVELOPMENT, {"mnist": mnist, "cifar10": cifar10}, Path(side))

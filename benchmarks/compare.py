@@ -9,7 +9,7 @@ Writes docs/results/compare.md, compare.csv and compare-rho.png, compare-lr.png,
     hypergradient compare --methods --data mnist=../shared/data/mnist,cifar10=../shared/data/cifar10
     python -m benchmarks.compare --methods runs/compare
 
-writes docs/results/compare-methods.md, two tables and compare-methods-rho.png, in the same manner.
+writes docs/results/compare-methods.md, two tables and compare-methods-rho.png, in the same way.
 """
 
 from pathlib import Path
@@ -27,9 +27,9 @@ from .report import command, page, write
 def main(*folders: Path, output: Path = Path("docs/results"), methods: bool = False) -> None:
     """
     Args:
-        folders: --output of a comparison
-        output: where page and figures are written
-        methods: the page of compare --methods
+        folders: the --output folders of comparisons
+        output: folder for page and figures
+        methods: write the page of compare --methods
     """
     results = [*{found.job: found for folder in folders for found in read_results(Folder(folder))}.values()]
     rows = table.rows(results)

@@ -1,10 +1,10 @@
-"""HDM (Chu, Gao, Ye, Udell 2025) and others on convex problems like its authors', by gradient evaluations.
+"""HDM (Chu, Gao, Ye, Udell 2025) and other methods on convex problems like its authors', by gradient evaluations.
 
     python -m benchmarks.convex
 
-Minimises logistic losses and squared hinges over data that scikit-learn ships and data that are made, in float64, all rows at once, from a
-random point of norm 1, until no coordinate of the gradient exceeds 1e-4. Takes about six minutes of one core. Writes
-docs/results/convex.json, docs/results/convex.md and docs/images/convex.png; with ``--quick`` for one of the problems, in seconds.
+Minimises logistic losses and squared hinges on scikit-learn's and synthetic data, in float64, full batch, from a random point of norm 1,
+until no coordinate of the gradient exceeds 1e-4. Takes about six minutes on one core. Writes docs/results/convex.json,
+docs/results/convex.md and docs/images/convex.png; ``--quick`` runs only one problem, in seconds.
 """
 
 import math
@@ -26,8 +26,8 @@ from .convex_methods import EVERY, MOST, TOLERANCE, best, methods
 from .convex_problems import PROBLEMS, SEED, problem
 from .report import command, machine, made, page, table, write
 
-#: Gradient evaluations that the authors print for a1a (readme.md of udellgroup/osgm-best-hypergrad). Their own label of HDM there is that
-#: of exp_svm.py, so it is the squared hinge without a ridge. 1,000 and more are failures.
+#: Gradient evaluations printed by the authors for a1a (readme.md of udellgroup/osgm-best-hypergrad). Its label for HDM is that of
+#: exp_svm.py, so the loss is the squared hinge without a ridge. 1,000 and more are failures.
 PRINTED = {
     **dict.fromkeys(("GD, 1/L", "heavy ball, tuned", "AGD, convex", "AGD, strongly convex"), 1000),
     **{"Adam, tuned": 566, "AdaGrad, tuned": 1000, "L-BFGS, memory 1": 1124, "L-BFGS, memory 3": 522, "L-BFGS, memory 5": 531},
@@ -46,21 +46,21 @@ LOOKS: dict[str, tuple[str, Any]] = {
     "L-BFGS, memory 10": ("#000000", "-"),
     "HDM, untuned": ("#0072B2", (0, (4, 2))),
     "HDM, tuned": ("#0072B2", "-"),
-    "AdamHD, no lr": ("#009E73", "-"),
+    "AdamHD, tuning-free": ("#009E73", "-"),
 }
 
-#: The gap that the figure ends at, and how many evaluations lie between two that it shows.
+#: The lowest gap in the figure, and the number of evaluations between two plotted points.
 LOWEST, THIN = 1e-10, 10
 
-#: What a loss of some hundreds cannot tell from 0.
+#: Gaps below this are rounding errors of losses of several hundreds.
 ROUNDING = 1e-11
 
-#: By problem its facts, and by method: the setting, evaluations until solved or None, and the gap at the end, for some all along.
+#: By problem: its properties, and by method the setting, evaluations until solved or None, and the final gap; for some methods all gaps.
 Results = dict[str, Any]
 
 
 def solve(name: str) -> dict[str, Any]:
-    """One problem by all methods."""
+    """Run all methods on one problem."""
     this = problem(name)
     runs = {method: best(settings, this) for method, settings in methods(this).items()}
     least = min(this.least(), *(run.losses[-1] for _, run in runs.values()))
@@ -86,7 +86,7 @@ def text(results: Results) -> str:
     first_order, lbfgs, ours = names[:6], names[6:11], names[-4:]
 
     def solved(method: str, others: Sequence[str]) -> tuple[Any, Any]:
-        """Its evaluations, and the fewest of others, on the problems that it or one of them solves; failures as ``MOST``."""
+        """Its evaluations and the fewest of the others, on problems that it or one of them solves; failures as ``MOST``."""
         both = pd.DataFrame({"own": counts[method], "least": counts[others].min(axis=1)})
         both = both[both.min(axis=1) < MOST]
         return both.own, both.least
@@ -109,7 +109,7 @@ def text(results: Results) -> str:
     for name, found in results.items():
         gaps = {x: f"{row['gap']:.1e}" if row["gap"] > ROUNDING else "0" for x, row in found["methods"].items()}
         rows = [[x, cell(row["evaluations"]), gaps[x], row["setting"]] for x, row in found["methods"].items()]
-        tables[name] = table(["method", "evaluations", "gap at the end", "setting"], rows)
+        tables[name] = table(["method", "evaluations", "final gap", "setting"], rows)
     beside = [[x, cell(count), cell(counts[x][LIKE_A1A])] for x, count in PRINTED.items() if LIKE_A1A in results]
     return page(
         "convex.md",
@@ -120,13 +120,13 @@ def text(results: Results) -> str:
         over=lambda method, memory: f"{over(method, [f'L-BFGS, memory {memory}']):.2f}",
         ours=[f"{x}: {(counts[x] < MOST).sum()}" for x in ours],
         unsolved=counts.index[counts.min(axis=1) == MOST],
-        summary=table(["method", "solved", "median", "over the fewest"], summary),
-        beside=beside and table(["method", "a1a, the authors'", "made like a1a"], beside),
+        summary=table(["method", "solved", "median", "ratio to the fewest"], summary),
+        beside=beside and table(["method", "a1a (authors)", "synthetic (ours)"], beside),
     )
 
 
 def figure(results: Results) -> Figure:
-    """A panel a problem, a line a method; the one legend stands above."""
+    """A panel per problem, a line per method, one legend on top."""
     names = [name for name in DRAWN if name in results] or [*results]
     rows = math.ceil(len(names) / 2)
     fig = Figure(figsize=(11, 1.2 + 3.4 * rows), layout="constrained")
@@ -144,7 +144,7 @@ def figure(results: Results) -> Figure:
         axis.grid(alpha=0.3)
         axis.set_title(name, fontsize=10)
     fig.supxlabel("gradient evaluations", fontsize=10)
-    fig.supylabel("loss − least loss", fontsize=10)
+    fig.supylabel("loss − lowest loss", fontsize=10)
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
     return fig
 
@@ -152,14 +152,14 @@ def figure(results: Results) -> Figure:
 def main(*, quick: bool = False, docs: Path = Path("docs")) -> None:
     """
     Args:
-        quick: one problem only, to see that all runs
-        docs: where results and images are written
+        quick: run only one problem, as a check
+        docs: folder for results and images
     """
-    warnings.filterwarnings("ignore", message=".*skipped a step")  # rules that let the learning rate run away are part of the comparison
+    warnings.filterwarnings("ignore", message=".*skipped a step")  # rules whose learning rate diverges are part of the comparison
     torch.set_num_threads(1)
     results: Results = {}
     for name in ["logistic, rotated 1e2"] if quick else PROBLEMS:
-        with threadpool_limits(1):  # the problems are small, and SciPy's threads wait for each other
+        with threadpool_limits(1):  # small problems, on which SciPy's threads wait for each other
             results[name] = solve(name)
         print(f"{name}:", *(f"{x} {cell(row['evaluations'])};" for x, row in results[name]["methods"].items()), flush=True)
     about = {"command": made(__doc__), "machine": machine(), "seed": SEED}

@@ -1,4 +1,4 @@
-"""The methods of benchmarks.convex, each an optimizer with ``step(closure)``, what is tried of each, and their runs."""
+"""The methods of benchmarks.convex, each an optimizer with ``step(closure)``; their settings and runs."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,21 +13,21 @@ from hypergradient.lab.runs import calls
 from .convex_problems import Problem
 from .timing import optimizer
 
-#: What the authors' experiments stop at: the largest coordinate of the gradient, and the number of gradients.
+#: The stopping criteria of the authors' experiments: the largest coordinate of the gradient, and the number of gradient evaluations.
 TOLERANCE, MOST = 1e-4, 1000
 
-#: Methods that average are evaluated every so many steps.
+#: Interval in steps at which methods that average are evaluated.
 EVERY = 10
 
 
 class OverError(Exception):
-    """A run has come to its end: solved, out of evaluations, or given up by its method."""
+    """A run has ended: solved, out of evaluations, or stopped by its method."""
 
 
 class Accelerated:
-    """Nesterov's accelerated gradient with steps of 1/L; ``w`` holds the point that gradients are taken at.
+    """Nesterov's accelerated gradient with steps of 1/L; ``w`` holds the point at which gradients are computed.
 
-    Without ``momentum`` it is that of functions that are convex and no more, which grows to 1.
+    The default momentum is that for convex functions that need not be strongly convex; it grows to 1.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float | None = None) -> None:
@@ -46,7 +46,7 @@ class Accelerated:
 
 
 class SciPy:
-    """Its L-BFGS-B. A step is a whole run, which ends where a line search fails."""
+    """SciPy's L-BFGS-B. One step is a whole run, which ends when a line search fails."""
 
     def __init__(self, params: Iterable[nn.Parameter], memory: int) -> None:
         (self.w,), self.memory = params, memory
@@ -67,10 +67,10 @@ OWN: dict[str, Any] = {"Accelerated": Accelerated, "SciPy": SciPy, "LBFGS": torc
 
 
 def methods(problem: Problem) -> dict[str, dict[str, str]]:
-    """By name, in the order of the tables, what is tried: constructors' calls by what the page calls them.
+    """By name, in the order of the tables: the settings to try, as constructor calls by their label on the page.
 
-    Learning rates, momenta, η and η_β are the authors', of scalar HDM eight of their twenty. The additive β are those with which the square
-    of the first gradient would add c/L to 1/L.
+    Learning rates, momenta, η and η_β are the authors'; for scalar HDM eight of their twenty. The additive β are those for which the square
+    of the first gradient adds c/L to 1/L.
     """
     unit, root, other = 1 / problem.smoothness, problem.smoothness**0.5, problem.convexity**0.5
     beta = unit / float(problem(problem.start())[1].square().sum())
@@ -99,18 +99,18 @@ def methods(problem: Problem) -> dict[str, dict[str, str]]:
         "HDM, scalar, untuned": hdm(10, etas=[1.0], scope="group"),
         "SGD-HD, additive, tuned": {f"β = {c:g}/(L‖g₀‖²)": f"SGDHD(lr={unit}, rule=Additive({c * beta}))" for c in (0.01, 0.1, 1, 10)},
         "SGD-HD, multiplicative, tuned": {f"β = {x:g}": f"SGDHD(lr={unit}, rule=Multiplicative({x}))" for x in (1e-3, 0.01, 0.1)},
-        "SGDHD, no lr": {"": "SGDHD(momentum=0.9, nesterov=True)"},
-        "AdamHD, no lr": {"": "AdamHD"},
+        "SGDHD, tuning-free": {"": "SGDHD(momentum=0.9, nesterov=True)"},
+        "AdamHD, tuning-free": {"": "AdamHD"},
     }
 
 
 class Run:
-    """The closure of one run. Every gradient that is taken counts, in line searches and at points that are rejected too.
+    """The closure of one run. Every gradient evaluation counts, also in line searches and at rejected points.
 
     Args:
-        problem: what is minimised.
-        most: how many gradients there are.
-        ends: whether it ends where it is solved.
+        problem: the problem to minimise.
+        most: the maximal number of gradient evaluations.
+        ends: whether to stop once solved.
     """
 
     def __init__(self, problem: Problem, most: int = MOST, ends: bool = False) -> None:
@@ -138,7 +138,7 @@ class Run:
             raise OverError
 
     def by(self, text: str) -> "Run":
-        """The same when the optimizer of a call has made it."""
+        """Run the optimizer of a constructor call, and return self."""
         call = calls.parse(text)
         opt = OWN[call.name]([self.w], **call.options) if call.name in OWN else optimizer(text, [self.w])
         averages = call.adapts and opt.setup.rule.averages
@@ -153,7 +153,7 @@ class Run:
 
 
 def best(settings: Mapping[str, str], problem: Problem) -> tuple[str, Run]:
-    """All evaluations with the setting that solves it with the fewest, or, where none does, ends lowest."""
+    """The run at the setting that needs the fewest evaluations, or, if none solves the problem, ends lowest; and its label."""
     (label, call), *others = settings.items()
     if not others:
         return label, Run(problem).by(call)
@@ -161,7 +161,7 @@ def best(settings: Mapping[str, str], problem: Problem) -> tuple[str, Run]:
     for name, call in settings.items():
         tried = Run(problem, most, ends=True).by(call)
         if tried.solved:
-            most, found, label = tried.solved - 1, tried, name  # who needs as many is no better
+            most, found, label = tried.solved - 1, tried, name  # a tie is no improvement
         elif most == MOST and (found is None or tried.losses[-1] < found.losses[-1]):
             found, label = tried, name
     assert found is not None

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-#: Of the points that runs start from, and of the data that are made.
+#: For starting points and synthetic data.
 SEED = 20250128
 
-#: How many values the 14 attributes of a row of a1a take, after which the sparse binary data are made: 123 columns.
+#: Number of values of the 14 attributes of a1a, copied by the sparse binary data: 123 columns.
 LEVELS = (5, 8, 5, 16, 5, 7, 14, 6, 5, 2, 2, 2, 5, 41)
 
 ROWS, COLUMNS = 1000, 50
@@ -20,14 +20,14 @@ ROWS, COLUMNS = 1000, 50
 
 @dataclass(frozen=True)
 class Problem:
-    """f(w) = Σ loss(aᵢ·w) + ½ ridge ‖w‖², where a row aᵢ is the i-th example and a 1, times its label, which is 1 or −1."""
+    """f(w) = Σ loss(aᵢ·w) + ½ ridge ‖w‖², where row aᵢ is the i-th example with a 1 appended, times its label, 1 or −1."""
 
     kind: str
     rows: Tensor
     ridge: float
 
     def __call__(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """f and its gradient."""
+        """The value and gradient of f."""
         margin = self.rows @ w
         if self.kind == "logistic":
             loss, slope = softplus(-margin).sum(), torch.sigmoid(-margin)
@@ -38,17 +38,17 @@ class Problem:
 
     @property
     def smoothness(self) -> float:
-        """L as the authors take it: the largest singular value squared, also for logistic regression, whose own is a fourth of that."""
+        """The authors' L: the largest singular value squared, also for logistic regression, for which a fourth would suffice."""
         return float(torch.linalg.matrix_norm(self.rows, 2)) ** 2 + self.ridge
 
     @property
     def convexity(self) -> float:
-        """The modulus of strong convexity that accelerated gradient is told: the ridge, and without one 1e-4, as the authors do."""
+        """The modulus of strong convexity given to accelerated gradient: the ridge, or 1e-4 without one, as in the authors' code."""
         return self.ridge or 1e-4
 
     @property
     def condition(self) -> float | None:
-        """The condition number of AᵀA + ridge, for rows A: of the Hessian where all examples count alike. None where it is singular."""
+        """The condition number of AᵀA + ridge for the rows A, which is the Hessian if all examples have equal weight. None if singular."""
         curves = torch.linalg.eigvalsh(self.rows.T @ self.rows) + self.ridge
         return float(curves[-1] / curves[0]) if curves[0] > 1e-12 * curves[-1] else None
 
@@ -58,7 +58,7 @@ class Problem:
         return w.div_(w.norm())
 
     def least(self) -> float:
-        """The infimum of f, by Newton's method, to what float64 can tell: where rows can be separated it lies at infinity."""
+        """The infimum of f, by Newton's method, to float64 accuracy; for separable rows it is approached at infinity."""
         w = torch.zeros(self.rows.shape[1], dtype=torch.float64)
         f, g = self(w)
         for _ in range(200):
@@ -78,7 +78,7 @@ class Problem:
 
 
 def shipped(name: str, positive: Callable[[Any], Any]) -> tuple[Tensor, Tensor]:
-    """One of the sets that scikit-learn ships, its columns scaled to [-1, 1], its labels made two."""
+    """One of scikit-learn's data sets, with columns scaled to [-1, 1] and binary labels."""
     from sklearn import datasets
 
     features, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
@@ -89,9 +89,10 @@ def shipped(name: str, positive: Callable[[Any], Any]) -> tuple[Tensor, Tensor]:
 
 
 def spectrum(condition: float, rotated: bool) -> tuple[Tensor, Tensor]:
-    """Normal columns, the eigenvalues of whose Gram matrix fall geometrically from ``ROWS`` to ``ROWS/condition``.
+    """Normal columns whose Gram matrix has eigenvalues that fall geometrically from ``ROWS`` to ``ROWS/condition``.
 
-    They lie on the axes, where a learning rate a coordinate can undo them, or are rotated away from them; labels are of a logistic model.
+    They are aligned with the axes, so that one learning rate per coordinate can precondition them, or rotated. Labels follow a logistic
+    model.
     """
     generator = torch.Generator().manual_seed(SEED)
 
@@ -107,22 +108,22 @@ def spectrum(condition: float, rotated: bool) -> tuple[Tensor, Tensor]:
 
 
 def binary() -> tuple[Tensor, Tensor]:
-    """1,605 rows like those of a1a: 14 attributes of ``LEVELS`` values that hang together, each value a column; a fourth is positive."""
+    """1,605 rows like those of a1a: 14 correlated attributes of ``LEVELS`` values, one column per value; a quarter is positive."""
     generator = torch.Generator().manual_seed(SEED)
     hidden = torch.randn(1605, 3, dtype=torch.float64, generator=generator)
     columns = []
     for levels in LEVELS:
         mixed = hidden @ torch.randn(3, dtype=torch.float64, generator=generator)
         place = (mixed + torch.randn(1605, dtype=torch.float64, generator=generator)).argsort().argsort() / 1605
-        shares = torch.rand(levels, dtype=torch.float64, generator=generator) ** 4 + 1e-3  # some values are rare, as countries of birth are
+        shares = torch.rand(levels, dtype=torch.float64, generator=generator) ** 4 + 1e-3  # some values are rare, like countries of birth
         columns.append(torch.nn.functional.one_hot(torch.bucketize(place, (shares / shares.sum()).cumsum(0)[:-1]), levels))
     x = torch.cat(columns, 1).double()
     logits = x @ torch.randn(x.shape[1], dtype=torch.float64, generator=generator)
-    logits += torch.logit(torch.rand(1605, dtype=torch.float64, generator=generator))  # so that labels are of a logistic model
+    logits += torch.logit(torch.rand(1605, dtype=torch.float64, generator=generator))  # so that labels follow a logistic model
     return x, logits > logits.quantile(0.75)
 
 
-#: The data by name, and the ridge that makes a problem's condition number about the one chosen; 1 is scikit-learn's own, C = 1.
+#: The data by name, and the ridge with which the problem has about the chosen condition number; 1 is scikit-learn's default, C = 1.
 DATA: dict[str, tuple[Callable[[], tuple[Tensor, Tensor]], float]] = {
     "cancer": (lambda: shipped("breast_cancer", lambda y: y == 1), 1.0),
     "digits": (lambda: shipped("digits", lambda y: y % 2 == 0), 1.0),
@@ -133,7 +134,7 @@ DATA: dict[str, tuple[Callable[[], tuple[Tensor, Tensor]], float]] = {
     **{f"axes 1e{k}": (partial(spectrum, 10.0**k, False), ROWS / 10**k) for k in (2, 4, 6)},
 }
 
-#: The problems: loss, data, and whether without a ridge.
+#: The problems: loss, data, and whether there is no ridge.
 PROBLEMS = [
     *(f"logistic, {data}" for data in ("cancer", "cancer, no ridge", "digits", "wine, no ridge", "iris, no ridge", "binary")),
     *(f"logistic, {data}" for data in ("binary, no ridge", "rotated 1e2", "rotated 1e4", "rotated 1e6", "axes 1e4")),

@@ -1,10 +1,10 @@
-"""Without a learning rate beside tuned ones on a GPU: GPT-2 small on text of the machine, ResNet-9 on CIFAR-10.
+"""Without a learning rate on a GPU, compared with tuned ones: GPT-2 small on text of the machine, ResNet-9 on CIFAR-10.
 
     python -m benchmarks.gpu --data ../shared/data/cifar10
 
-Each part is meant to take less than ten minutes on one H200 (--part gpt, --part resnet). Every run adds a line to runs.jsonl in the folder
-of --output as soon as it has ended, a failed one with its error. What is there is not run again: a second start does what is missing, and
-a line that is taken out is run anew. The table of all lines is gpu.md beside it. --small runs a tiny form of everything on the processor.
+Each part is meant to take less than ten minutes on one H200 (--part gpt, --part resnet). Every finished run adds a line to runs.jsonl in
+the folder of --output, a failed one with its error. Running it again completes missing runs; delete a line to repeat its run. gpu.md in the
+same folder has the table of all lines. --small runs a tiny version of everything on the CPU.
 """
 
 import gc
@@ -33,32 +33,32 @@ from hypergradient.lab.workloads.problem import Order, seeded
 from .gpu_parts import Mixed, Part, gpt, resnet
 from .report import command, machine, page, table, write
 
-#: Steps that are not timed; batches that final losses are of, and batch norm's statistics.
+#: Warm-up steps that are not timed; batches for final losses, and for batch norm's statistics.
 WARM, SEEN, REFRESH = 10, 20, 50
 
-#: Which runs are the same.
+#: The fields that identify a run.
 KEY = ("workload", "base", "method", "lr", "seed", "steps")
 
 
 def optimizer_of(part: Part, job: Job, model: nn.Module) -> tuple[Any, LambdaLR | None]:
-    """The method's optimizer, and its scheduler."""
+    """The method's optimizer and scheduler."""
     params = list(model.parameters())
     groups = decay_groups(params, part.weight_decay) if part.base == "adamw" else [{"params": params, "weight_decay": part.weight_decay}]
     return make_optimizer(job, model, groups, part.weight_decay, part.steps)
 
 
 def seconds(device: torch.device) -> float:
-    """The time when all that was launched is done."""
+    """The time after synchronising with the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def train(part: Part, job: Job, data: Data, model: nn.Module, opt: Any, scheduler: LambdaLR | None) -> float:
-    """All steps; tokens or images a second.
+    """Take all steps, and return tokens or images per second.
 
     Raises:
-        ArithmeticError: the loss of a tuned optimizer is not finite; others may come back from that.
+        ArithmeticError: the loss of a tuned optimizer is not finite; other methods may recover.
     """
     order, device = Order(len(data.train_y), part.batch, job.seed), data.train_y.device
     warm, begun = min(WARM, part.steps // 2), 0.0
@@ -81,7 +81,7 @@ def train(part: Part, job: Job, data: Data, model: nn.Module, opt: Any, schedule
 
 @torch.no_grad()
 def evaluate(part: Part, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Mean loss and accuracy in evaluation mode, of SEEN batches at most."""
+    """Mean loss and accuracy in evaluation mode, over at most SEEN batches."""
     model.eval()
     sums, seen = torch.zeros(2, device=x.device, dtype=torch.float64), 0
     for inputs, targets in [*zip(torch.split(x, part.batch), torch.split(y, part.batch), strict=True)][:SEEN]:
@@ -95,11 +95,11 @@ def evaluate(part: Part, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float,
 
 
 def run(part: Part, job: Job, data: Data) -> dict[str, Any]:
-    """Train, and evaluate once, at the end: under the average, with batch norm's statistics of it, where there is one."""
+    """Train, and evaluate once, at the end; at the average, with batch norm's statistics recomputed, if the method has one."""
     device = data.train_x.device
     on_gpu = device.type == "cuda"
     if on_gpu:
-        gc.collect()  # the run before is held by its scheduler's cycle, and would count as memory of this one
+        gc.collect()  # the previous run is kept alive by its scheduler's reference cycle, and would count as memory of this one
         torch.cuda.reset_peak_memory_stats(device)
     model = Mixed(seeded(lambda: part.model(data), job.seed)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(job.seed + 1000)
@@ -120,7 +120,7 @@ def run(part: Part, job: Job, data: Data) -> dict[str, Any]:
 
 
 def attempt(part: Part, job: Job, data: Data) -> dict[str, Any]:
-    """A line of runs.jsonl; a run that fails has nulls and an error there."""
+    """A line of runs.jsonl; for a failed run it has nulls and an error."""
     begun, device = time.perf_counter(), data.train_x.device
     names = ("train", "valid", "accuracy", "seconds", "per_second", "peak", "bytes", "parameters", "alpha", "error")
     line = asdict(job) | {"steps": part.steps, "batch": part.batch, "unit": part.unit} | dict.fromkeys(names)
@@ -133,15 +133,15 @@ def attempt(part: Part, job: Job, data: Data) -> dict[str, Any]:
 
 
 def go(part: Part, seed: int, folder: Folder) -> None:
-    """Run what is missing of a part."""
+    """Train the missing runs of a part."""
     done = [{name: line[name] for name in KEY} for line in lines_of(folder)]
     missing = [job for job in part.jobs(seed) if asdict(job) | {"steps": part.steps} not in done]
     if not missing:
-        print(f"{part.name}: nothing is missing", flush=True)
+        print(f"{part.name}: all runs are done", flush=True)
         return
     data = part.load()
     if len(data.train_y) < part.batch:
-        raise LabError(f"{part.name}: {len(data.train_y):,} cases to train on are no batch of {part.batch}: give a larger data set")
+        raise LabError(f"{part.name}: {len(data.train_y):,} training cases are fewer than a batch of {part.batch}: use a larger data set")
     for i, job in enumerate(missing, 1):
         print(f"{part.name} {i} of {len(missing)}: {title(asdict(job))}", flush=True)
         line = attempt(part, job, data)
@@ -155,12 +155,12 @@ def lines_of(folder: Folder) -> list[dict[str, Any]]:
 
 
 def title(line: dict[str, Any]) -> str:
-    """A method and its learning rate."""
+    """The method and its learning rate."""
     return title_of(line["method"], line["base"]) + ("" if line["lr"] is None else f" {line['lr']:g}")
 
 
 def cells(line: dict[str, Any]) -> list[str]:
-    """A line as text."""
+    """A line as table cells."""
     return [
         title(line),
         str(line["seed"]),
@@ -176,7 +176,7 @@ def cells(line: dict[str, Any]) -> list[str]:
 
 
 def page_of(lines: Iterable[dict[str, Any]]) -> str:
-    """All lines as Markdown: a table for each model, budget and machine."""
+    """All lines as Markdown: a table per model, budget and machine."""
     assert __doc__
 
     def kind(line: dict[str, Any]) -> tuple[str, ...]:
@@ -186,8 +186,8 @@ def page_of(lines: Iterable[dict[str, Any]]) -> str:
     for (heading, unit, about, where), group in groupby(sorted(lines, key=kind), kind):
         own = [*group]
         size = next((f"{line['parameters']:,} parameters" for line in own if line["parameters"]), "all failed")
-        heads = ["method", "seed", "training / validation loss", "accuracy", "seconds", f"{unit} a second", "peak, GiB"]
-        heads += ["state, bytes a parameter", "last α", "error"]
+        heads = ["method", "seed", "training / validation loss", "accuracy", "seconds", f"{unit} per second", "peak, GiB"]
+        heads += ["state, bytes per parameter", "last α", "error"]
         tables.append((heading, about, size, where, table(heads, map(cells, own))))
     return page("gpu.md", __doc__, title=__doc__.splitlines()[0], tables=tables)
 
@@ -205,19 +205,19 @@ def main(
 ) -> None:
     """
     Args:
-        part: what is trained
+        part: the model to train
         data: CIFAR-10 for resnet: a folder in the Hugging Face Parquet layout, or a Hub id; --small has digits
-        text: folders of text for gpt, default those of Debian and Python
-        device: default cuda, with --small cpu
+        text: folders with text for gpt, default those of Debian and Python
+        device: default cuda, or cpu with --small
         small: tiny models, 20 steps
-        steps: of each run, default 700 for gpt, 2,900 for resnet
-        seed: of weights and batches
-        output: where results lie
+        steps: steps per run, default 700 for gpt, 2,900 for resnet
+        seed: seed of weights and batches
+        output: folder for results
     """
     device = device or ("cpu" if small else "cuda")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        mend = "start it where there is one, or add --small, which runs a tiny form of everything on the processor"
-        raise LabError(f"--device {device}: torch sees no GPU here: {mend}")
+        remedy = "use a machine with one, or add --small, which runs a tiny version of everything on the CPU"
+        raise LabError(f"--device {device}: torch finds no GPU: {remedy}")
     if steps is not None and steps < 1:
         raise LabError(f"--steps must be at least 1, got {steps}")
     torch.backends.cudnn.benchmark = device.startswith("cuda")

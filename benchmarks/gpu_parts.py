@@ -1,4 +1,4 @@
-"""What benchmarks.gpu trains: GPT-2 small on the machine's text, and a ResNet-9 on CIFAR-10; of both a tiny form."""
+"""The models of benchmarks.gpu: GPT-2 small on text of the machine, and ResNet-9 on CIFAR-10; both also in a tiny version."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,21 +20,21 @@ GIVEN = (1e-5, 1e-3, 1e-1)
 
 @dataclass(frozen=True)
 class Part:
-    """A model with its data, and the methods that it is trained by.
+    """A model with its data, and the methods to train it with.
 
     Args:
-        name: what results say of it.
-        about: what it is, in a sentence.
-        base: a name of KINDS.
-        lrs: of the tuned base, with cosine decay.
-        peers: optimizers of others.
-        steps: how long each trains.
-        batch: pieces of text or images a step.
-        unit: what speed is counted in.
-        weight_decay: of matrices alone under "adamw", else of all parameters.
-        smoothing: of the labels, in all losses.
-        load: its data.
-        model: takes the data's inputs, with initial weights from torch's generator.
+        name: its name in results.
+        about: a description.
+        base: the base optimizer, a name of KINDS.
+        lrs: learning rates of the tuned base, with cosine decay.
+        peers: optimizers of other packages.
+        steps: length of a run.
+        batch: sequences or images per step.
+        unit: the unit of speed.
+        weight_decay: of matrices only if the base is "adamw", otherwise of all parameters.
+        smoothing: label smoothing in all losses.
+        load: returns the data.
+        model: returns the model for the data, initialised by torch's generator.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Part:
     model: Callable[[Data], nn.Module]
 
     def jobs(self, seed: int) -> Iterator[Job]:
-        """All runs of a seed; first those that say most."""
+        """All runs of a seed, the most informative first."""
         tuned = [("cosine", lr) for lr in self.lrs]
         given = [("given", lr) for lr in GIVEN]
         for method, lr in [("ours", None), *tuned, *((peer, None) for peer in self.peers), *given]:
@@ -59,7 +59,7 @@ class Part:
 
 
 class Mixed(nn.Module):
-    """A model in bfloat16 where torch.autocast has it so; outputs in float32, [cases, classes]."""
+    """A model under torch.autocast in bfloat16; outputs are float32, [cases, classes]."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Mixed(nn.Module):
 
 
 def gpt(folders: Sequence[str] | None, device: str, small: bool) -> Part:
-    """GPT-2 small without biases, 512 pieces at a time."""
+    """GPT-2 small without biases, with a context of 512 tokens."""
     kinds, length, width, depth, heads = (512, 32, 64, 2, 4) if small else (50_304, 512, 768, 12, 12)
     least, most = (20_000, 1_000_000) if small else (20_000_000, 100_000_000)
 
@@ -82,8 +82,8 @@ def gpt(folders: Sequence[str] | None, device: str, small: bool) -> Part:
 
     return Part(
         name="gpt-small" if small else "gpt",
-        about=f"GPT-2, {depth} layers of width {width} with {heads} heads, context {length}, on text of the machine, in {kinds:,} kinds of "
-        "pieces; tied head, bfloat16 autocast, weight decay 0.1 of matrices alone; the last 5 % of the text for validation",
+        about=f"GPT-2, {depth} layers of width {width} with {heads} heads, context {length}, on text of the machine, {kinds:,} "
+        "tokens; tied head, bfloat16 autocast, weight decay 0.1 of matrices only; the last 5 % of the text for validation",
         base="adamw",
         lrs=(3e-4, 6e-4, 1.2e-3),
         peers=("prodigy-plus", "schedule-free-adamw"),
@@ -130,7 +130,7 @@ def convolution(before: int, after: int, pool: int = 1) -> nn.Sequential:
 
 
 class Added(nn.Module):
-    """Two convolutions, added to what they are of."""
+    """Two convolutions with a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

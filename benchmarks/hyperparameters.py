@@ -1,9 +1,9 @@
-"""Momentum, betas and weight decay that adapt themselves, on MNIST, beside constant ones.
+"""Adapted momentum, betas and weight decay on MNIST, compared with constant ones.
 
     python -m benchmarks.hyperparameters --data ../shared/data/mnist
 
-Writes docs/results/hyperparameters.md, hyperparameters.csv (every epoch of every run) and hyperparameters.png. Runs that the csv holds are
-not made again.
+Writes docs/results/hyperparameters.md, hyperparameters.csv (every epoch of every run) and hyperparameters.png. Runs
+already in the csv are not repeated.
 """
 
 import math
@@ -30,15 +30,15 @@ HEAD = ["part", "start", "moved_by", "seed", "epoch", "train_loss", "valid_loss"
 
 @dataclass(frozen=True)
 class Part:
-    """One hyperparameter, and the workload that it is tried on.
+    """One hyperparameter, and the workload to try it on.
 
     Args:
-        symbol: what tables call it.
-        column: of the history.
-        model: of the lab.
-        epochs: how long.
-        cases: optimizers, by how the hyperparameter starts and what moves it.
-        limit: training images, of which a tenth is held out from all cases.
+        symbol: its symbol in tables.
+        column: its column of the history.
+        model: the lab's model.
+        epochs: length of a run.
+        cases: optimizers, by the initial value and what adapts it.
+        limit: number of training images, of which a tenth is held out in all cases.
     """
 
     symbol: str
@@ -87,14 +87,14 @@ def run(title: str, start: str, moved_by: str, data: Data, root: Path) -> pd.Dat
 
 
 def of_epochs(history: History, column: str, start: str) -> pd.DataFrame:
-    """Each epoch's losses, the value at its end, and β2 where there is one; what is constant is where it starts."""
+    """Each epoch's losses, the value at its end, and β2 if any; a constant hyperparameter keeps its initial value."""
     constant = [*map(float, start.split(", ")), math.nan]
     ends = pd.DataFrame(history.iterations).groupby("epoch")[[column, "beta2"]].last().astype(float).reset_index(drop=True)
     return pd.DataFrame(history.epochs).assign(value=ends[column].fillna(constant[0]), beta2=ends.beta2.fillna(constant[1]))
 
 
 def text(rows: pd.DataFrame) -> str:
-    """The page: medians of the seeds after the last epoch."""
+    """The page: medians over the seeds after the last epoch."""
     tables = {}
     for title, part in PARTS.items():
         last = rows[(rows.part == title) & (rows.epoch == part.epochs)].groupby(["start", "moved_by"]).median(numeric_only=True)
@@ -103,12 +103,12 @@ def text(rows: pd.DataFrame) -> str:
             end = last.loc[(start, moved_by)]
             ends = f"{end.value:.4g}" if math.isnan(end.beta2) else f"{end.value:.4g}, {end.beta2:.5g}"
             lines.append([start, moved_by, ends, f"{end.train_loss:.4g}", f"{end.valid_loss:.4f}"])
-        tables[title] = table([f"{part.symbol} starts at", "moved by", "ends at", "training loss", "validation loss"], lines)
+        tables[title] = table([f"initial {part.symbol}", "adapted by", f"final {part.symbol}", "training loss", "validation loss"], lines)
     return page("hyperparameters.md", __doc__, tables=tables)
 
 
 def figure(rows: pd.DataFrame) -> Figure:
-    """Each hyperparameter by epoch, seed 1; and the validation loss under it."""
+    """Each hyperparameter by epoch for seed 1, and below it the validation loss."""
     found = Figure(figsize=(11, 6.4), layout="constrained")
     axes = found.subplots(2, 3)
     styles: dict[str, Any] = {"constant": plots.DOTTED} | dict.fromkeys(("training loss", "additive, 0.1", "additive, 1"), plots.DASHED)
@@ -138,8 +138,8 @@ def main(*, data: str, runs: Path = Path("runs/hyperparameters"), output: Path =
     """
     Args:
         data: MNIST: a folder in the Hugging Face Parquet layout, or a Hub id
-        runs: where the runs lie
-        output: where table, data and figure are written
+        runs: folder of the runs
+        output: folder for table, data and figure
     """
     prepare()
     file, images = output / "hyperparameters.csv", load(data)

@@ -1,4 +1,4 @@
-"""Does the initial learning rate matter to SGD-HD? Logistic regression on MNIST from five of them, one of them 0.
+"""Does the initial learning rate matter to SGD-HD? Logistic regression on MNIST from five of them, one of which is 0.
 
     python -m benchmarks.initial_lr --data ../shared/data/mnist
 
@@ -24,8 +24,8 @@ def main(*, data: str, runs: Path = Path("runs/initial-lr"), output: Path = Path
     """
     Args:
         data: MNIST: a folder in the Hugging Face Parquet layout, or a Hub id
-        runs: where the runs lie
-        output: where table and data are written
+        runs: folder of the runs
+        output: folder for table and data
     """
     cells = [(title, lr) for title in ("SGD", "SGD-HD") for lr in LRS]
     configs = [Config(data, "logreg", paper(title, lr, BETA), epochs=EPOCHS) for title, lr in cells]
@@ -43,7 +43,7 @@ def text(rows: pd.DataFrame) -> str:
         [f"{lr:g}", *(f"{own[name][lr]:.4f}" for own in (sgd, hd) for name in ("train_loss", "valid_loss")), f"{hd.alpha[lr]:.4g}"]
         for lr in LRS
     ]
-    heads = ["α0", "SGD: train loss", "valid loss", "SGD-HD: train loss", "valid loss", "mean α"]
+    heads = ["α0", "SGD: training loss", "SGD: validation loss", "SGD-HD: training loss", "SGD-HD: validation loss", "SGD-HD: mean α"]
     apart = hd.train_loss.max() / hd.train_loss.min() - 1
     return page("initial-lr.md", __doc__, beta=BETA, epochs=EPOCHS, apart=apart, table=table(heads, lines))
 

@@ -1,4 +1,4 @@
-"""Work that is not done twice: runs of the lab in folders, and what a function finds in a file."""
+"""Results that are stored and not computed twice: runs of the lab in folders, and results of a function in a file."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ from .report import write
 
 
 def histories(configs: Sequence[Config], data: Data, root: Path) -> list[History]:
-    """What came of runs, one after the other; those that the folder holds are not made again."""
+    """The histories of runs, trained one after the other; runs already in the folder are not repeated."""
     own = [identified(config, data) for config in configs]
     sweep(own, data, root, engine="sequential", watch=lambda ended, *_: print(f"{ended} of {len(own)} runs", end="\r", flush=True))
     return [folder_of(root, config).history() for config in own]
 
 
 def answers(file: Path, works: Mapping[str, Any], do: Callable[[Any], Any], processes: int) -> dict[str, Any]:
-    """What ``do`` gives of each work, by name, in a JSON file that is written as they end; those that it holds are not done again."""
+    """The results of ``do`` by name, saved in a JSON file as they are found; those already in it are not computed again."""
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     missing = {name: work for name, work in works.items() if name not in found}
     with get_context("spawn").Pool(processes, prepare) as pool:

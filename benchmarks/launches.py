@@ -1,11 +1,11 @@
-"""What a step would launch on an accelerator, and hold for a time: counted on the "meta" device, which computes nothing.
+"""Kernel launches and temporary memory of a step on an accelerator, counted on the "meta" device, which computes nothing.
 
     python -m benchmarks.launches
 
-Counted are the operations that torch dispatches in one ``opt.step()`` in the middle of a run, without those that launch nothing: views,
-metadata and allocations. A ``torch._foreach_*`` operation counts as one: on a CUDA device it is one launch, or one for each few
-hundred tensors; where each tensor has a number of its own (scope="tensor") it is one a tensor. "held" is the most bytes that the step holds
-at a time beyond what was there before. Writes docs/results/launches.json and the table in docs/performance.md.
+Counts the operations that torch dispatches in one ``opt.step()`` in the middle of a run, except those that launch no kernel: views,
+metadata and allocations. A ``torch._foreach_*`` operation counts as one: on a CUDA device it is one launch per few hundred tensors, or one
+per tensor if each has a different scalar (scope="tensor"). "Temporary" is the peak memory that the step allocates beyond what was there
+before. Writes docs/results/launches.json and the table in docs/performance.md.
 """
 
 import weakref
@@ -22,29 +22,29 @@ from torch.utils._pytree import tree_leaves
 from .report import command, publish, table
 from .timing import optimizer
 
-#: Operations that launch nothing, beside views.
+#: Operations besides views that launch no kernel.
 FREE = {
     *("detach", "alias", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "set_"),
     *("_unsafe_view", "profiler::_record_function_enter_new", "profiler::_record_function_exit", "promote_types"),
-    "_local_scalar_dense",  # of a number on the host: one on the device would be an error
+    "_local_scalar_dense",  # of a scalar on the host; of one on the device it would be an error
 }
 
 M = "Multiplicative(0.02)"
 BOTH = "(Multiplicative(0.01), Multiplicative(0.01))"
 ELEMENTS = "scope='element', signal=Signal(1.0, curvature='squares')"
 
-#: By name, what a row may launch at most for 24 tensors, and its optimizer.
+#: By name: the target for 24 tensors, and the optimizer.
 ROWS: dict[str, tuple[int | None, str]] = {
     "torch Adam foreach": (None, "Adam(foreach=True, capturable=False)"),
     "AdamHD, additive": (60, "AdamHD(lr=1e-3, hypergrad_lr=1e-8)"),
     "AdamHD, multiplicative": (70, f"AdamHD(lr=1e-3, rule={M})"),
-    "AdamHD, no lr": (140, "AdamHD"),
-    'AdamWHD, no lr, scope="tensor"': (160, "AdamWHD(scope='tensor')"),
+    "AdamHD, tuning-free": (140, "AdamHD"),
+    'AdamWHD, tuning-free, scope="tensor"': (160, "AdamWHD(scope='tensor')"),
     "SGDHD, additive": (50, "SGDHD(lr=0.1, hypergrad_lr=1e-3)"),
-    "SGDHD Nesterov, no lr": (140, "SGDHD(momentum=0.9, nesterov=True)"),
+    "SGDHD Nesterov, tuning-free": (140, "SGDHD(momentum=0.9, nesterov=True)"),
     "Hypergradient(Adam(foreach=True)), additive": (100, "Hypergradient(Adam(foreach=True), hypergrad_lr=1e-8)"),
     "AdamWHD, lr, betas and weight decay": (160, f"AdamWHD(lr=1e-3, adapt={{'lr': {M}, 'betas': {BOTH}, 'weight_decay': {M}}})"),
-    # Methods since 2018, each after the additive rule that moves the same things, of which it may launch 20 more.
+    # Methods since 2018: the target is 20 launches more than the additive rule that adapts the same hyperparameters.
     "AdamHD, AdaGrad, normalized": (79, "AdamHD(lr=1e-3, rule=AdaGradRule(0.1), signal=Signal(normalized=True))"),
     "AdamHD, Adam": (79, "AdamHD(lr=1e-3, rule=AdamRule(1e-3, log=True))"),
     "AdamWHD, additive": (None, "AdamWHD(lr=1e-3, hypergrad_lr=1e-8)"),
@@ -57,13 +57,13 @@ ROWS: dict[str, tuple[int | None, str]] = {
     "SGDHD, Autostep": (91, f"SGDHD(lr=1e-3, rule=Autostep(), {ELEMENTS})"),
 }
 
-#: What 240 tensors may launch for each launch of 24 of as many elements.
+#: Launches for 240 tensors may be this many times those for 24 tensors with as many elements in total.
 MORE = 1.2
 
-#: Bytes that a step may hold at a time.
+#: Bytes of temporary memory that a step may use.
 HELD = 256 << 20
 
-#: GPT-2's 124 M and a model of 1.5 billion, by their tensors.
+#: The tensors of GPT-2 with 124 M parameters and of a model with 1.5 billion.
 LARGE = {
     "124 M": [(50_257, 768), (1024, 768), *[(768, 2304), (768, 768), (768, 3072), (3072, 768), (768,), (768,), (2304,), (3072,)] * 12],
     "1.5 B": [(50_257, 1600), (1024, 1600), *[(1600, 4800), (1600, 1600), (1600, 6400), (6400, 1600), (1600,), (1600,)] * 48],
@@ -71,7 +71,7 @@ LARGE = {
 
 
 class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations, and the bytes that are alive of what they made."""
+    """Counts operations, and the bytes of their results that are alive."""
 
     def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -97,7 +97,7 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def counted(call: str, shapes: Sequence[tuple[int, ...]], steps: int = 5) -> Count:
-    """The operations of one step, after some that make buffers and find a start."""
+    """The operations of one step, after some steps that create buffers and find a first learning rate."""
     params = [nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
     opt = optimizer(call, params)
     for _ in range(steps):
@@ -118,8 +118,8 @@ def shapes_of(tensors: int, parameters: int = 5_000_000) -> list[tuple[int, ...]
 def main(*, docs: Path = Path("docs"), operations: bool = False) -> None:
     """
     Args:
-        docs: where table and data are written
-        operations: print what is launched, too
+        docs: folder for table and data
+        operations: also print the operations by name
     """
     found: dict[str, Any] = {}
     for name, (most, call) in ROWS.items():
@@ -135,7 +135,10 @@ def text(found: dict[str, Any]) -> str:
     for name, row in found.items():
         large = [cell for model in LARGE for cell in (str(row[model][0]), f"{row[model][1] / 2**20:.0f} MiB")]
         lines.append([name, str(row["most"] or ""), str(row["24"][0]), str(row["240"][0]), *large])
-    return table(["launches of a step", "aim", "24 tensors, 5 M", "240, 5 M", "124 M in 98", "held", "1.5 B in 290", "held"], lines)
+    return table(
+        ["kernel launches per step", "target", "24 tensors, 5 M", "240, 5 M", "124 M in 98", "temporary", "1.5 B in 290", "temporary"],
+        lines,
+    )
 
 
 if __name__ == "__main__":

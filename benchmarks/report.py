@@ -1,4 +1,4 @@
-"""What the benchmarks share: their command lines, and how data, figures, pages and tables are written."""
+"""Shared by the benchmarks: command lines, and writing data, figures, pages and tables."""
 
 import json
 import platform
@@ -16,7 +16,7 @@ import hypergradient
 from hypergradient.lab.compare.table import markdown
 from hypergradient.lab.errors import LabError
 
-#: The text of pages stands beside the code.
+#: The templates of pages.
 PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "pages"),
     trim_blocks=True,
@@ -27,7 +27,7 @@ PAGES = Environment(
 
 
 def app(main: Callable[..., object]) -> App:
-    """A benchmark's command line: the parameters of its ``main`` are the options, and its module's docstring is the help."""
+    """A benchmark's command line: the options are the parameters of its ``main``, the help is its module's docstring."""
     found = App(help=main.__globals__["__doc__"], help_format="plaintext", default_parameter=Parameter(negative=(), consume_multiple=True))
     found.default(main)
     return found
@@ -42,7 +42,7 @@ def command(main: Callable[..., object]) -> None:
 
 
 def made(doc: str | None) -> str:
-    """The command in a script's docstring, as the page's origin."""
+    """The line of a page that names the command in the script's docstring."""
     found = next(line.strip() for line in (doc or "").splitlines() if line.startswith("    python"))
     return f"Made by `{found}`."
 
@@ -50,12 +50,12 @@ def made(doc: str | None) -> str:
 def machine() -> str:
     return (
         f"hypergradient {hypergradient.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} threads on {platform.machine()}."
+        f"{(n := torch.get_num_threads())} thread{'s' * (n != 1)} on {platform.machine()}."
     )
 
 
 def page(name: str, doc: str | None, **values: Any) -> str:
-    """A page of pages/, which ``made`` and ``machine`` stand in too."""
+    """Render a template of pages/ with the given values, ``made`` and ``machine``."""
     return PAGES.get_template(name).render(made=made(doc), machine=machine(), **values)
 
 
@@ -64,7 +64,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write(path: Path, what: Any, indent: int | None = 1) -> None:
-    """A figure, a text, or data as JSON; its folder is made."""
+    """Write a figure, a text, or data as JSON, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(what, Figure):
         what.savefig(path, dpi=130)
@@ -73,7 +73,7 @@ def write(path: Path, what: Any, indent: int | None = 1) -> None:
 
 
 def publish(docs: Path, name: str, doc: str | None, data: dict[str, Any], text: str) -> None:
-    """Data as results/NAME.json, and Markdown between the comments ``<!-- name -->`` and ``<!-- /name -->`` of performance.md."""
+    """Write data as results/NAME.json, and Markdown between ``<!-- name -->`` and ``<!-- /name -->`` in performance.md."""
     write(docs / "results" / f"{name}.json", {"machine": machine(), **data})
     print(text)
     fill(docs / "performance.md", name.replace("-", "_"), f"{made(doc)}\n{machine()}\n\n{text}")

@@ -1,8 +1,8 @@
-"""What bounds a fused step: the time of kernels that read and write so many tensors and do little else, over torch's fused Adam.
+"""Lower bounds of a fused step: the time of kernels that do little but read and write, relative to torch's fused Adam.
 
     python -m benchmarks.step_bounds
 
-28 million float32 in 40 tensors; the kernels are torch.compile's, all interleaved in one run, medians over the turns and the middle half.
+28 million float32 in 40 tensors; the kernels are torch.compile's, all interleaved in one run; medians over the turns, and quartiles.
 Writes docs/results/step-bounds.json and a table in docs/performance.md.
 """
 
@@ -25,7 +25,7 @@ Work = Callable[[dict[str, Tensor], Any], list[Tensor]]
 
 
 def product(names: str) -> Work:
-    """The sum over the products of some tensors."""
+    """The sum over the elementwise product of some tensors."""
     return lambda x, _: [reduce(mul, (x[name] for name in names)).sum()]
 
 
@@ -52,16 +52,16 @@ def meet_and_moments(x: dict[str, Tensor], _: Any) -> list[Tensor]:
     return meet(x, _) + moments(x, _)
 
 
-#: By name, tensors read and written, and the passes.
+#: By name: the numbers of tensors read and written, and the passes over memory.
 WORKS: dict[str, tuple[int, int, list[Work]]] = {
     ADAM: (4, 3, []),
     "sum over a product of two tensors": (2, 0, [product("gm")]),
-    "of three": (3, 0, [product("gms")]),
-    "of four": (4, 0, [product("gmsp")]),
-    "the dot product of Adam-HD": (3, 0, [meet]),
-    "the update of Adam-HD": (4, 3, [update]),
-    "both": (7, 3, [meet, update]),
-    "dot product and moments, then the parameters": (6, 3, [meet_and_moments, parameters]),
+    "sum over a product of three tensors": (3, 0, [product("gms")]),
+    "sum over a product of four tensors": (4, 0, [product("gmsp")]),
+    "dot product of Adam-HD": (3, 0, [meet]),
+    "update of Adam-HD": (4, 3, [update]),
+    "both passes": (7, 3, [meet, update]),
+    "dot product and moments in one pass, then the parameters": (6, 3, [meet_and_moments, parameters]),
 }
 WRITING = (update, meet_and_moments, parameters)
 
@@ -69,8 +69,8 @@ WRITING = (update, meet_and_moments, parameters)
 def main(*, turns: int = 25, docs: Path = Path("docs")) -> None:
     """
     Args:
-        turns: how many times each takes its turn
-        docs: where table and data are written
+        turns: number of turns
+        docs: folder for table and data
     """
     p = [nn.Parameter(torch.randn(shape) * 0.01) for shape in next(iter(MODELS.values()))[0]]
     for x in p:
@@ -94,7 +94,7 @@ def main(*, turns: int = 25, docs: Path = Path("docs")) -> None:
 
 def text(found: dict[str, Any]) -> str:
     lines = [[name, str(read), str(written), told(found[name])] for name, (read, written, _) in WORKS.items()]
-    return table(["", "tensors read", "written", "over torch's fused Adam"], lines)
+    return table(["", "tensors read", "tensors written", "time / torch's fused Adam"], lines)
 
 
 if __name__ == "__main__":

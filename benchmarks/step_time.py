@@ -1,15 +1,15 @@
-"""What ``opt.step()`` costs: ratios to torch's optimizers, all interleaved in one run, with the memory that each takes.
+"""The cost of ``opt.step()``: time relative to torch's optimizers, all interleaved in one run, and memory.
 
     python -m benchmarks.step_time
 
-Parameters: 28 million in 40 tensors, 1,000 tensors of 1,000, one of 50 million; all rows of a model step on the same parameters, with the
-same gradients, new tensors at each step, as ``zero_grad`` leaves them. Every number is the median over the turns of the ratio in one turn,
-with the middle half. "state" is what an optimizer keeps, "peak" what it allocates for a time within a step, both in bytes a parameter.
+Parameters: 28 million in 40 tensors, 1,000 tensors of 1,000, one of 50 million. All rows of a model step on the same parameters with the
+same gradients, which are new tensors at each step, as after ``zero_grad``. Each number is the median, over the turns, of the ratio within a
+turn, with quartiles. "State" is the optimizer's state, "temporary" the peak memory of a step, both in bytes per parameter.
 Writes docs/results/step-time.json, docs/images/step-time.png, and the table in docs/performance.md.
 
     python -m benchmarks.step_time --before ../before/src/hypergradient
 
-is the step beside an older version of the library instead: see before.py.
+compares with an older version of the library instead: see before.py.
 """
 
 import os
@@ -34,9 +34,9 @@ from .before import compare
 from .report import command, publish, table, write
 from .timing import Step, compared, optimizer, peak_bytes, peer, told
 
-LR = 1e-9  # nothing moves far: what is timed is the work
+LR = 1e-9  # so that parameters hardly change
 
-#: The models by name, their shapes, and what tables call them.
+#: The models by name: their shapes, and their heading in tables.
 MODELS: dict[str, tuple[list[tuple[int, ...]], str]] = {
     "28 million in 40 tensors": ([(1000, 700)] * 40, "28 M in 40"),
     "1,000 tensors of 1,000": ([(10, 100)] * 1000, "1,000 of 1,000"),
@@ -46,17 +46,17 @@ MODELS: dict[str, tuple[list[tuple[int, ...]], str]] = {
 ADAM, SGD, MOMENTUM = "torch Adam fused", "torch SGD fused", "torch SGD momentum fused"
 DEFAULT, FOREACH = "torch Adam default", "torch Adam foreach"
 
-#: By name, the row that it is compared with, and its optimizer.
+#: By name: the row to compare with, and the optimizer.
 ROWS = {
     ADAM: (ADAM, "Adam(lr=1e-9, fused=True)"),
     FOREACH: (ADAM, "Adam(lr=1e-9, foreach=True)"),
     DEFAULT: (ADAM, "Adam(lr=1e-9)"),
     "AdamHD fused": (ADAM, "AdamHD(lr=1e-9, rule=Multiplicative(0.0), fused=True)"),
     "AdamHD fused, additive": (ADAM, "AdamHD(lr=1e-9, hypergrad_lr=0.0, fused=True)"),
-    "AdamHD fused, no lr (TuningFree)": (ADAM, "AdamHD(fused=True)"),
+    "AdamHD fused, tuning-free": (ADAM, "AdamHD(fused=True)"),
     "AdamWHD fused, additive": (ADAM, "AdamWHD(lr=1e-9, hypergrad_lr=0.0, fused=True)"),
     "AdamHD, additive": (DEFAULT, "AdamHD(lr=1e-9, hypergrad_lr=0.0)"),
-    "AdamHD, no lr (TuningFree)": (DEFAULT, "AdamHD"),
+    "AdamHD, tuning-free": (DEFAULT, "AdamHD"),
     "Hypergradient(Adam fused), additive": (ADAM, "Hypergradient(Adam(lr=1e-9, fused=True), hypergrad_lr=0.0)"),
     MOMENTUM: (ADAM, "SGD(lr=1e-9, momentum=0.9, fused=True)"),
     "SGDHD momentum fused, additive": (MOMENTUM, "SGDHD(lr=1e-9, momentum=0.9, hypergrad_lr=0.0, fused=True)"),
@@ -66,7 +66,7 @@ ROWS = {
     "SGDHD, additive": (SGD, "SGDHD(lr=1e-9, hypergrad_lr=0.0)"),
 }
 
-#: Those of other packages as they are: the lab's have companions, such as DoG its average.
+#: Optimizers of other packages by themselves; the lab wraps some of them, such as DoG with its average.
 OTHERS = {
     "Prodigy (prodigyopt)": "prodigyopt:Prodigy",
     "Prodigy (pytorch_optimizer)": "pytorch_optimizer:Prodigy",
@@ -76,11 +76,11 @@ OTHERS = {
 }
 PEER = "Adam/SGD (gdtuo)"
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences torch's profiler
 
 
 def measure(shapes: list[tuple[int, ...]], turns: int) -> list[dict[str, Any]]:
-    """The rows of one model."""
+    """Measure the rows of one model."""
     generator = torch.Generator().manual_seed(0)
     params = [nn.Parameter(torch.randn(shape, generator=generator) * 0.01) for shape in shapes]
     gradients = [[torch.randn(shape, generator=generator) * 1e-3 for shape in shapes] for _ in range(2)]
@@ -88,7 +88,7 @@ def measure(shapes: list[tuple[int, ...]], turns: int) -> list[dict[str, Any]]:
 
     def give(turn: int) -> None:
         for p, g in zip(params, gradients[turn % 2], strict=True):
-            p.grad = g.data  # a tensor of its own, over the same memory
+            p.grad = g.data  # a new tensor that shares memory
 
     opts = {name: optimizer(call, params) for name, (_, call) in ROWS.items()}
     opts |= {name: resolve_name(kind)(params, lr=LR) for name, kind in OTHERS.items()}
@@ -96,7 +96,7 @@ def measure(shapes: list[tuple[int, ...]], turns: int) -> list[dict[str, Any]]:
         getattr(opt, "train", bool)()
     steps: dict[str, Step] = {name: opt.step for name, opt in opts.items()}
     prepare: Step | None = None
-    if size < 40_000_000:  # its graphs keep some ten buffers
+    if size < 40_000_000:  # the graphs of gdtuo hold about ten buffers
         prepare, steps[PEER] = peer(
             nn.ParameterList([p.detach().clone() for p in params]),
             gdtuo.Adam(LR, optimizer=gdtuo.SGD(0.0)),
@@ -108,14 +108,14 @@ def measure(shapes: list[tuple[int, ...]], turns: int) -> list[dict[str, Any]]:
         prepare() if name == PEER and prepare else give(turn)
 
     rows = compared(steps, against, turns, others=others, warm=4, before=before)
-    for row, opt in zip(rows, opts.values(), strict=False):  # the peer is the last, and has none
+    for row, opt in zip(rows, opts.values(), strict=False):  # gdtuo is the last, and has no optimizer object
         give(turns)
         row |= {"state": state_bytes(opt, nn.ParameterList(params)), "peak": peak_bytes(opt.step) / size}
     return rows
 
 
 def first_steps(tensors: int) -> float:
-    """Seconds that the first two steps of a fused AdamHD take beyond two others; for a process that has not yet imported the compiler."""
+    """Extra seconds of the first two steps of a fused AdamHD; for a process that has not imported the compiler yet."""
     params = [nn.Parameter(torch.zeros(100 + i, 200)) for i in range(tensors)]
     opt, times = optimizer("AdamHD(lr=1e-9, hypergrad_lr=0.0, fused=True)", params), []
     for _ in range(4):
@@ -129,11 +129,11 @@ def first_steps(tensors: int) -> float:
 
 
 def compile_times() -> dict[str, float]:
-    """Seconds of the first steps, without and with what an earlier process has left on the disk."""
+    """Extra seconds of the first steps, with an empty cache and with the disk cache of an earlier process."""
     found = {}
     for tensors in (40, 400):
         with TemporaryDirectory() as folder, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder):
-            for kind in ("cold", "from the disk"):
+            for kind in ("empty cache", "from torch's disk cache"):
                 with ProcessPoolExecutor(1, get_context("spawn")) as process:
                     found[f"{tensors} tensors, {kind}"] = process.submit(first_steps, tensors).result()
     return found
@@ -147,15 +147,16 @@ def text(models: dict[str, list[dict[str, Any]]], seconds: dict[str, float]) -> 
         lines.append([name, first["against"], *cells, *(f"{first[kind]:.1f}" if kind in first else "" for kind in ("state", "peak"))])
     small = told(by_name[1]["AdamHD, additive"]["to foreach"])
     took = "; ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-    return f"""{table(["optimizer", "over", *(MODELS[model][1] for model in models), "state, bytes", "peak, bytes"], lines)}
+    heads = ["optimizer", "relative to", *(MODELS[model][1] for model in models), "state, bytes/parameter", "temporary, bytes/parameter"]
+    return f"""{table(heads, lines)}
 
-`AdamHD` without a compiler over torch's Adam `foreach=True`, 1,000 tensors of 1,000: {small}.
+`AdamHD` without a compiler, relative to torch's Adam with `foreach=True`, 1,000 tensors of 1,000 elements: {small}.
 
-First steps of a fused `AdamHD`, beyond what later ones take: {took}."""
+Extra time of the first steps of a fused `AdamHD`, which compile: {took}."""
 
 
 def plot(models: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Bars over torch's fused Adam, a panel for each model."""
+    """Times relative to torch's fused Adam as bars, one panel per model."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots(1, len(models), sharey=True)
     names = [row["optimizer"] for row in next(iter(models.values()))][::-1]
@@ -170,17 +171,17 @@ def plot(models: dict[str, list[dict[str, Any]]]) -> Figure:
         axis.axvline(1, color="black", linewidth=0.6, linestyle=":")
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("time of opt.step() over torch's fused Adam, median and middle half", fontsize=9)
+    figure.supxlabel("time of opt.step() relative to torch's fused Adam, median and quartiles", fontsize=9)
     return figure
 
 
 def main(*, turns: int = 25, models: list[str] | None = None, before: Path | None = None, docs: Path = Path("docs")) -> None:
     """
     Args:
-        turns: how many times each takes its turn
-        models: which parameters; the table needs all
-        before: the folder hypergradient of an older version, to compare with
-        docs: where table, plot and data are written
+        turns: number of turns
+        models: names of the models; the table is written only for all of them
+        before: the folder src/hypergradient of an older version
+        docs: folder for table, plot and data
     """
     for message in ("Using backward", "`torch.jit"):
         warnings.filterwarnings("ignore", message)

@@ -1,8 +1,8 @@
-"""How much faster runs go together than one after the other, and than the usual loop over a DataLoader.
+"""The speedup of training runs together instead of one after the other, and of ``train`` over the usual DataLoader loop.
 
     python -m benchmarks.sweep --data ../shared/data/mnist
 
-Both sides of each ratio are timed in turns, in one process; printed are medians of the turns, and their lowest and highest. Writes
+Both sides of each ratio are timed in turns in one process; the table has the median, lowest and highest ratio. Writes
 docs/results/sweep-speed.md and docs/results/sweep-speed.json.
 """
 
@@ -32,7 +32,7 @@ from .timing import Step, interleaved
 
 
 class Pictures(Dataset[Any]):
-    """MNIST as the usual loop reads it: a PIL image a sample, made a tensor and normalised in Python."""
+    """MNIST as the usual loop reads it: one PIL image per sample, converted to a tensor and normalised in Python."""
 
     def __init__(self, data: Data) -> None:
         self.pictures = ((data.train_x[:, 0] * 0.3081 + 0.1307).clamp(0, 1) * 255).byte().numpy()
@@ -47,7 +47,7 @@ class Pictures(Dataset[Any]):
 
 
 def epoch(batches: Iterable[Any], pixels: int) -> None:
-    """A loop that does nothing but train."""
+    """The minimal training loop."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(pixels, 10))
     opt = torch.optim.SGD(model.parameters(), lr=1e-3, weight_decay=1e-4)
     for x, y in batches:
@@ -57,13 +57,13 @@ def epoch(batches: Iterable[Any], pixels: int) -> None:
 
 
 def ratios(slow: Step, fast: Step, turns: int) -> list[float]:
-    """Of each turn."""
+    """The ratio of both times in each turn."""
     seconds = interleaved({"slow": slow, "fast": fast}, turns, warm=0)
     return [a / b for a, b in zip(*seconds.values(), strict=True)]
 
 
 def together(data: Data, model: str, hidden: int, steps: int) -> tuple[Step, Step]:
-    """The 36 cells of the SGD-HD heat map, one after the other, and as one ensemble."""
+    """The 36 cells of the SGD-HD heat map, trained one after the other, and as one ensemble."""
     configs = [Config("MNIST", model, paper("SGD-HD", lr, beta), hidden=hidden, epochs=1) for lr in VALUES for beta in VALUES]
     ensemble = Ensemble(configs, data.train_x.shape[1:], data.classes)
     singles = [Run(config, data) for config in configs]
@@ -78,10 +78,10 @@ def main(*, data: str, turns: int = 9, output: Path = Path("docs/results")) -> N
     """
     Args:
         data: MNIST: a folder in the Hugging Face Parquet layout, or a Hub id
-        turns: how many times both sides take theirs
-        output: where table and data are written
+        turns: number of turns
+        output: folder for table and data
     """
-    warnings.filterwarnings("ignore", message=".*skipped a step")  # cells that diverge cost what others cost
+    warnings.filterwarnings("ignore", message=".*skipped a step")  # diverged cells take as long as others
     own = load(data)
     pixels, loader = own.train_x[0].numel(), DataLoader(Pictures(own), batch_size=128, shuffle=True)
     usual, config = lambda: epoch(loader, pixels), Config(data, "logreg", paper("SGD"), epochs=1)
@@ -93,7 +93,7 @@ def main(*, data: str, turns: int = 9, output: Path = Path("docs/results")) -> N
         "one epoch of logistic regression: loop over a DataLoader / train": ratios(
             usual, lambda: train(config, own, Folder(Path(mkdtemp()))), turns
         ),
-        "the same: loop over a DataLoader / barest loop over tensors": ratios(usual, lambda: epoch(map(own.batch, order), pixels), turns),
+        "the same: loop over a DataLoader / minimal loop over tensors": ratios(usual, lambda: epoch(map(own.batch, order), pixels), turns),
     }
     lines = [[name, *(f"{kind(found):.1f}" for kind in (statistics.median, min, max))] for name, found in rows.items()]
     text = page("sweep-speed.md", __doc__, table=table(["", "ratio, median", "lowest", "highest"], lines))

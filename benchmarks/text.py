@@ -1,4 +1,4 @@
-"""Text that a machine has anyway, as numbers: what Debian and Python say of themselves, or the text files of any folder."""
+"""Tokenised text of files that a machine has anyway: the documentation of Debian and Python, or any folders of text."""
 
 import gzip
 import random
@@ -15,24 +15,24 @@ import torch
 from hypergradient.lab.errors import LabError
 from hypergradient.lab.runs.data import Data
 
-#: Where a Debian machine has text, and where its Python has; what is not there is left out.
+#: Folders with text on a Debian machine and of its Python; missing ones are skipped.
 FOLDERS = ("/usr/share/doc", "/usr/share/man", "/usr/lib/python3", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
 SUFFIXES = {".txt", ".gz", ".html", ".py", ".md", ".rst"}
 
-#: Letters or punctuation with the blank before them, digits by threes, underscores, other white space.
+#: Tokens: letters or punctuation with a preceding blank, up to three digits, underscores, other white space.
 PIECE = re.compile(r" ?[^\W\d_]+|\d{1,3}| ?[^\w\s]+|_+|\s+")
 BYTES = 256
 
 
 def gather(folders: Iterable[str], least: int, most: int) -> list[str]:
-    """Different texts from the files of folders, in random order, always the same: up to ``most`` bytes of them.
+    """Distinct texts from the files of folders, up to ``most`` bytes, in a fixed random order.
 
     Raises:
-        LabError: a folder is missing, or they hold less than ``least`` bytes.
+        LabError: a folder does not exist, or all of them hold less than ``least`` bytes.
     """
     for folder in folders:
         if not Path(folder).is_dir():
-            raise LabError(f"--text {folder}: there is no such folder; give folders that hold {', '.join(sorted(SUFFIXES))} files")
+            raise LabError(f"--text {folder}: no such folder; give folders with {', '.join(sorted(SUFFIXES))} files")
     files = sorted({file for folder in folders for file in Path(folder).rglob("*") if file.suffix in SUFFIXES})
     random.Random(0).shuffle(files)
     found: dict[bytes, None] = {}
@@ -46,13 +46,13 @@ def gather(folders: Iterable[str], least: int, most: int) -> list[str]:
             break
     print(f"{size:,} bytes of text in {len(found):,} of {len(files):,} files", flush=True)
     if size < least:
-        wanted = f"at least {least:,} are needed: give --text a folder with more"
+        wanted = f"at least {least:,} are needed: add folders with more text to --text"
         raise LabError(f"--text: {size:,} bytes of text in {' '.join(folders)}, {wanted} in {', '.join(sorted(SUFFIXES))} files")
     return [text.decode(errors="replace") for text in found]
 
 
 def read(file: Path) -> bytes:
-    """What a file holds, unpacked; nothing where it cannot be read or is no text."""
+    """The contents of a file, decompressed; empty if it cannot be read or is not text."""
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error):
@@ -61,7 +61,7 @@ def read(file: Path) -> bytes:
 
 
 def numbered(texts: Sequence[str], kinds: int) -> array:
-    """The texts as one row of numbers below ``kinds``, 0 after each: the most frequent pieces, and the bytes of all other pieces."""
+    """The token ids of all texts, below ``kinds``, with 0 after each text: the most frequent tokens, and bytes for all others."""
     counts = Counter(piece for text in texts for piece in PIECE.findall(text))
     numbers = {piece: BYTES + i for i, (piece, _) in enumerate(counts.most_common(kinds - BYTES))}
     row = array("i")
@@ -76,7 +76,7 @@ def numbered(texts: Sequence[str], kinds: int) -> array:
 
 
 def text_data(texts: Sequence[str], kinds: int, length: int, device: str) -> Data:
-    """Numbers, ``length`` at a time, and each one's next; the last 5 % are for validation."""
+    """Sequences of ``length`` token ids and their next tokens as targets; the last 5 % are for validation."""
     row = torch.frombuffer(numbered(texts, kinds), dtype=torch.int32).to(device, torch.int64)
     n = (len(row) - 1) // length
     x, y = (row[i : i + n * length].reshape(n, length) for i in (0, 1))

@@ -1,4 +1,4 @@
-"""Times that can be compared: every row takes its turn in one run, and ratios are taken turn by turn; and the memory of a step."""
+"""Interleaved timing: all rows take turns in one run, and ratios are computed turn by turn. Also the memory of a step."""
 
 import statistics
 import time
@@ -16,12 +16,12 @@ Ratio = tuple[float, float, float]
 
 
 def optimizer(call: str, params: Iterable[nn.Parameter]) -> Any:
-    """What a constructor's call in words makes over parameters."""
+    """The optimizer of a constructor call, written as text, for the given parameters."""
     return optimizers.make(calls.parse(call), nn.ParameterList(params))
 
 
 def peer(model: nn.Module, optimizer: Any, loss: Callable[[Any], Any]) -> tuple[Step, Step]:
-    """What must come before a step of gradient-descent-the-ultimate-optimizer, a backward pass with a graph, and the step."""
+    """The preparation for a step of gradient-descent-the-ultimate-optimizer, a backward pass with a graph, and the step."""
     wrapped = gdtuo.ModuleWrapper(model, optimizer=optimizer)
     wrapped.initialize()
 
@@ -37,7 +37,7 @@ def peer(model: nn.Module, optimizer: Any, loss: Callable[[Any], Any]) -> tuple[
 def interleaved(
     rows: Mapping[str, Step], turns: int, *, warm: int = 2, before: Callable[[str, int], object] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each row in each turn, after ``warm`` turns that are not counted; ``before`` is called untimed with row and turn."""
+    """Seconds of each row in each turn, after ``warm`` warm-up turns. ``before`` is called untimed with row and turn."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(turns + warm):
         for name, step in rows.items():
@@ -53,15 +53,15 @@ def interleaved(
 def compared(
     rows: Mapping[str, Step], against: Mapping[str, str], turns: int, *, others: Mapping[str, str], each: int = 1, **options: Any
 ) -> list[dict[str, Any]]:
-    """Rows beside each other.
+    """Time rows, interleaved, and compare them.
 
     Args:
-        rows: what takes its turn, ``each`` times.
-        against: which other row a row is compared with; the first where nothing is said.
-        turns: how many.
-        others: with which rows all are compared too, by what that is called.
-        each: how often a row is called in a turn.
-        options: of ``interleaved``.
+        rows: the steps to time by name.
+        against: the row to compare each row with; default the first.
+        turns: number of turns.
+        others: further rows to compare all rows with, by the name of the ratio.
+        each: calls of a row per turn.
+        options: passed to ``interleaved``.
     """
 
     def several(step: Step) -> Step:
@@ -79,18 +79,18 @@ def compared(
 
 
 def ratio(mine: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """Median of the ratios turn by turn, and the middle half of them."""
+    """Median and quartiles of the ratio in each turn."""
     each = sorted(a / b for a, b in zip(mine, theirs, strict=True))
     return statistics.median(each), each[len(each) // 4], each[3 * len(each) // 4]
 
 
 def told(found: Sequence[float], digits: int = 2) -> str:
-    """A ratio in words."""
+    """A ratio as text."""
     return "{:.{n}f} ({:.{n}f} to {:.{n}f})".format(*found, n=digits)
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
-    """The most that a step holds at a time beyond what was there before."""
+    """The peak memory that a step allocates beyond what was there before."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     held = most = 0

@@ -1,11 +1,11 @@
-"""What a whole training step costs, forward, backward and step: all optimizers interleaved in one run.
+"""The cost of a whole training step, forward, backward and ``opt.step()``: all optimizers interleaved in one run.
 
     python -m benchmarks.train_step
 
 Models: the paper's 784-1000-1000-10 network with ReLU at batch 128, a small convolutional network on 32 x 32 images at batch 128, and a
-transformer of four layers of width 256 over a vocabulary of 2,000 at batch 16 and length 64; random data. Each number is the median over
-the turns of the ratio to another row in the same turn, and the middle half of them. "peer" is gradient-descent-the-ultimate-optimizer,
-which adapts by a graph that is kept alive through the update. Writes docs/results/train-step.json and the table in docs/performance.md.
+transformer with four layers of width 256 and a vocabulary of 2,000 at batch 16 and length 64; random data. Each number is the median, over
+the turns, of the ratio to another row within a turn, with quartiles. "gdtuo" is gradient-descent-the-ultimate-optimizer, which keeps the
+autograd graph alive through the update. Writes docs/results/train-step.json and the table in docs/performance.md.
 """
 
 import warnings
@@ -27,20 +27,19 @@ from .timing import Step, compared, optimizer, peer, told
 
 FUSED, DEFAULT = "torch Adam fused", "torch Adam"
 
-#: By name, the row that it is compared with, and its optimizer; names of ours are what a user writes. Nothing moves, and no gradient
-#: vanishes: what is timed is the work.
+#: By name: the row to compare with, and the optimizer. Learning rates are tiny, so that no gradient vanishes.
 ROWS = {
     FUSED: (FUSED, "Adam(lr=1e-7, fused=True)"),
     "AdamHD fused": (FUSED, "AdamHD(lr=1e-7, hypergrad_lr=0.0, fused=True)"),
-    "AdamHD fused, no lr (TuningFree)": (FUSED, "AdamHD(fused=True)"),
+    "AdamHD fused, tuning-free": (FUSED, "AdamHD(fused=True)"),
     "AdamWHD fused": (FUSED, "AdamWHD(lr=1e-7, hypergrad_lr=0.0, fused=True)"),
     "Hypergradient(Adam fused)": (FUSED, "Hypergradient(Adam(lr=1e-7, fused=True), hypergrad_lr=0.0)"),
     DEFAULT: (FUSED, "Adam(lr=1e-7)"),
     "AdamHD": (DEFAULT, "AdamHD(lr=1e-7, hypergrad_lr=0.0)"),
-    "AdamHD, no lr (TuningFree)": (DEFAULT, "AdamHD"),
+    "AdamHD, tuning-free": (DEFAULT, "AdamHD"),
 }
 
-#: What more hyperparameters and levels cost, on the first network alone.
+#: The cost of further hyperparameters and levels, on the first network only.
 A = "Additive(0.0)"
 ALL = f"weight_decay=1e-4, adapt={{'lr': {A}, 'betas': ({A}, {A}), 'weight_decay': {A}}}"
 MORE = {
@@ -65,8 +64,8 @@ MORE = {
 
 def peers() -> dict[str, Any]:
     return {
-        "peer: Adam/SGD, lr and betas": gdtuo.Adam(1e-7, optimizer=gdtuo.SGD(0.0)),
-        "peer: Adam/SGD/SGD": gdtuo.Adam(1e-7, optimizer=gdtuo.SGD(0.0, optimizer=gdtuo.SGD(0.0))),
+        "gdtuo: Adam/SGD, lr and betas": gdtuo.Adam(1e-7, optimizer=gdtuo.SGD(0.0)),
+        "gdtuo: Adam/SGD/SGD": gdtuo.Adam(1e-7, optimizer=gdtuo.SGD(0.0, optimizer=gdtuo.SGD(0.0))),
     }
 
 
@@ -76,7 +75,7 @@ def convolutions() -> nn.Module:
 
 
 def batches() -> dict[str, tuple[Any, Tensor, Tensor]]:
-    """The models, inputs and targets."""
+    """Models, inputs and targets by name."""
     generator = torch.Generator().manual_seed(0)
     tokens, labels = (torch.randint(*size, generator=generator) for size in [(2000, (16, 65)), (10, (128,))])
     rows, images = (torch.randn(128, *shape, generator=generator) for shape in [(784,), (3, 32, 32)])
@@ -88,7 +87,7 @@ def batches() -> dict[str, tuple[Any, Tensor, Tensor]]:
 
 
 def measure(make_model: Any, x: Tensor, y: Tensor, first: bool, turns: int, each: int) -> list[dict[str, Any]]:
-    """The rows of one model."""
+    """Measure the rows of one model."""
 
     def training(call: str) -> Step:
         model = seeded(make_model, 0)
@@ -116,16 +115,16 @@ def text(models: dict[str, list[dict[str, Any]]]) -> str:
     for model, rows in models.items():
         others = ["" if row["against"] == FUSED else f"{row['against']}: {told(row['ratio'])}" for row in rows]
         cells = [[row["optimizer"], told(row["to fused"], 3), other] for row, other in zip(rows, others, strict=True)]
-        parts.append(f"**{model}**\n\n" + table(["optimizer", "over torch's fused Adam", "over another row"], cells))
+        parts.append(f"**{model}**\n\n" + table(["optimizer", "time / torch's fused Adam", "time / another row"], cells))
     return "\n\n".join(parts)
 
 
 def main(*, turns: int = 40, steps: int = 3, docs: Path = Path("docs")) -> None:
     """
     Args:
-        turns: how many times each takes its turn
-        steps: training steps a turn
-        docs: where table and data are written
+        turns: number of turns
+        steps: training steps per turn
+        docs: folder for table and data
     """
     for message in ("Using backward", "weight_decay is adapted on the training loss", "`torch.jit"):
         warnings.filterwarnings("ignore", message)

@@ -1,6 +1,7 @@
 """The command as a stranger uses it: what it prints, what it writes, how it ends."""
 
 import contextlib
+import csv
 import json
 import os
 import pty
@@ -18,6 +19,7 @@ import torch
 
 from hypergradient.lab import main
 from hypergradient.lab.experiments import demo as room
+from hypergradient.lab.experiments import flat, plots
 from hypergradient.lab.runs.config import PAPER, Config, paper
 from hypergradient.lab.runs.data import load
 from hypergradient.lab.runs.models import identified, source_digest
@@ -110,19 +112,40 @@ def test_weight_decay_on_the_training_loss_is_told_in_a_line(monkeypatch, capfd)
 
 def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
     monkeypatch.setattr(room, "EPOCHS", 1)
-    for _ in range(2):  # a second demo replaces the first
-        assert call(monkeypatch, "demo", "--output", "d", "--json") == 0
-        found = json.loads(capfd.readouterr().out)
-    assert [(run["model"], run["optimizer"]) for run in found["runs"]] == [
-        (model, paper(name)) for model in ("logreg", "mlp") for name in PAPER
+    monkeypatch.setattr(flat, "LRS", (1e-4, 1e-2, 1e20))
+    assert call(monkeypatch, "demo", "--output", "d", "--seed", "5", "--json") == 0
+    first = capfd.readouterr().out
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "d").rglob("*.p*")}
+    assert call(monkeypatch, "demo", "--output", "d", "--seed", "5") == 0  # nothing is run or drawn again
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "d").rglob("*.p*")} == files
+    out, err = capfd.readouterr()
+    assert err.startswith("42 runs on digits, 42 already finished; output: d\n")
+    found = json.loads(first)
+    six, *others = found["runs"][:12], *found["runs"][12:]
+    assert [(run["model"], run["optimizer"], run["seed"], run["hidden"]) for run in six] == [
+        (model, paper(name), 5, 1000) for model in ("logreg", "mlp") for name in PAPER
     ]
-    assert (tmp_path / "d/demo.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "d/demo.pdf").read_bytes().startswith(b"%PDF")
+    assert {(run["optimizer"], run["seed"]) for run in others} == {
+        (call, seed)
+        for seed in (5, 6, 7)
+        for lr in (1e-4, 1e-2, 1e20)
+        for call in (paper("Adam", lr), paper("SGDN", lr), f"AdamHD(lr={lr}, weight_decay=0.0001)", "AdamHD(weight_decay=0.0001)")
+    }
+    assert {(run["model"], run["hidden"], run["batch_size"]) for run in others} == {("mlp", 100, 128)}
+    told = " ".join(out.split())
+    assert "Validation loss from 3 learning rates, median of 3 seeds: Adam" in told
+    assert "SGD (Nesterov)" in told
+    assert {file.name for file in (tmp_path / "d").iterdir()} >= {f"{name}.{kind}" for name in ("flat", "demo") for kind in plots.KINDS}
+    with (tmp_path / "d/flat.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30
+    assert [row["lr"] for row in rows if row["method"] == "AdamHD without one"] == [""] * 3
+    assert {row["status"] for row in rows if row["method"] == "SGD (Nesterov)" and row["lr"] == "1e+20"} == {"diverged"}
     table = pq.read_table(tmp_path / "d/history.parquet").to_pandas()
-    assert len(table) == 12 * 12
+    assert len(table[table["rule"] != "tuning-free"]) >= 12 * 12
     assert set(table.columns) > {"model", "optimizer", "lr", "hypergrad_lr", "iteration", "epoch", "loss", "alpha", "h"}
     about = json.loads((tmp_path / "d/experiment.json").read_text())
-    assert about["command"] == "hypergradient demo --output d --json"
+    assert about["command"] == "hypergradient demo --output d --seed 5"
     assert {"configurations", "versions", "machine"} < set(about)
 
 
@@ -130,6 +153,7 @@ def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
 def test_denormals_count_as_0(monkeypatch, capfd, tmp_path: Path, words: str) -> None:
     monkeypatch.setattr(room, "EPOCHS", 1)
     monkeypatch.setattr(room, "PAPER", ["SGD-HD"])
+    monkeypatch.setattr(flat, "LRS", (0.1,))
     (tmp_path / "grid.toml").write_text("epochs = 1")
     smallest = torch.tensor(1e-40)
     assert (smallest * 1).item() > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hypergradient.lab.experiments import charts, plots
+from hypergradient.lab.experiments import charts, flat, plots
 from hypergradient.lab.experiments.curves import data_of, sensitivity, tuning, write_sweep
 from hypergradient.lab.experiments.heatmap import grid, maps, write
 from hypergradient.lab.experiments.run import Run, run_of
@@ -143,6 +143,51 @@ def test_sweep_figures(tmp_path: Path) -> None:
     assert files == {"sweep.csv", *(f"{name}.{kind}" for name in ("sweep", "sweep-lr") for kind in plots.KINDS)}
     alone = write_sweep(Folder(tmp_path), SEEDED[:2], summaries[:2])
     assert not [file for file in alone if "lr" in file.name]
+
+
+def test_flat_figure(tmp_path: Path) -> None:
+    base = Config(model="mlp", hidden=flat.HIDDEN)
+
+    def run(optimizer: str, seed: int, loss: float, alpha: float, status: str = "finished") -> Run:
+        config = replace(base, optimizer=optimizer, seed=seed)
+        ended = {"status": status, "train_loss": loss / 2, "valid_loss": loss, "valid_accuracy": 0.5, "alpha": alpha}
+        return run_of(config.as_dict(), history(tmp_path / config.name, [1.0, loss], [alpha / 2, alpha]), ended)
+
+    runs = [run(paper("Adam", lr), seed, loss + seed, lr) for lr, loss in ((1e-3, 1), (1.0, 2)) for seed in (1, 2, 3)]
+    runs += [run(paper("Adam", 1e3), seed, 1e9, 1e3, "diverged") for seed in (1, 2, 3)]
+    runs += [run("AdamHD(lr=1.0)", 1, 2.5, 0.2), run("AdamHD(lr=0.001)", 1, 2.0, 0.4), run("AdamHD()", 1, 2.0, 0.1)]
+    others = [
+        replace(base, hidden=1000, optimizer=paper("Adam")),
+        replace(base, optimizer=paper("Adam-HD")),
+        replace(base, optimizer="Rprop()"),
+    ]
+    runs += [run_of(config.as_dict(), None, {"status": "finished", "valid_loss": 0.1}) for config in others]
+    losses, alphas = flat.losses(runs), flat.alphas(runs)
+    assert losses is not None
+    assert [(own.chips[0], own.level, own.values["valid_loss"].tolist()) for own in losses.lines] == [
+        (flat.FIXED["Adam"], False, [3, 4, math.inf]),
+        (flat.GIVEN, False, [2, 2.5]),
+        (flat.NONE, True, [2, 2, 2]),
+    ]
+    assert [[own.values[name].tolist() for name in ("step", "alpha")] for own in alphas.lines] == [
+        [[0, 1, 2], [1, 0.1, 0.2]],
+        [[0, 1, 2], [0.001, 0.2, 0.4]],
+        [[1, 2], [0.05, 0.1]],
+    ]
+    assert flat.verdict(runs).splitlines()[0] == (
+        "Validation loss from 3 learning rates, median of 3 seeds: Adam 3 (at 0.001) to diverged, "
+        "AdamHD from each learning rate 2 to 2.5, AdamHD without one 2."
+    )
+    assert flat.verdict(runs[:3]) == ""
+    axes = plots.narrow([losses, alphas]).axes
+    assert [axis.get_title() for axis in axes] == ["Training loss", "Validation loss", "Learning rate α of AdamHD"]
+    assert [[[*own.get_xdata()] for own in axis.lines if own.get_marker() == "x" and len(own.get_xdata())] for axis in axes] == [
+        [[1e3]],
+        [[1e3]],
+        [],
+    ]
+    (path, *_, table) = flat.write(Folder(tmp_path), runs)
+    assert (path.name, len(table.read_text().splitlines())) == ("flat.png", 1 + 12)
 
 
 def test_bands_of_seeds_are_drawn(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_page_has_all_runs(ended: Path) -> None:
     assert len(rows) == sum(map(len, WANTED.values())) + 2 * 2
     assert "## gpt-small, 20 steps of 4" in page
     assert "| SGD, Nesterov, cosine 0.4 | 1 |" in page
-    assert "images a second" in page
+    assert "images per second" in page
 
 
 def test_a_second_start_does_what_is_missing(
@@ -102,7 +102,7 @@ def test_a_second_start_does_what_is_missing(
         patch.setattr(gpu, "run", None)
         small(words, ended)
     assert (ended / RUNS).read_text() == before
-    assert capsys.readouterr().out.count("nothing is missing") == 2
+    assert capsys.readouterr().out.count("all runs are done") == 2
     kept = before.splitlines(keepends=True)
     (tmp_path / RUNS).write_text("".join([*kept[:2], *kept[3:]]))
     small(words, tmp_path)
@@ -170,9 +170,9 @@ def test_the_large_models(make: Any, millions: float, decay: list[float]) -> Non
 
 
 REFUSED = [
-    pytest.param({}, "--device cuda: torch sees no GPU here: .* --small", id="no-gpu"),
-    pytest.param({"small": True, "device": "cuda"}, "--device cuda: torch sees no GPU", id="small-on-gpu"),
-    pytest.param({"small": True, "text": ["not/there"]}, "--text not/there: there is no such folder", id="no-folder"),
+    pytest.param({}, "--device cuda: torch finds no GPU: .* --small", id="no-gpu"),
+    pytest.param({"small": True, "device": "cuda"}, "--device cuda: torch finds no GPU", id="small-on-gpu"),
+    pytest.param({"small": True, "text": ["not/there"]}, "--text not/there: no such folder", id="no-folder"),
     pytest.param({"small": True, "text": ["EMPTY"]}, "--text: 9 bytes of text in .*, at least 20,000 are needed", id="little-text"),
     pytest.param({"part": "resnet", "device": "cpu"}, "--part resnet needs --data", id="no-data"),
     pytest.param({"part": "resnet", "device": "cpu", "data": "digits", "steps": 0}, "--steps must be at least 1, got 0", id="steps"),

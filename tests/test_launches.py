@@ -15,9 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:weight_decay is adapted on the t
 #: Missed, by how much: see docs/performance.md.
 MISSED = {
     "AdamWHD, lr, betas and weight decay": 172,
-    "AdamHD, no lr": 191,
-    'AdamWHD, no lr, scope="tensor"': 196,
-    "SGDHD Nesterov, no lr": 177,
+    "AdamHD, tuning-free": 191,
+    'AdamWHD, tuning-free, scope="tensor"': 196,
+    "SGDHD Nesterov, tuning-free": 177,
     "AdamHD, Adam": 86,
     "SGDHD, MARTHE, automatic μ": 72,
     "SGDHD, Autostep": 131,

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from hypergradient.lab.compare.runs import Job, Result
 from hypergradient.lab.errors import LabError
-from hypergradient.lab.experiments import charts, heatmap, tower
+from hypergradient.lab.experiments import charts, flat, heatmap, tower
 from hypergradient.lab.experiments.curves import sensitivity, tuning
 from hypergradient.lab.experiments.run import run_of
 from hypergradient.lab.pages import figures, report, tables
@@ -30,6 +30,9 @@ from test_compare import made
 
 SHORT = Config("digits", limit=256, epochs=2, batch_size=64)
 GRID = [replace(SHORT, optimizer=paper(title, lr), seed=seed) for title in ("SGD", "SGD-HD") for lr in (1e-3, 0.1) for seed in (1, 2)]
+#: Some runs of both figures, and one learning rate that diverges.
+FLAT = [run for run in flat.configurations(SHORT) if run.call.options.get("lr", 1.0) in (0.01, 1.0)]
+DEMO = [*FLAT, *(replace(run, optimizer=paper("SGDN", 1e20)) for run in FLAT if run.optimizer == paper("SGDN", 1.0)), *GRID[::4]]
 TUNING_FREE = replace(SHORT, optimizer="AdamHD(weight_decay=0.0001)")
 HOSTILE = {"model": "x:<img src=x onerror=alert(1)>", "data": "/home/me/</script><script>alert(2)<!--"}
 
@@ -65,6 +68,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "heatmap": fill(root / "heatmap", "heatmap", heatmap.grid(capped, 1)),
         "tower": fill(root / "tower", "tower", tower.grid(SHORT, "SGD-HD", "0,1,2", "0.1,0.01", "1e-3,1e30", "both", None)),
         "sweep": fill(root / "sweep", "sweep", GRID),
+        "demo": fill(root / "demo", "demo", DEMO),
         "compare": comparison(root / "compare", made()),
         "train": strange(root / "train"),
         "tuning-free": strange(root / "tuning-free", TUNING_FREE),
@@ -379,7 +383,7 @@ def test_strangers_options(tmp_path: Path, optimizer: Any) -> None:
     assert "alert(2)" not in page.replace("script&gt;alert(2)&lt;!--", "").replace(r"script\u003ealert(2)\u003c!--", "")
     assert "/home/me" not in page
     assert HOSTILE["model"] in unescape(page)
-    for kind in ("tuning", "sensitivity", "heatmap", "tower", "sweep", "<s>", 'x" onload="'):
+    for kind in ("tuning", "sensitivity", "heatmap", "tower", "sweep", "demo", "<s>", 'x" onload="'):
         experiment = {"configurations": [SHORT.as_dict() | HOSTILE | odd], "experiment": kind, "versions": ["<s>"], "command": "</code><s>"}
         for written, ended in ((FORMAT, "Runs finished: 1 of 1"), (1, "Runs finished: 0 of 1")):  # an earlier version had other options
             Folder(tmp_path).write_json("experiment.json", experiment | {"format": written})
@@ -459,6 +463,7 @@ browsed = pytest.mark.xdist_group("browser")
         pytest.param("tuning", 2 * 6 * 5, 0, id="tuning"),
         pytest.param("sensitivity", 36 * 5, 0, id="sensitivity"),
         pytest.param("sweep", 4 * 5 + 2 * 2, 0, id="sweep"),
+        pytest.param("demo", 2 * 4 + 3 + 2 * 5, 0, id="demo"),
         pytest.param("train", 5, 0, id="train"),
         pytest.param("tuning-free", 8, 0, id="tuning-free"),
         pytest.param("heatmap", 0, 3 * (6 + 36), id="heatmap"),
@@ -473,7 +478,7 @@ def test_page(stores: dict[str, Path], visit: Visitor, kind: str, lines: int, ce
     assert page.locator(".heatmap-label").count() == cells
     rows = len(list(stores[kind].glob("**/config.json")))
     assert page.locator("tbody tr").count() == rows
-    assert f"Runs finished: {rows} of {rows}," in page.locator(".state").inner_text()
+    assert f"Runs finished: {rows} of {rows}," in page.locator(".state").first.inner_text()
     for width in (400, 1200):
         page.set_viewport_size({"width": width, "height": 900})
         until(page, "plots.every(p => Math.abs(p.querySelector('svg').clientWidth - p.clientWidth) < 2)")  # drawn anew
@@ -496,6 +501,25 @@ def test_page_of_a_comparison(visit: Visitor) -> None:
     assert page.evaluate(SEEN) == [2 * 2, 2 * 3, 2 * 3]
     chip.click()
     assert page.evaluate(SEEN) == [2 * 2, 2 * 4, 2 * 4]
+
+
+@browsed
+def test_page_of_the_demo(visit: Visitor) -> None:
+    """Runs that diverged are crosses at the top, which their label hides too."""
+    page = visit("demo")
+    captions = page.locator("figcaption").all_inner_texts()
+    assert captions[:3] == [
+        "Final loss over the initial learning rate",
+        "Learning rates of AdamHD",
+        "Logistic regression on digits, by epoch",
+    ]
+    assert "Validation loss from 3 learning rates, median of 3 seeds: Adam " in page.locator(".state").last.inner_text()
+    crosses = "plots[0].data.filter(t => t.marker?.symbol === 'x-thin-open' && t.visible !== false).map(t => [t.x[0], t.y[0]])"
+    top = page.evaluate("figures[0].panels.map(panel => panel.ends[1])")
+    assert page.evaluate(crosses) == [[1e20, top[0]], [1e20, top[1]]]
+    page.get_by_role("button", name="SGD (Nesterov)", exact=True).click()
+    assert page.evaluate(crosses) == []
+    assert page.evaluate("plots[1].data.map(t => [t.x[0], t.y[0]])")[:2] == [[0, 0.01], [0, 1]]
 
 
 @browsed

@@ -68,7 +68,7 @@ def test_runs_that_somebody_has_put_there_are_gone_on_from(tmp_path: Path) -> No
     assert read_results(Folder(tmp_path)) == [found]
 
 
-@pytest.mark.parametrize("judged", [(False,), (True,), (False, True), ()], ids=str)
+@pytest.mark.parametrize("held_out", [(False,), (True,), (False, True), ()], ids=str)
 def test_figure_of_rho_says_which_set_is_which(held_out: tuple[bool, ...]) -> None:
     figure = plots.rho([row for row in table.rows(made()) if row.held_out in held_out])
     (legend,) = figure.legends

@@ -16,7 +16,7 @@ from ..errors import LabError, report_error, validation_message
 
 #: The module of each command, and its summary in ``hypergradient --help``.
 COMMANDS = {
-    "demo": ("train", "See it work in about a minute on scikit-learn's digits; no download."),
+    "demo": ("experiments", "See it work in about a minute on scikit-learn's digits; no download."),
     "train": ("train", "Train one model with any optimizer. Defaults: the paper's settings."),
     "sensitivity": ("experiments", "The paper's sensitivity figure: curves from initial learning rates 1e-1 to 1e-6."),
     "tuning": ("experiments", "The paper's tuning figure: six optimizers from learning rate 1e-3."),

@@ -1,17 +1,15 @@
-"""``hypergradient train`` and ``hypergradient demo``."""
+"""``hypergradient train``."""
 
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from cyclopts import Parameter
 
 from ..errors import LabError
-from ..experiments.demo import configurations, draw, folder_of
 from ..loggers import Loggers
-from ..runs.config import Config, Device, Seed
+from ..runs.config import Config
 from ..runs.data import load
-from ..runs.engine import StoppedError, Summary, flush_denormals, split
+from ..runs.engine import StoppedError, flush_denormals, split
 from ..runs.models import identified
 from ..runs.store import Folder
 from ..runs.train import train as run_of
@@ -22,39 +20,6 @@ from .report import write_report
 
 #: The files of a run that are listed at its end.
 FILES = ("status.json", "history.parquet", "epochs.parquet", "config.json")
-
-
-def demo(*, output: Output = Path("runs/demo"), seed: Seed = 1, device: Device = "cpu", as_json: Json = False) -> int:
-    """The paper's tuning example in small: six optimizers, two models, digits that need no download. Under a minute.
-
-    Args:
-        output: Folder for report, figures and runs; replaces an earlier demo there.
-        seed: Seed of the initial weights and of the minibatch order.
-        device: Torch device: cpu, cuda, cuda:1, mps.
-        as_json: Print the results as JSON to stdout, and nothing else there.
-    """
-    flush_denormals()
-    torch.set_num_threads(1)  # small networks: a second thread saves a fifth, but costs tenfold where its core is busy
-    folder, data = Folder(output), load("digits", device)
-    configs = [identified(config, data) for config in configurations(seed, device)]
-    summaries: list[Summary] = []
-    with folder.lock(), progress() as bar:
-        note(f"Training {len(configs)} runs of {configs[0].epochs} epochs on the digits of scikit-learn, from learning rate 0.001")
-        folder.start_experiment("demo", configs)
-        whole = bar.add_task("all runs", total=len(configs), shown="")
-        try:
-            for config in configs:
-                own = folder_of(output, config)
-                own.clear()
-                summaries.append(run_of(config, data, own, watch=run_progress(bar, config))[0])
-                best = min((s.valid_loss for s in summaries if s.valid_loss is not None), default=float("nan"))
-                bar.update(whole, completed=len(summaries), shown=f"best validation loss {best:.4f}")
-        except StoppedError:
-            note(f"hypergradient: stopped; {len(summaries)} finished runs are in {output}")
-            return 130
-        files = draw(folder, configs)
-        print_results(configs, summaries, [*files, write_report(output)], as_json)
-    return 0
 
 
 def train(

@@ -27,8 +27,8 @@ VIEWS = {
     ("history", "iteration"): {"alpha": "Learning rate α", "loss": "Minibatch loss"},
 }
 
-#: What the figures over learning rates show: up to so many times the lowest loss.
-BEYOND = 100.0
+#: What the figures over learning rates show: the losses, up to so many times the lowest.
+FINAL, BEYOND = {"train_loss": "Training loss", "valid_loss": "Validation loss"}, 100.0
 
 #: Optimizers, or other choices, that a sweep over learning rates draws beside one another.
 BESIDE = 6
@@ -48,6 +48,7 @@ class Line:
     """What is drawn of one run, or of runs that differ in their seeds: the first chip gives the colour, the last the dashes.
 
     values: of the horizontal axis and of each panel, missing where they are not finite. bands: lowest and highest, where there are several.
+    level: a horizontal line, of runs without a learning rate.
     """
 
     told: Sequence[str]
@@ -56,6 +57,7 @@ class Line:
     bands: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     diverged: bool = False
     marks: bool = False
+    level: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,17 +211,22 @@ def padded(own: Array, kept: Any, lost: bool) -> Array:
 
 def over_lr(runs: Sequence[Run], most: int) -> Chart | None:
     """Final losses over the initial learning rate, a line for each optimizer or other choice; None where there is one learning rate."""
-    ended = [(chip, run) for chip, run in zip(rest_of(runs, ["lr"]), runs, strict=True) if run.summary and run.lr]
-    if len({run.lr for _, run in ended}) < 2:
+    return final_losses([*zip(rest_of(runs, ["lr"]), runs, strict=True)], most)
+
+
+def final_losses(labelled: Sequence[tuple[Chip, Run]], most: int, clip: float = BEYOND) -> Chart | None:
+    """Final losses over the initial learning rate: a line for each label, a horizontal one for runs without a learning rate."""
+    ended = [(chip, run) for chip, run in labelled if run.summary and (run.lr or run.without_lr)]
+    lrs = sorted({run.lr for _, run in ended if run.lr})
+    if len(lrs) < 2:
         return None
     lines = []
-    for chip, own in [*grouped(ended).items()][:most]:
-        by_lr = sorted(grouped((run.lr, run) for run in own if run.lr).items())
+    for (chip, level), own in [*grouped(((chip, run.without_lr), run) for chip, run in ended).items()][:most]:
+        by_lr = [(lr, own) for lr in lrs] if level else sorted(grouped((run.lr, run) for run in own if run.lr).items())
         values, bands = {"learning rate": np.array([lr for lr, _ in by_lr])}, {}
-        for name in ("train_loss", "valid_loss"):
+        for name in FINAL:
             losses = ([run.final(name, *ENDED) for run in same] for _, same in by_lr)
             values[name], bands[name] = spread(np.array([*zip_longest(*losses, fillvalue=math.nan)]))
-        bands = bands if len(own) > len(by_lr) else {}
-        lines.append(Line([chip.label], [chip], values, bands))
-    panels = {"train_loss": "Training loss", "valid_loss": "Validation loss"}
-    return Chart("Final loss over the initial learning rate", "learning rate", panels, lines, True, BEYOND)
+        bands = bands if max(len(same) for _, same in by_lr) > 1 else {}
+        lines.append(Line([chip.label], [chip], values, bands, level=level))
+    return Chart("Final loss over the initial learning rate", "learning rate", FINAL, lines, True, clip)

@@ -90,11 +90,11 @@ def write_sweep(folder: Folder, configs: Sequence[Config], summaries: Sequence[S
     return [*files, *(plots.save(plots.lines(losses), folder, "sweep-lr") if losses else [])]
 
 
-def write(folder: Folder, name: str, runs: Sequence[Run]) -> list[Path]:
-    """The figure of the runs, and the two tables behind it; returns the files."""
+def write(folder: Folder, name: str, runs: Sequence[Run], tabled: Sequence[Run] = ()) -> list[Path]:
+    """Write the figure of the runs, and the tables of ``tabled``, by default the same runs; returns the files."""
     from . import plots
 
     files = plots.save(plots.curves(charts.curves(name, runs, POINTS, len(runs))), folder, name)
     for table in ("history", "epochs"):
-        folder.write(f"{table}.parquet", partial(plots.labelled(table, runs, OPTIONS).to_parquet, index=False))
+        folder.write(f"{table}.parquet", partial(plots.labelled(table, tabled or runs, OPTIONS).to_parquet, index=False))
     return [*files, folder.path / "history.parquet", folder.path / "epochs.parquet"]

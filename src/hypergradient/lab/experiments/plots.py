@@ -3,18 +3,19 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from ..runs.store import Folder
 from .charts import COLOURS as COLOURS
@@ -53,23 +54,58 @@ def curves(charts: Sequence[Chart]) -> Figure:
 
 
 def lines(chart: Chart) -> Figure:
-    """Panels side by side over a logarithmic axis; crosses at the top diverged."""
+    """Panels side by side over a logarithmic axis."""
     figure = Figure(figsize=(1 + 4.6 * len(chart.panels), 4.4), layout="constrained")
     axes = figure.subplots(1, len(chart.panels), squeeze=False)[0]
-    for axis, (column, title) in zip(axes, chart.panels.items(), strict=True):
-        axis.set_xscale("log")
-        draw(axis, chart, column, marker="o", markersize=4)
-        for i, line in enumerate(chart.lines):
-            wild = line.values[chart.x][np.isposinf(line.values[column])]
-            place = {"transform": axis.get_xaxis_transform(), "color": line.chips[0].colour or "black"}
-            axis.plot(wild, np.full(len(wild), 0.97 - 0.6 * i / (20 + len(chart.lines))), linestyle="none", marker="x", **place)
-        axis.set_title(title, fontsize=10)
+    for axis, column in zip(axes, chart.panels, strict=True):
+        over_lr(axis, chart, column)
+        axis.set_title(chart.panels[column], fontsize=10)
         axis.set_xlabel("α$_0$")
-    wild = any(np.isposinf(line.values[column]).any() for line in chart.lines for column in chart.panels)
-    cross = Line2D([], [], color="black", linestyle="none", marker="x", label="diverged")
-    legend(figure, chart.lines, 3 * len(chart.panels), [cross] if wild else [])
+    legend(figure, chart.lines, 3 * len(chart.panels), crosses(chart))
     figure.suptitle(chart.title, fontsize=11)
     return figure
+
+
+def narrow(charts: Sequence[Chart], columns: int = 2) -> Figure:
+    """Charts below one another, in ``columns`` columns and with text that is legible on a phone; a single panel spans the row."""
+    rows = [math.ceil(len(chart.panels) / columns) for chart in charts]
+    with rc_context({"font.size": 12, "axes.titlesize": "medium"}):
+        figure = Figure(figsize=(3.7 * columns, 0.9 + 2.7 * sum(rows)), layout="constrained")
+        grid = figure.add_gridspec(sum(rows), columns)
+        for chart, own, end in zip(charts, rows, accumulate(rows), strict=True):
+            for i, (column, title) in enumerate(chart.panels.items()):
+                row = end - own + i // columns
+                axis = figure.add_subplot(grid[row, i % columns if len(chart.panels) > 1 else slice(None)])
+                if chart.x == "learning rate":
+                    over_lr(axis, chart, column, linewidth=2)
+                    axis.xaxis.set_major_locator(LogLocator(numticks=5))
+                    axis.xaxis.set_minor_locator(NullLocator())
+                else:
+                    draw(axis, chart, column, linewidth=2)
+                    axis.yaxis.set_major_locator(LogLocator(numticks=5))
+                    axis.yaxis.set_major_formatter(LogFormatterMathtext())
+                axis.set_title(title)
+                if row == end - 1:
+                    axis.set_xlabel("learning rate given" if chart.x == "learning rate" else chart.x)
+        legend(figure, [line for chart in charts for line in chart.lines], columns, next(filter(None, map(crosses, charts)), []))
+        figure.suptitle(charts[0].title if len(charts) == 1 else "")
+    return figure
+
+
+def over_lr(axis: Axes, chart: Chart, column: str, **look: Any) -> None:
+    """A panel over a logarithmic axis of learning rates; crosses at the top are runs that diverged."""
+    axis.set_xscale("log")
+    draw(axis, chart, column, marker="o", markersize=4, **look)
+    for i, line in enumerate(chart.lines):
+        diverged = line.values[chart.x][np.isposinf(line.values[column])]
+        place: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "color": line.chips[0].colour or "black"}
+        axis.plot(diverged, np.full(len(diverged), 0.97 - 0.6 * i / (20 + len(chart.lines))), linestyle="none", marker="x", **place)
+
+
+def crosses(chart: Chart) -> list[Line2D]:
+    """The legend's entry for runs that diverged, if there are any."""
+    diverged = any(np.isposinf(line.values[column]).any() for line in chart.lines for column in chart.panels)
+    return [Line2D([], [], color="black", linestyle="none", marker="x", label="diverged")] if diverged else []
 
 
 def draw(axis: Axes, chart: Chart, column: str, **look: Any) -> None:
@@ -80,7 +116,8 @@ def draw(axis: Axes, chart: Chart, column: str, **look: Any) -> None:
     for line in chart.lines:
         x, colour, dash = line.values[chart.x], line.chips[0].colour or "black", DASHES[line.chips[-1].dash]
         shown = np.where(np.isfinite(line.values[column]), line.values[column], math.nan)
-        axis.plot(x, shown, color=colour, linestyle=dash, linewidth=1.4, **look)
+        own: dict[str, Any] = {"linewidth": 1.4, **look, **({"marker": ""} if line.level else {})}
+        axis.plot(x, shown, color=colour, linestyle=dash, **own)
         if column in line.bands:
             low, high = (np.where(np.isfinite(band), band, math.nan) for band in line.bands[column])
             axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -199,7 +236,8 @@ def labelled(name: str, runs: Sequence[Run], options: Sequence[str]) -> pd.DataF
     parts = []
     for run in runs:
         assert run.path is not None
-        told = {"rule": run.call.style if run.call.adapts else None, "hypergrad_lr": math.nan if run.beta is None else run.beta}
+        rule = "tuning-free" if run.tuning_free else run.call.style if run.call.adapts else None
+        told = {"lr": run.lr, "rule": rule, "hypergrad_lr": math.nan if run.beta is None else run.beta}
         part = pd.read_parquet(run.path / f"{name}.parquet").drop(columns="hypergrad_lr", errors="ignore")
         parts.append(pd.concat([pd.DataFrame({option: {**run.options, **told}[option] for option in options}, part.index), part], axis=1))
     return pd.concat(parts)

@@ -57,6 +57,18 @@ class Run:
         return finite(self.call.options.get("lr"))
 
     @property
+    def tuning_free(self) -> bool:
+        """Whether the tuning-free rule adapts its learning rate."""
+        rule = self.call.options.get("rule", Call("TuningFree"))
+        own = isinstance(rule, Call) and rule.name == "TuningFree" and not self.call.options.keys() & {"hypergrad_lr", "adapt"}
+        return own and self.call.title.endswith("-HD")
+
+    @property
+    def without_lr(self) -> bool:
+        """Whether it is tuning-free and has no initial learning rate."""
+        return self.tuning_free and "lr" not in self.call.options
+
+    @property
     def beta(self) -> float | None:
         try:
             return finite(self.call.beta)

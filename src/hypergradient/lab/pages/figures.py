@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..experiments import charts, heatmap, tower
+from ..experiments import charts, flat, heatmap, tower
 from ..experiments.charts import VIRIDIS, Chart, Chip, Line, ticks
 from ..experiments.maps import Cell, Maps, Panel, tick
 from ..experiments.run import TELLING, Run
@@ -35,10 +35,11 @@ def figures_of(kind: str, runs: Sequence[Run]) -> tuple[Figures, Legend]:
     if kind in MAPS:
         found = MAPS[kind](runs)
         drawn = [tower.lines(runs)] if kind == "tower" else []
-        return [*map(chart, drawn), *map_figures(found)], legend(drawn) | {"scale": scale(found)}
-    losses = charts.over_lr(runs, RUNS) if kind == "sweep" else None
-    first, curves = [losses] if losses else [], charts.curves(kind, runs, POINTS, RUNS)
-    return [*map(chart, first + curves)], legend(curves + first)
+        return [*map(crossed, drawn), *map_figures(found)], legend(drawn) | {"scale": scale(found)}
+    first = [charts.over_lr(runs, RUNS)] if kind == "sweep" else [flat.losses(runs), flat.alphas(runs)] if kind == "demo" else []
+    drawn = [found for found in first if found and found.lines]
+    curves = charts.curves(kind, [run for run in runs if kind != "demo" or not flat.belongs(run)], POINTS, RUNS)
+    return [*map(crossed, drawn), *map(chart, curves)], legend(drawn + curves if kind == "demo" else curves + drawn)
 
 
 def chart(found: Chart) -> dict[str, Any]:
@@ -50,9 +51,17 @@ def chart(found: Chart) -> dict[str, Any]:
     return {"title": found.title, "x": found.x, "whole": found.whole, "panels": panels, "runs": [*map(line, found.lines)]}
 
 
+def crossed(found: Chart) -> dict[str, Any]:
+    """A chart with the places where its lines are infinite, for crosses."""
+    drawn = chart(found)
+    for own, run in zip(found.lines, drawn["runs"], strict=True):
+        run["diverged"] = {name: plain(own.values[found.x][np.isposinf(own.values[name])]) for name in found.panels}
+    return drawn
+
+
 def line(found: Line) -> dict[str, Any]:
     """A line or marks, as data for the page's script."""
-    look = {"colour": found.chips[0].colour or "currentColor", "dash": found.chips[-1].dash, "marks": found.marks}
+    look = {"colour": found.chips[0].colour or "currentColor", "dash": found.chips[-1].dash, "marks": found.marks, "level": found.level}
     told = {"text": "<br>".join(escape(text, quote=False) for text in found.told), "labels": [chip.label for chip in found.chips]}
     values = {name: plain(column) for name, column in found.values.items()}
     return look | told | {"values": values, "bands": {name: [*map(plain, band)] for name, band in found.bands.items()}}

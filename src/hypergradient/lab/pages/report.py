@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from ..experiments import flat
 from ..experiments.run import HIDDEN, Run, shown, subject, varied
 from ..runs.store import Folder
 from .figures import MAPS, POINTS, RUNS, figures_of
@@ -24,7 +25,7 @@ from .tables import runs_table
 SEEDS = 50
 
 HEADINGS = {
-    "demo": "Six optimizers from one learning rate",
+    "demo": "Any learning rate, or none",
     "tuning": "Six optimizers from one learning rate",
     "sensitivity": "Sensitivity to the initial learning rate",
     "heatmap": "Iterations to reach the loss",
@@ -67,6 +68,7 @@ def contents_of(kind: str, root: Path, runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "subject": subject(runs)[:1000],
         "state": f"Runs finished: {ended:,} of {len(runs):,}, of which {diverged or 'none'} diverged",
+        "verdict": flat.verdict(runs) if kind == "demo" else "",
         "legend": legend,
         "figures": figures,
         "named": "Runs",
