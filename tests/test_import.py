@@ -1,4 +1,4 @@
-"""``import hypergradient`` loads no module that torch has not loaded already, and defines no operator: it costs little beside torch."""
+"""``import hypergradient`` is cheap after ``import torch``: it imports no module that torch has not imported, and defines no operator."""
 
 import subprocess
 import sys

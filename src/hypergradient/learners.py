@@ -1,5 +1,6 @@
 """Online learners as rules: they update α, or log α, from all hypergradients so far. Each is y_t = y_{t-1} − β s_t with its own s_t."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -36,7 +37,7 @@ class AdaGradRule(Learner):
 
     eps: float = 1e-12
 
-    memory_defaults: ClassVar = {"sum": 0.0}
+    memory_defaults: ClassVar[Mapping[str, float]] = {"sum": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +77,7 @@ class AdamRule(Learner):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    memory_defaults: ClassVar = {"steps": 0.0, "mean": 0.0, "square": 0.0}
+    memory_defaults: ClassVar[Mapping[str, float]] = {"steps": 0.0, "mean": 0.0, "square": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +120,7 @@ class LionRule(Learner):
 
     betas: tuple[float, float] = (0.9, 0.99)
 
-    memory_defaults: ClassVar = {"mean": 0.0}
+    memory_defaults: ClassVar[Mapping[str, float]] = {"mean": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,8 +171,8 @@ class Autostep(Learner):
     tau: float = 1e4
     log: bool | None = field(default=True, init=False)
 
-    memory_defaults: ClassVar = {"largest": 0.0}
-    uses_curvature: ClassVar = True
+    memory_defaults: ClassVar[Mapping[str, float]] = {"largest": 0.0}
+    uses_curvature: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
