@@ -137,7 +137,8 @@ class LionRule(Learner):
 class Autostep(Learner):
     """Autostep, for one learning rate per element: log α follows h over a running maximum of |h|, and overshooting steps are scaled down.
 
-        v_t = max(|h_t|, v_{t-1} + α_{t-1} c_t (|h_t| − v_{t-1}) / τ),    log α_t = log α_{t-1} − β h_t / v_t,
+        v_t = max(|h_t|, v_{t-1} + α_{t-1} c_t (|h_t| − v_{t-1}) / τ)
+        log α_t = log α_{t-1} − β h_t / v_t
         then α_t ← α_t / max(1, Σ α_t c_t) over the param group
 
     h is taken by log α against a discounted trace, and c is the curvature, both from ``Signal(1.0, curvature=...)``. Requires
@@ -190,7 +191,8 @@ class Marthe(Rule):
     """MARTHE: α follows the hypergradient of a held-out loss (by ``opt.adapt``); β and the discount μ of the trace are adapted too.
 
         α_t = α_{t-1} − β_{t-1} h_t,    β_t = max(0, β_{t-1} + a h_t α_t)
-        auto:  q = min(1, max(0, α_t / (g_val · g_t))),    c ← c sign(μ) + μ,    μ ← q^(1/(c+1))
+        auto:  q = min(1, max(0, α_t / (g_val · g_t)))
+               c ← c sign(μ) + μ,    μ ← q^(1/(c+1))
 
     Without ``auto`` μ is the ``discount`` of the optimizer's ``Signal``: 1 is RTHO, 0 is hypergradient descent on the held-out loss.
 
