@@ -90,7 +90,7 @@ STUMBLES = """async () => {
   }
   for (const pre of article.querySelectorAll(".highlight pre")) {
     const button = pre.parentElement.querySelector("[data-md-type=copy], .md-clipboard, clipboard-copy");
-    if (!button && !pre.closest(".jp-OutputArea, .jp-InputArea")) found.push("no copy button: " + pre.textContent);
+    if (!button && !pre.closest(".no-copy")) found.push("no copy button: " + pre.textContent);
   }
   const texts = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) {
