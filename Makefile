@@ -17,8 +17,9 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/dev
+types: .venv/dev ## The source by mypy, and the public API as its users' editors see it by pyright, both strict
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python --project tests/typed
 
 docs: .venv/dev ## The documentation as pages in site/; a broken link or anchor is an error (which --quiet would hide)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

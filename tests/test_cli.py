@@ -119,7 +119,7 @@ def test_demo(monkeypatch, capfd, tmp_path: Path) -> None:
     assert call(monkeypatch, "demo", "--output", "d", "--seed", "5") == 0  # nothing is run or drawn again
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "d").rglob("*.p*")} == files
     out, err = capfd.readouterr()
-    assert err.startswith("42 runs on digits, 42 of them there already, into d\n")
+    assert err.startswith("42 runs on digits, 42 already finished; output: d\n")
     found = json.loads(first)
     six, *others = found["runs"][:12], *found["runs"][12:]
     assert [(run["model"], run["optimizer"], run["seed"], run["hidden"]) for run in six] == [

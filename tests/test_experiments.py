@@ -176,7 +176,7 @@ def test_flat_figure(tmp_path: Path) -> None:
     ]
     assert flat.verdict(runs).splitlines()[0] == (
         "Validation loss from 3 learning rates, median of 3 seeds: Adam 3 (at 0.001) to diverged, "
-        "AdamHD from each learning rate 2 (at 0.001) to 2.5, AdamHD without one 2."
+        "AdamHD from each learning rate 2 to 2.5, AdamHD without one 2."
     )
     assert flat.verdict(runs[:3]) == ""
     axes = plots.narrow([losses, alphas]).axes

@@ -505,7 +505,7 @@ def test_page_of_a_comparison(visit: Visitor) -> None:
 
 @browsed
 def test_page_of_the_demo(visit: Visitor) -> None:
-    """What diverged is a cross at the top, which its label hides too."""
+    """Runs that diverged are crosses at the top, which their label hides too."""
     page = visit("demo")
     captions = page.locator("figcaption").all_inner_texts()
     assert captions[:3] == [

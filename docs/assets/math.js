@@ -1,9 +1,7 @@
-// Equations: what arithmatex has marked in a page.
+// Equations, as arithmatex has marked them.
 const delimiters = [
-  { left: "$$", right: "$$", display: true },
   { left: "\\[", right: "\\]", display: true },
   { left: "\\(", right: "\\)", display: false },
-  { left: "$", right: "$", display: false },
 ];
 
 // Material's document$: once for each page, also where it is loaded into the one before.

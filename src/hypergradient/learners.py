@@ -1,5 +1,6 @@
 """Online learners as rules: they update α, or log α, from all hypergradients so far. Each is y_t = y_{t-1} − β s_t with its own s_t."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -36,7 +37,7 @@ class AdaGradRule(Learner):
 
     eps: float = 1e-12
 
-    memory_defaults: ClassVar = {"sum": 0.0}
+    memory_defaults: ClassVar[Mapping[str, float]] = {"sum": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +77,7 @@ class AdamRule(Learner):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    memory_defaults: ClassVar = {"steps": 0.0, "mean": 0.0, "square": 0.0}
+    memory_defaults: ClassVar[Mapping[str, float]] = {"steps": 0.0, "mean": 0.0, "square": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +120,7 @@ class LionRule(Learner):
 
     betas: tuple[float, float] = (0.9, 0.99)
 
-    memory_defaults: ClassVar = {"mean": 0.0}
+    memory_defaults: ClassVar[Mapping[str, float]] = {"mean": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +137,8 @@ class LionRule(Learner):
 class Autostep(Learner):
     """Autostep, for one learning rate per element: log α follows h over a running maximum of |h|, and overshooting steps are scaled down.
 
-        v_t = max(|h_t|, v_{t-1} + α_{t-1} c_t (|h_t| − v_{t-1}) / τ),    log α_t = log α_{t-1} − β h_t / v_t,
+        v_t = max(|h_t|, v_{t-1} + α_{t-1} c_t (|h_t| − v_{t-1}) / τ)
+        log α_t = log α_{t-1} − β h_t / v_t
         then α_t ← α_t / max(1, Σ α_t c_t) over the param group
 
     h is taken by log α against a discounted trace, and c is the curvature, both from ``Signal(1.0, curvature=...)``. Requires
@@ -170,8 +172,8 @@ class Autostep(Learner):
     tau: float = 1e4
     log: bool | None = field(default=True, init=False)
 
-    memory_defaults: ClassVar = {"largest": 0.0}
-    uses_curvature: ClassVar = True
+    memory_defaults: ClassVar[Mapping[str, float]] = {"largest": 0.0}
+    uses_curvature: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,7 +191,8 @@ class Marthe(Rule):
     """MARTHE: α follows the hypergradient of a held-out loss (by ``opt.adapt``); β and the discount μ of the trace are adapted too.
 
         α_t = α_{t-1} − β_{t-1} h_t,    β_t = max(0, β_{t-1} + a h_t α_t)
-        auto:  q = min(1, max(0, α_t / (g_val · g_t))),    c ← c sign(μ) + μ,    μ ← q^(1/(c+1))
+        auto:  q = min(1, max(0, α_t / (g_val · g_t)))
+               c ← c sign(μ) + μ,    μ ← q^(1/(c+1))
 
     Without ``auto`` μ is the ``discount`` of the optimizer's ``Signal``: 1 is RTHO, 0 is hypergradient descent on the held-out loss.
 

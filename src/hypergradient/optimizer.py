@@ -18,10 +18,11 @@ from .directions import SGD, Adam
 from .external_edits import ExternalEdits, switch_to_average, switch_to_iterate
 from .group_lr import Group
 from .last_gradients import LastGradients
-from .learning_rates import ScopeName
+from .learning_rates import Scope, ScopeName
 from .options import check_param_group, resolve
 from .products import adapt_gradients
 from .rules import Rule
+from .setup import Setup
 from .signal import Signal
 
 
@@ -52,6 +53,19 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             "weight_decay", "beta1", "beta2", "eps".
         skipped: the number of steps that were skipped because a gradient or hypergradient was not finite. A tensor with ``capturable``.
     """
+
+    setup: Setup
+    scope: Scope
+    params: list[Tensor]
+    last_gradients: LastGradients
+    edits: ExternalEdits
+    saved: list[Any]
+    steps_seen: int
+    handle: int
+    lr_free: bool
+    warned: bool
+    warned_overwrite: bool
+    warned_of_ranks: bool
 
     def __init__(
         self,

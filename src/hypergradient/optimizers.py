@@ -65,7 +65,8 @@ def documented(cls: Class) -> Class:
 class SGDHD(HypergradientOptimizer):
     """SGD-HD and SGDN-HD: stochastic gradient descent with optional (Nesterov) momentum that adapts its learning rate.
 
-        h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t d_t,    ∇αu_t = −d_t
+        h_t = g_t · ∇αu_{t-1},        α_t = α_{t-1} − β h_t
+        θ_t = θ_{t-1} − α_t d_t,      ∇αu_t = −d_t
 
     This is the update with ``hypergrad_lr`` β. Without it there is nothing to choose: neither β nor a learning rate (see ``TuningFree``).
     The direction ``d_t`` is the step of torch.optim.SGD at learning rate 1: the gradient ``g_t`` (Algorithm 4), the momentum buffer
@@ -209,7 +210,8 @@ class HDM(HypergradientOptimizer):
 class AdamHD(HypergradientOptimizer):
     """Adam-HD: Adam that adapts its learning rate.
 
-        h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t m̂_t / (√v̂_t + ε),    ∇αu_t = −m̂_t / (√v̂_t + ε)
+        h_t = g_t · ∇αu_{t-1},        α_t = α_{t-1} − β h_t
+        θ_t = θ_{t-1} − α_t d_t,      d_t = m̂_t / (√v̂_t + ε),    ∇αu_t = −d_t
 
     This is Algorithm 6, the update with ``hypergrad_lr`` β. Without it there is nothing to choose: neither β nor a learning rate (see
     ``TuningFree``). ``∇αu_{t-1}`` is recomputed from the moments before they are updated, so no state beyond Adam's own is needed. Since
@@ -269,8 +271,8 @@ class AdamHD(HypergradientOptimizer):
 class AdamWHD(HypergradientOptimizer):
     """AdamW-HD: AdamW (Adam with decoupled weight decay) that adapts its learning rate.
 
-        h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t d_t,    ∇αu_t = −d_t,
-        d_t = m̂_t / (√v̂_t + ε) + λ θ_{t-1}
+        h_t = g_t · ∇αu_{t-1},        α_t = α_{t-1} − β h_t
+        θ_t = θ_{t-1} − α_t d_t,      d_t = m̂_t / (√v̂_t + ε) + λ θ_{t-1},    ∇αu_t = −d_t
 
     This is the update with ``hypergrad_lr`` β. Without it there is nothing to choose: neither β nor a learning rate (see ``TuningFree``).
     The weight decay is part of the direction, as the derivative of the update requires. ``∇αu_{t-1}`` is recomputed from the moments

@@ -26,7 +26,8 @@ Curvature = Literal["hessian", "squares"] | Callable[[Tensor], Tensor] | None
 class Signal:
     """Where the hypergradient of the learning rate comes from: the last step alone, or a discounted trace of all past steps.
 
-        z_t = γ (1 − α_t (λ + C)) z_{t-1} + w d_t,    h_t = −g_t · z_{t-1} / N,    w = α_t where the rule updates log α, else 1
+        z_t = γ (1 − α_t (λ + C)) z_{t-1} + w d_t,    h_t = −g_t · z_{t-1} / N
+        w = α_t where the rule updates log α, else 1
 
     λ is the weight decay of the step (AdamW, SGD). With ``opt.adapt(loss)`` the gradient ``g_t`` is that of other data than the step's.
 

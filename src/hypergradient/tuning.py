@@ -20,12 +20,14 @@ class TuningFree(Rule):
     (``opt.eval()``). The rule sees the cosine c of gradient and displacement, which is invariant to the scale of loss and parameters, and
     the length of w:
 
-        c_t = g_t · w_{t-1} / (‖g_t‖ ‖w_{t-1}‖),    m ← 0.9 m + 0.1 c,    v ← 0.99 v + 0.01 c²,    s = m̂ / √v̂
-        r_t = (f − ‖w_{t-1}‖) / (f + ‖w_{t-1}‖),    f = 0.25 (1 + ‖θ_{t-1}‖)
+        c_t = g_t · w_{t-1} / (‖g_t‖ ‖w_{t-1}‖)
+        m ← 0.9 m + 0.1 c,    v ← 0.99 v + 0.01 c²,    s = m̂ / √v̂
+        r_t = (f − ‖w_{t-1}‖) / (f + ‖w_{t-1}‖),       f = 0.25 (1 + ‖θ_{t-1}‖)
 
-        climb:        log α += min(0.15, 0.7/√t) (s + min(0, r))    until m < 0 after step 10, or r < 0 and ‖g_t‖
-                                                                    is three times its usual value; then α is halved
-        afterwards:   log α += β q / max(10, t),    q = s + r clipped to [−1, 1], doubled where it is negative
+        climb:    log α += min(0.15, 0.7/√t) (s + min(0, r))
+        follow:   log α += β q / max(10, t),    q = s + r clipped to [−1, 1], doubled if negative
+
+    The climb ends, with α halved, when m < 0 after step 10, or when r < 0 and ‖g_t‖ is three times its usual value.
 
     s, the signal-to-noise ratio of the cosine, tells a learning rate that is too small, but hardly distinguishes a good one from one that
     is ten times too large, since gradients are evaluated near the average. The room r does: where the signal is weak, α is stationary when

@@ -13,7 +13,8 @@ from .optimizer import HypergradientOptimizer, Shared
 class Hypergradient(HypergradientOptimizer):
     """Wraps any optimizer, of torch.optim or of another package, and adapts its learning rate.
 
-        h_t = g_t · ∇αu_{t-1},    α_t = α_{t-1} − β h_t,    θ_t = θ_{t-1} − α_t d_t,    ∇αu_t = −d_t
+        h_t = g_t · ∇αu_{t-1},        α_t = α_{t-1} − β h_t
+        θ_t = θ_{t-1} − α_t d_t,      ∇αu_t = −d_t
 
     This is the update with ``hypergrad_lr`` β. Without it there is nothing to choose: neither β nor a learning rate (see ``TuningFree``).
     ``d_t`` is read from a step that the base optimizer takes at learning rate 1. The base's step must therefore be linear in its learning

@@ -135,8 +135,8 @@ def test_metrics(make: Any, names: set[str]) -> None:
     [
         pytest.param(lambda opt, _: use_average(torch.optim.Adam([torch.ones(1)])), TypeError, "such as AdamWHD.*got Adam", id="torch's"),
         pytest.param(lambda opt, _: metrics(3), TypeError, "got int", id="none"),
-        pytest.param(lambda opt, _: use_average(opt, None, BATCHES), ValueError, "give model too", id="batches alone"),
-        pytest.param(lambda opt, m: (use_average(opt, m, BATCHES), use_iterate(opt)), ValueError, "the model too", id="back without model"),
+        pytest.param(lambda opt, _: use_average(opt, None, BATCHES), ValueError, "pass model too", id="batches alone"),
+        pytest.param(lambda opt, m: (use_average(opt, m, BATCHES), use_iterate(opt)), ValueError, "use_iterate", id="back without model"),
     ],
 )
 def test_errors(call: Any, error: type[Exception], match: str) -> None:

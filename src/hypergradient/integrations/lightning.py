@@ -36,7 +36,7 @@ class HypergradientCallback(Callback):
 
     def __init__(self, batches: Iterable[Any] | None = None) -> None:
         self.batches = batches
-        self.logged = 0
+        self.logged: int = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for callback in trainer.checkpoint_callbacks:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..errors import LabError
 from ..experiments import curves, flat
-from ..experiments import demo as both
+from ..experiments import demo as demo_figures
 from ..experiments import heatmap as heat
 from ..experiments import tower as towers
 from ..experiments.run import run_of
@@ -41,19 +41,19 @@ PILOT = 3.0
 
 
 def demo(*, output: Output = Path("runs/demo"), seed: Seed = 1, device: Device = "cpu", making: Making = MAKING) -> int:
-    """Final losses from any learning rate, and without one; and the paper's six optimizers. Digits, no download: a minute.
+    """Final loss over six decades of learning rates and without one, and the paper's six optimizers, on digits in about a minute.
 
     Args:
-        output: Folder of report, figures, tables and runs.
-        seed: Of the initial weights and the order of the images.
-        device: Where torch computes: cpu, cuda, cuda:1, mps.
+        output: Folder for report, figures, tables and runs.
+        seed: Seed of the initial weights and of the minibatch order; the losses over the learning rate also use the next two.
+        device: Torch device: cpu, cuda, cuda:1, mps.
     """
-    torch.set_num_threads(1)  # networks this small gain a fifth from a second thread, and lose tenfold where its core is held
-    return experiment("demo", both.configurations(seed, device), both.write, output, making, say=say_demo)
+    torch.set_num_threads(1)  # small networks: a second thread saves a fifth, but costs tenfold where its core is busy
+    return experiment("demo", demo_figures.configurations(seed, device), demo_figures.write, output, making, say=say_demo)
 
 
 def say_demo(configs: Sequence[Config], summaries: Sequence[Summary]) -> Table:
-    """A table of the paper's six optimizers, and below what the flat figure shows."""
+    """A table of the paper's six optimizers, and below it the verdict of the flat figure."""
     runs = [run_of(config.as_dict(), None, summary.as_dict()) for config, summary in zip(configs, summaries, strict=True)]
     six = [i for i, run in enumerate(runs) if not flat.belongs(run)]
     table = table_of([configs[i] for i in six], [summaries[i] for i in six])

@@ -48,7 +48,7 @@ class Line:
     """What is drawn of one run, or of runs that differ in their seeds: the first chip gives the colour, the last the dashes.
 
     values: of the horizontal axis and of each panel, missing where they are not finite. bands: lowest and highest, where there are several.
-    level: of an optimizer without a learning rate, over those of others.
+    level: a horizontal line, of runs without a learning rate.
     """
 
     told: Sequence[str]
@@ -215,7 +215,7 @@ def over_lr(runs: Sequence[Run], most: int) -> Chart | None:
 
 
 def final_losses(labelled: Sequence[tuple[Chip, Run]], most: int, clip: float = BEYOND) -> Chart | None:
-    """Final losses over the initial learning rate, a line for each label, a level one for runs without a learning rate."""
+    """Final losses over the initial learning rate: a line for each label, a horizontal one for runs without a learning rate."""
     ended = [(chip, run) for chip, run in labelled if run.summary and (run.lr or run.without_lr)]
     lrs = sorted({run.lr for _, run in ended if run.lr})
     if len(lrs) < 2:

@@ -91,7 +91,7 @@ def write_sweep(folder: Folder, configs: Sequence[Config], summaries: Sequence[S
 
 
 def write(folder: Folder, name: str, runs: Sequence[Run], tabled: Sequence[Run] = ()) -> list[Path]:
-    """The figure of the runs, and the two tables behind it, of more runs where those are given; returns the files."""
+    """Write the figure of the runs, and the tables of ``tabled``, by default the same runs; returns the files."""
     from . import plots
 
     files = plots.save(plots.curves(charts.curves(name, runs, POINTS, len(runs))), folder, name)

@@ -1,7 +1,7 @@
-"""Does the learning rate that is given matter? Final losses over six decades of it, and where the adapted learning rates go.
+"""Does the initial learning rate matter? Final losses over six decades of it, and how AdamHD adapts it.
 
-Adam and SGD with Nesterov momentum keep the learning rate; AdamHD adapts it by the tuning-free rule, from each of them and from none. All
-have the same epochs, batches and coupled L2 penalty. The network is a tenth as wide as the paper's, so that three seeds take seconds.
+Adam and SGD with Nesterov momentum keep the learning rate constant; AdamHD adapts it by the tuning-free rule, from each of them and without
+one. All share epochs, batch size and coupled L2 penalty. The network is a tenth as wide as the paper's, so that three seeds take seconds.
 """
 
 import math
@@ -20,7 +20,7 @@ from .run import Run, grouped
 #: Two a decade, from 1e-6 to 1.
 LRS = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-12, 1))
 
-#: Width of the network's hidden layers, and how many seeds.
+#: Width of the network's hidden layers, and number of seeds.
 HIDDEN, SEEDS = 100, 3
 
 #: How the methods are drawn and named.
@@ -28,12 +28,12 @@ FIXED = {"Adam": Chip("Adam", COLOURS["adam"], "dash"), "SGDN": Chip("SGD (Neste
 GIVEN = Chip("AdamHD from each learning rate", COLOURS["adamw"], "solid")
 NONE = Chip("AdamHD without one", "", "dot")
 
-#: The figures show losses up to so many times the lowest, and a learning rate by so many points.
+#: The largest loss drawn, relative to the lowest; and the most points of a learning-rate curve.
 BEYOND, POINTS = 1e4, 2000
 
 
 def configurations(base: Config) -> list[Config]:
-    """The runs, for seeds from that of ``base`` on."""
+    """The runs, for SEEDS seeds starting at that of ``base``."""
     fixed = [paper(title, lr) for title in FIXED for lr in LRS]
     ours = [str(Call("AdamHD", (), {**lr, "weight_decay": 1e-4})) for lr in (*({"lr": lr} for lr in LRS), {})]
     runs = [replace(base, model="mlp", hidden=HIDDEN, optimizer=call) for call in fixed + ours]
@@ -41,23 +41,23 @@ def configurations(base: Config) -> list[Config]:
 
 
 def belongs(run: Run) -> bool:
-    """Whether the figure is made of this run, among others."""
+    """Whether a run is one of this figure's."""
     return run.options.get("hidden") == HIDDEN
 
 
 def labelled(runs: Sequence[Run]) -> list[tuple[Chip, Run]]:
-    """The runs of the figure, each with how it is drawn."""
+    """The runs of the figure, each with its label."""
     chips = (NONE if run.without_lr else GIVEN if run.tuning_free else FIXED.get(run.call.title) for run in runs)
     return [(chip, run) for chip, run in zip(chips, runs, strict=True) if chip and belongs(run)]
 
 
 def losses(runs: Sequence[Run]) -> Chart | None:
-    """Final losses over the learning rate that was given; None before there are two."""
+    """Final losses over the initial learning rate; None with fewer than two learning rates."""
     return final_losses(labelled(runs), len(runs), BEYOND)
 
 
 def alphas(runs: Sequence[Run]) -> Chart:
-    """The learning rates of AdamHD by step, from the one that was given, as step 0, on; medians where there are several seeds."""
+    """The learning rates of AdamHD by step, the initial one as step 0; medians over the seeds."""
     groups = grouped(((chip, run.lr), run) for chip, run in labelled(runs) if run.tuning_free)
     lines = []
     for (chip, lr), own in groups.items():
@@ -69,7 +69,7 @@ def alphas(runs: Sequence[Run]) -> Chart:
 
 
 def verdict(runs: Sequence[Run]) -> str:
-    """What the figure shows, in a sentence for each loss; empty before there are two learning rates."""
+    """What the figure shows, one sentence for each loss; empty with fewer than two learning rates."""
     chart = losses(runs)
     if chart is None:
         return ""
@@ -80,14 +80,14 @@ def verdict(runs: Sequence[Run]) -> str:
 
 
 def span(own: Line, x: str, name: str) -> str:
-    """The lowest loss of a line and the highest; of those that keep their learning rate with the best one."""
+    """The lowest and highest loss of a line, and the best learning rate of those that keep it constant."""
     low, high = (f"{loss:.4g}" if math.isfinite(loss) else "diverged" for loss in (own.values[name].min(), own.values[name].max()))
-    label = own.chips[0].label
-    return f"{label} {low}" if own.level else f"{label} {low} (at {own.values[x][own.values[name].argmin()]:g}) to {high}"
+    best = "" if own.chips[0] == GIVEN else f" (at {own.values[x][own.values[name].argmin()]:g})"
+    return f"{own.chips[0].label} {low}" + ("" if own.level else f"{best} to {high}")
 
 
 def write(folder: Folder, runs: Sequence[Run]) -> list[Path]:
-    """flat.csv, a row a run, and the figure; returns the files."""
+    """Write the figure and flat.csv, one row per run; returns the files."""
     from . import plots
 
     ended = ("status", "train_loss", "valid_loss", "valid_accuracy", "alpha")

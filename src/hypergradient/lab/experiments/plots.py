@@ -67,7 +67,7 @@ def lines(chart: Chart) -> Figure:
 
 
 def narrow(charts: Sequence[Chart], columns: int = 2) -> Figure:
-    """Charts one below another, so many panels side by side, in letters that can be read on a phone; a lone panel is as wide as a row."""
+    """Charts below one another, in ``columns`` columns and with text that is legible on a phone; a single panel spans the row."""
     rows = [math.ceil(len(chart.panels) / columns) for chart in charts]
     with rc_context({"font.size": 12, "axes.titlesize": "medium"}):
         figure = Figure(figsize=(3.7 * columns, 0.9 + 2.7 * sum(rows)), layout="constrained")
@@ -93,7 +93,7 @@ def narrow(charts: Sequence[Chart], columns: int = 2) -> Figure:
 
 
 def over_lr(axis: Axes, chart: Chart, column: str, **look: Any) -> None:
-    """A panel over a logarithmic axis of learning rates; crosses at the top diverged."""
+    """A panel over a logarithmic axis of learning rates; crosses at the top are runs that diverged."""
     axis.set_xscale("log")
     draw(axis, chart, column, marker="o", markersize=4, **look)
     for i, line in enumerate(chart.lines):
@@ -103,7 +103,7 @@ def over_lr(axis: Axes, chart: Chart, column: str, **look: Any) -> None:
 
 
 def crosses(chart: Chart) -> list[Line2D]:
-    """What the legend says of crosses, where there are any."""
+    """The legend's entry for runs that diverged, if there are any."""
     diverged = any(np.isposinf(line.values[column]).any() for line in chart.lines for column in chart.panels)
     return [Line2D([], [], color="black", linestyle="none", marker="x", label="diverged")] if diverged else []
 

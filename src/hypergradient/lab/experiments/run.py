@@ -58,14 +58,14 @@ class Run:
 
     @property
     def tuning_free(self) -> bool:
-        """Whether its learning rate follows the tuning-free rule."""
+        """Whether the tuning-free rule adapts its learning rate."""
         rule = self.call.options.get("rule", Call("TuningFree"))
         own = isinstance(rule, Call) and rule.name == "TuningFree" and not self.call.options.keys() & {"hypergrad_lr", "adapt"}
         return own and self.call.title.endswith("-HD")
 
     @property
     def without_lr(self) -> bool:
-        """Whether it was given no learning rate, and finds one."""
+        """Whether it is tuning-free and has no initial learning rate."""
         return self.tuning_free and "lr" not in self.call.options
 
     @property

@@ -52,7 +52,7 @@ def chart(found: Chart) -> dict[str, Any]:
 
 
 def crossed(found: Chart) -> dict[str, Any]:
-    """A chart over learning rates, with those that each line is infinite at in each panel."""
+    """A chart with the places where its lines are infinite, for crosses."""
     drawn = chart(found)
     for own, run in zip(found.lines, drawn["runs"], strict=True):
         run["diverged"] = {name: plain(own.values[found.x][np.isposinf(own.values[name])]) for name in found.panels}
