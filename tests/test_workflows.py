@@ -1,4 +1,4 @@
-"""The workflows of GitHub, where they repeat what stands elsewhere: the Makefile's targets, and the versions that docs/supported.md lists."""
+"""GitHub's workflows, where they repeat other files: the targets of the Makefile, and the versions of docs/supported.md."""
 
 import re
 from pathlib import Path

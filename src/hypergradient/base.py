@@ -57,14 +57,15 @@ class BaseStep(Direction):
     by α is not: in float32 it is off by 18 % at α = 1e-6.
     """
 
-    remembered_options = ()
-    buffers = ("direction",)
-    stored = True
-    irreversible = True
+    remembered_options: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ("direction",)
+    stored: bool = True
+    irreversible: bool = True
 
     def __init__(self, base: torch.optim.Optimizer, *, averaging: bool = False) -> None:
-        self.base, self.averaging = base, averaging
-        self.coupled = type(base).__module__.startswith("torch.optim") and type(base).__name__ in COUPLED
+        self.base: torch.optim.Optimizer = base
+        self.averaging: bool = averaging
+        self.coupled: bool = type(base).__module__.startswith("torch.optim") and type(base).__name__ in COUPLED
 
     def without_momentum(self) -> Direction:
         return BaseStep(self.base, averaging=True)

@@ -27,7 +27,7 @@ class lazy:  # noqa: N801 - a decorator
         self.__doc__ = compute.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = f"_{name}"
+        self.name: str = f"_{name}"
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if not hasattr(instance, self.name):
@@ -51,10 +51,12 @@ class LastStep(ABC):
     defined_at_zero: tuple[str, ...] = ("weight_decay",)
 
     #: Whether the methods give ∂d_{t-1}/∂φ, to be multiplied by the learning rate; otherwise they give −∂θ_{t-1}/∂φ itself.
-    scaled_by_lr = True
+    scaled_by_lr: bool = True
 
     def __init__(self, p: TensorOrList, state: Mapping[str, Any], coef: Coefficients) -> None:
-        self.p, self.state, self.coef = p, state, coef
+        self.p: TensorOrList = p
+        self.state: Mapping[str, Any] = state
+        self.coef: Coefficients = coef
 
     @staticmethod
     @abstractmethod
@@ -91,7 +93,7 @@ class LastStep(ABC):
 class LastSGD(LastStep):
     """Stochastic gradient descent: v_t = μ v_{t-1} + g_t, and d_t = g_t, v_t or, with Nesterov momentum, g_t + μ v_t."""
 
-    hyperparameters = ("momentum", "weight_decay")
+    hyperparameters: tuple[str, ...] = ("momentum", "weight_decay")
 
     @staticmethod
     def needs_gradient(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
@@ -124,8 +126,9 @@ class LastSGD(LastStep):
 class LastHeavyBall(LastStep):
     """The heavy ball: θ_t = θ_{t-1} − α g_t + μ (θ_{t-1} − θ_{t-2})."""
 
-    hyperparameters = defined_at_zero = ("momentum",)
-    scaled_by_lr = False
+    hyperparameters: tuple[str, ...] = ("momentum",)
+    defined_at_zero: tuple[str, ...] = ("momentum",)
+    scaled_by_lr: bool = False
 
     @staticmethod
     def needs_gradient(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:
@@ -148,7 +151,7 @@ class LastHeavyBall(LastStep):
 class LastAdam(LastStep):
     """Adam and AdamW: d = m/W, plus λ θ_{t-1} for AdamW."""
 
-    hyperparameters = ("betas", "eps", "weight_decay")
+    hyperparameters: tuple[str, ...] = ("betas", "eps", "weight_decay")
 
     @staticmethod
     def needs_gradient(names: Sequence[str], group: Mapping[str, Any], direction: Direction) -> bool:

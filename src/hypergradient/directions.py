@@ -33,9 +33,9 @@ from .tensors import TensorOrList, add_product, add_scaled, assign_if_taken, bum
 class SGD(Direction):
     """Stochastic gradient descent, with momentum or Nesterov momentum if the group sets it."""
 
-    remembered_options = ("momentum", "nesterov", "weight_decay")
-    buffers = ("momentum_buffer", "direction")
-    stored = True
+    remembered_options: tuple[str, ...] = ("momentum", "nesterov", "weight_decay")
+    buffers: tuple[str, ...] = ("momentum_buffer", "direction")
+    stored: bool = True
 
     def __init__(self, *, averaging: bool = False) -> None:
         self.averaging = averaging
@@ -126,13 +126,14 @@ class HeavyBall(Direction):
     which it started, with a displacement of 0.
     """
 
-    remembered_options = ("momentum",)
-    buffers = ("direction", "momentum_buffer", "before")
-    initialized_from_params = ("before",)
-    stored = True
+    remembered_options: tuple[str, ...] = ("momentum",)
+    buffers: tuple[str, ...] = ("direction", "momentum_buffer", "before")
+    initialized_from_params: tuple[str, ...] = ("before",)
+    stored: bool = True
 
     def __init__(self, *, monotone: bool = False) -> None:
-        self.monotone = self.irreversible = monotone
+        self.monotone: bool = monotone
+        self.irreversible: bool = monotone
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("momentum", "weight_decay"):
@@ -174,12 +175,13 @@ class HeavyBall(Direction):
 class Adam(Direction):
     """Adam with weight decay coupled into the gradient, or AdamW, which decays the parameters themselves."""
 
-    remembered_options = ("betas", "eps", "weight_decay")
-    buffers = ("exp_avg", "exp_avg_sq")
-    counters = ("step",)
+    remembered_options: tuple[str, ...] = ("betas", "eps", "weight_decay")
+    buffers: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    counters: tuple[str, ...] = ("step",)
 
     def __init__(self, *, decoupled: bool, averaging: bool = False) -> None:
-        self.decoupled, self.averaging = decoupled, averaging
+        self.decoupled: bool = decoupled
+        self.averaging: bool = averaging
 
     def check(self, group: Mapping[str, Any]) -> None:
         for name in ("eps", "weight_decay"):

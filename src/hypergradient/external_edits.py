@@ -38,7 +38,7 @@ class ExternalEdits:
     """The parameters as the last step left them."""
 
     def __init__(self) -> None:
-        self.steps = 0
+        self.steps: int = 0
         self.versions: list[Any] = []
         self.sums: list[int] = []
         self.copies: dict[Tensor, Tensor] = {}

@@ -5,7 +5,7 @@ A rule is called with ``xp``, which is this module or torch. Where torch would n
 
 import math
 
-inf = math.inf
+inf: float = math.inf
 
 
 def where(condition: bool, yes: float, no: float) -> float:

@@ -41,7 +41,7 @@ class Kernels:
     """
 
     def __init__(self, fused: bool) -> None:
-        self.fused = fused
+        self.fused: bool = fused
         self.made: dict[Any, Kernel] = {}
         self._last: tuple[Any, Tensor] = (None, torch.empty(0))
 

@@ -25,7 +25,7 @@ class Ranks:
     def __init__(self, group: Any) -> None:
         self.group = group
         self.specs: list[Spec] = [()]
-        self.device = torch.device("cpu")
+        self.device: torch.device = torch.device("cpu")
         self._known: dict[Tensor, Spec] = {}
 
     def __deepcopy__(self, memo: Any) -> "Ranks":

@@ -86,7 +86,8 @@ class Copies(Mapping[str, Any]):
     """
 
     def __init__(self, columns: TensorLists, packed: bool) -> None:
-        self.columns, self.packed = columns, packed
+        self.columns: TensorLists = columns
+        self.packed: bool = packed
         self.made: dict[str, tuple[Any, int]] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -161,7 +162,7 @@ class Runner:
     """
 
     def __init__(self, fused: bool) -> None:
-        self.kernels = Kernels(fused)
+        self.kernels: Kernels = Kernels(fused)
 
     @property
     def fused(self) -> bool:

@@ -78,7 +78,8 @@ class DeviceScalars:
     SUM_NAMES = ("gx", "g_norm", "d_norm", "size")
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.dtype = device, widest_dtype(device)
+        self.device: torch.device = device
+        self.dtype: torch.dtype = widest_dtype(device)
         self._constants: dict[Any, Tensor] = {}
 
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> Tensor:
