@@ -80,7 +80,7 @@ def test_model_saved_in_eval_and_optimizer_in_train_is_noticed(make: Any, both: 
     twin.train()
     other.train(twin, 5, start=20)
     problem.train(opt, 5, start=20)
-    told = [str(warning.message) for warning in recwarn if "saved in eval()" in str(warning.message)]
+    told = [str(warning.message) for warning in recwarn if "saved under eval()" in str(warning.message)]
     assert len(told) == (both == "apart")
     assert torch.equal(flat(problem.parameters()), flat(other.parameters())) == (both != "apart")
 
