@@ -28,7 +28,8 @@ def test_targets_are_those_of_the_makefile(name: str) -> None:
     assert used <= known
 
 
-def test_versions_are_those_of_the_table() -> None:
+def test_versions_have_those_of_the_table() -> None:
     tried = re.findall(r"^\| (3\.\d+)\.\d+ \| (2\.\d+\.\d+) \|", (ROOT / "docs" / "supported.md").read_text(encoding="utf-8"), re.MULTILINE)
     rows = WORKFLOWS["ci.yml"]["jobs"]["versions"]["strategy"]["matrix"]["include"]
-    assert [(row["python"], row["torch"]) for row in rows] == tried
+    assert tried
+    assert set(tried) <= {(row["python"], row["torch"]) for row in rows}

@@ -18,7 +18,7 @@ from .rules import Adapted, Level, Rule, norms_of
 from .scalars import DeviceScalars, Scalars
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class RuleBatch:
     """Hyperparameters whose rules differ in β only, so that one call updates them in all param groups: name by name, group by group.
 

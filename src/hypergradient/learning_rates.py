@@ -32,7 +32,7 @@ COLUMNS = {"alpha": "lr", "beta": "hypergrad_lr"}
 SCOPES = ("group", "global", "tensor", "element")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LearningRates:
     """The learning rates at the start of a step.
 

@@ -31,7 +31,7 @@ from .signal import Signal, update_trace
 from .tensors import add_scaled, assign_if_taken, is_zero, real, zero_if_skipped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class StepPlan:
     """The results of a step before anything is written.
 

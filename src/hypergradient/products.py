@@ -35,7 +35,7 @@ class GradientEntry(NamedTuple):
     spec: Spec | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bucket:
     """Tensors of a param group that are processed together: they differ only in their elements, or on a device also in coefficients.
 

@@ -27,7 +27,7 @@ NUM_KINDS = 4
 EPS = 1e-12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Weighted:
     """A term, the entry that each tensor adds to, and the weight: what the tensors moved by per unit of the hyperparameter."""
 

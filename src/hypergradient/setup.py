@@ -15,7 +15,7 @@ from .signal import Signal
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # methods that nothing calls would slow the import down
 class Setup:
     """The parts of an optimizer.
 
