@@ -126,7 +126,7 @@ def in_this_process(file: Path, works: dict[str, Any], do: Callable[[Any], Any],
 
 
 def small_ablation(docs: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ablation, "MADE", ["cancer"])
+    patch.setattr(ablation, "DEVELOPMENT", ["cancer"])
     patch.setattr(ablation, "SEEDS", (1,))
     patch.setattr(ablation, "answers", in_this_process)
     ablation.main(mnist="none", cifar10="none", output=docs)

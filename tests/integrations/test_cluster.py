@@ -44,7 +44,7 @@ class Cluster(NamedTuple):
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if (entry / "cmdline").read_bytes().startswith(b"ray::work_on"):
+                if (entry / "cmdline").read_bytes().startswith(b"ray::run_part"):
                     working.add(int(entry.name))
             except OSError:  # it has ended
                 continue

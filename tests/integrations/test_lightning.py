@@ -154,7 +154,7 @@ def test_a_run_that_fails_leaves_the_average() -> None:
     ("make", "saves", "error", "match"),
     [
         pytest.param(torch.optim.Adam, {}, TypeError, "such as AdamWHD, got Adam", id="torch's"),
-        pytest.param(AdamWHD, {"every_n_train_steps": 5}, ValueError, "every_n_train_steps=5.*validation or epochs", id="weights"),
+        pytest.param(AdamWHD, {"every_n_train_steps": 5}, ValueError, "every_n_train_steps=5.*save after validation", id="weights"),
     ],
 )
 def test_errors(tmp_path: Path, make: Any, saves: dict[str, int], error: type[Exception], match: str) -> None:

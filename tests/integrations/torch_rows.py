@@ -100,10 +100,15 @@ def lr_moves(row: Row) -> bool:
 
 #: (check, of which rows, what it raises, the reason as the docs give it).
 NOT_HELD: list[tuple[str, Callable[[Row], bool], Any, str]] = [
-    ("sparse_gradients", lambda row: True, TypeError, "Sparse gradients are refused"),
-    ("options", lambda row: True, TypeError, "`foreach`, `differentiable` and `amsgrad` are no options"),
+    ("sparse_gradients", lambda row: True, TypeError, "Sparse gradients raise `TypeError`"),
+    ("options", lambda row: True, TypeError, "`foreach`, `differentiable` and `amsgrad` are not options"),
     ("param_groups_lr", lr_moves, AssertionError, "A param group whose `lr` is next to nothing moves"),
-    ("complex_equals_two_parts", lambda row: row.options.get("scope") == "tensor", AssertionError, "A complex tensor is not its two parts"),
+    (
+        "complex_equals_two_parts",
+        lambda row: row.options.get("scope") == "tensor",
+        AssertionError,
+        "a complex tensor has one learning rate",
+    ),
 ]
 
 
