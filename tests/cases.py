@@ -13,6 +13,9 @@ from torch import Tensor, nn
 import reference
 from hypergradient import SGDHD, AdamHD, AdamWHD, Hypergradient
 
+#: Under torch 2.9 some kernels are not compiled, since Inductor wants tensors of at most 2**20 elements there (docs/supported.md).
+compiles = pytest.mark.xfail(torch.__version__.startswith("2.9."), reason="Inductor of torch 2.9 limits the size", strict=False)
+
 
 class Case(NamedTuple):
     """One configuration: our class, torch's, the paper's algorithm, and options that all three understand."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cases import Problem, flat, pairs, resumed, turns
+from cases import Problem, compiles, flat, pairs, resumed, turns
 from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Decay, Multiplicative, Transition, TuningFree
 
 
@@ -248,6 +248,7 @@ def test_a_float_written_to_lr_is_taken_up_without_gradients_too() -> None:
 
 @pytest.mark.parametrize("run", [RUNS[0], RUNS[6]])
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@compiles
 def test_fused_kernels_take_numbers_from_the_device(run: dict) -> None:
     sizes = (160, 128, 128, 3)
     one, other = Problem(torch.float32, sizes=sizes), Problem(torch.float32, sizes=sizes)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from cases import Problem, flat
+from cases import Problem, compiles, flat
 from hypergradient import SGDHD, AdamHD, AdamWHD, Adapted, Additive, Multiplicative, TuningFree
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, in its compiler
@@ -40,6 +40,7 @@ ROWS = [
 
 @pytest.mark.filterwarnings("ignore:weight_decay is adapted on the training loss")
 @pytest.mark.parametrize(("ours", "options", "dtype"), ROWS)
+@compiles
 def test_equals_the_eager_path(ours: Any, options: dict, dtype: torch.dtype) -> None:
     one, other = Problem(dtype, sizes=SIZES), Problem(dtype, sizes=SIZES)
     eager, mine = ours(one.groups(), **options), ours(other.groups(), fused=True, **options)
@@ -60,6 +61,7 @@ def step(opt: Any, *params: nn.Parameter) -> None:
     opt.step()
 
 
+@compiles
 def test_is_compiled_once_for_all_sizes_and_numbers() -> None:
     """Growing tensors, another layout, a scheduler, a tensor for a learning rate: no kernel more, and nothing compiled anew."""
     params = [nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(1))) for shape in [(200, 100), (5,)]]
