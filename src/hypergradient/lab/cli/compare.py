@@ -56,7 +56,7 @@ def compare(
     quick: Flag = False,
     seeds: Seeds | None = None,
     data: str | None = None,
-    processes: Annotated[int, Field(ge=1, le=1024), Parameter(converter=number)] | None = None,
+    processes: Processes | None = None,
     output: Output = Path("runs/compare"),
     methods: Flag = False,
     as_json: Json = False,
